@@ -1,0 +1,64 @@
+# Each command makes .venv when it is missing or older than the files that say what is in it.
+# Needs Python >= 3.11, make and a network or a folder of wheels; no activation.
+#
+#   make demo                                       the two-minute tour
+#   make PYTHON=python3.13 test                     another Python
+#   make PIP_FLAGS="--find-links ~/wheels" demo     more flags for pip
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+JOBS ?= 2
+OUT ?= secateur-demo
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+INPUTS := pyproject.toml constraints.txt Makefile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint types layers bench clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: .venv/demo.stamp ## train, prune, cut and verify a small network on real digits
+	$(BIN)/secateur demo --out $(OUT)
+
+test: .venv/dev.stamp ## the default tests and every docstring example
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+slow: .venv/dev.stamp ## the tests over every model and pruner
+	$(BIN)/python -m pytest -q -n $(JOBS) -m slow
+
+lint: .venv/dev.stamp ## formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/dev.stamp ## static types of the package
+	$(BIN)/mypy
+
+layers: .venv/dev.stamp ## imports only point down
+	$(BIN)/lint-imports
+
+bench: .venv/dev.stamp ## the figures in benchmarks/results
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.cifar
+
+clean: ## remove .venv and everything that a command made
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build $(OUT)
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "secateur needs Python >= 3.11: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: $(INPUTS) | $(BIN)/python
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+# torchvision is a source of models to prune and needs no compiled part of its own, so that it
+# is installed without its dependencies and can never bring another torch.
+.venv/dev.stamp: $(INPUTS) | $(BIN)/python
+	$(PIP) -e '.[dev]' numpy pillow
+	$(PIP) --no-deps torchvision
+	@touch $@

@@ -1,0 +1,231 @@
+"""What to prune, by how much and how: frozen values, checked whole, every problem told at once.
+
+>>> config = Config(sparsity=0.5, targets=[Target(names=["layer1.*"], sparsity=0.3)])
+>>> config.resolved_targets()[0].sparsity
+0.3
+>>> Config(sparsity=30, criterion="fpmg", stepz=4)  # doctest: +ELLIPSIS
+Traceback (most recent call last):
+    ...
+secateur.errors.ConfigError: criterion: unknown criterion 'fpmg'. Did you mean 'fpgm'? ...
+sparsity: must be less than or equal to 1, got 30. Did you mean 0.3?
+unknown key 'stepz'. Did you mean 'steps'?
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from reprlib import repr as brief
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .criteria import criteria
+from .errors import ConfigError, UnknownNameError
+from .registry import Registry
+from .schedules import schedules
+from .settings import (
+    GOALS,
+    Count,
+    Names,
+    Number,
+    Share,
+    goal_problems,
+    granularity_from,
+    pattern_share,
+    problems_in,
+    read_settings,
+)
+
+
+def _known(registry: Registry) -> AfterValidator:
+    def check(name: str) -> str:
+        try:
+            registry[name]
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    return AfterValidator(check)
+
+
+def _stored_granularity(value: object) -> object:
+    granularity_from(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _at(place: str, sentence: str) -> str:
+    if sentence.startswith("unknown key"):  # the sentence names its place
+        return sentence
+    return f"{place}{sentence}" if sentence.startswith("[") else f"{place}: {sentence}"
+
+
+class Target(BaseModel):
+    """Some modules, and how they are pruned.  What is left unset comes from the Config around it.
+
+    Lists may be given for tuples, and ints for floats; nothing else is converted.
+    Raises ConfigError with one sentence for every problem.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    names: Names = Field((), description="shell patterns over module names; empty: all")
+    types: Names = Field((), description="class names such as Conv2d; empty: all")
+    exclude: Names = Field((), description="shell patterns over module names to leave alone")
+    exclude_types: Names = Field((), description="class names to leave alone")
+    parameters: Names = Field(("weight",), description="not for granularity 'group'")
+    criterion: Annotated[str, _known(criteria)] = "l2"
+    sparsity: Share | None = Field(None, description="share to remove")
+    threshold: Number | None = Field(None, description="remove what scores less")
+    min_sparsity: Share | None = None
+    max_sparsity: Share | None = None
+    granularity: Annotated[str | tuple[int, ...], BeforeValidator(_stored_granularity)] = Field(
+        "group", description="group, element, out_channel, in_channel, n:m, or block sizes"
+    )
+    scope: Literal["local", "global"] = "local"
+    normalize: Literal["none", "mean", "max", "sum", "gaussian"] = Field(
+        "mean", description="how scores of different tensors are made comparable"
+    )
+
+    if not TYPE_CHECKING:  # editors and type checkers keep the fields as keywords
+
+        def __init__(self, /, **settings):
+            problems = self._contradictions(settings)
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                found = problems_in(error, type(self).model_fields)
+                problems = [_at(place, sentence) for place, sentence in found] + problems
+            if problems:
+                raise ConfigError(*dict.fromkeys(problems))
+
+        def __setattr__(self, name, value):
+            raise AttributeError(f"{type(self).__name__} is frozen; use .replace({name}=...)")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the value that a plain dict describes."""
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"must be a dict of settings, got {brief(settings)}.")
+        return cls(**{str(key): value for key, value in settings.items()})
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some settings changed, checked again."""
+        return type(self)(**{**self._given(), **changes})
+
+    def _given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    @classmethod
+    def _contradictions(cls, settings: Mapping[str, Any]) -> list[str]:
+        problems = goal_problems(settings)
+        if settings.get("granularity") == "group" and "parameters" in settings:
+            problems.append("'parameters' are not for granularity 'group', which takes them all.")
+        if settings.get("scope") == "global" and pattern_share(settings.get("granularity")):
+            problems.append(f"granularity {settings['granularity']!r} cannot have a global scope.")
+        return problems
+
+
+def _stored_targets(value: object) -> object:
+    """Return a tuple of Targets, made one by one so that all their problems are told."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of targets, got {brief(value)}.")
+    made, problems = [], []
+    for i, target in enumerate(value):
+        try:
+            if isinstance(target, Config):
+                raise ConfigError("must be a Target, not a Config.")
+            made.append(target if isinstance(target, Target) else Target.from_dict(target))
+        except ConfigError as error:
+            problems += [f"[{i}]: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(*problems)
+    return tuple(made)
+
+
+class Config(Target):
+    """The defaults of all targets, and what holds for the whole run.
+
+    Without ``targets`` the Config itself is the one target.
+    """
+
+    targets: Annotated[tuple[Target, ...], BeforeValidator(_stored_targets)] = ()
+    schedule: Annotated[str, _known(schedules)] = "constant"
+    steps: Count = Field(1, description="pruning steps until the goal")
+    every: Count = Field(1, description="calls of step() for one pruning step")
+    of: Literal["channels", "params", "macs"] = Field(
+        "channels", description="what the sparsity is a share of"
+    )
+    round_to: Count = Field(1, description="kept counts are multiples of this")
+    uniform: bool = Field(False, description="the same kept count for all groups of one kind")
+    inexact: bool = Field(False, description="also prune groups whose removal is inexact")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the config in a YAML, JSON or TOML file; ConfigError names the file."""
+        settings = read_settings(path)
+        try:
+            return cls.from_dict(settings)
+        except ConfigError as error:
+            raise ConfigError(*(f"{path}: {problem}" for problem in error.problems)) from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the settings that were given as JSON; the file is whole, or as it was before."""
+        path = Path(path)
+        if path.suffix != ".json":
+            raise ConfigError(f"{path}: a config is saved as JSON; give a name that ends in .json.")
+        text = json.dumps(self.model_dump(mode="json", exclude_unset=True), indent=2)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def resolved_targets(self) -> tuple[Target, ...]:
+        """Return the targets with every unset field taken from this config.
+
+        A target with a goal of its own (sparsity, threshold, or an n:m granularity, which is one)
+        does not take the other goals.
+
+        >>> Config(sparsity=0.5, targets=[{"threshold": 0.1}]).resolved_targets()[0].sparsity
+        >>> Config(granularity="2:4").resolved_targets()[0].sparsity
+        0.5
+        """
+        resolved = []
+        for target in self.targets or (Target(),):
+            merged = _inherited(self._given(), target._given())
+            exact = pattern_share(merged["granularity"])
+            resolved.append(Target(**(merged if exact is None else {**merged, "sparsity": exact})))
+        return tuple(resolved)
+
+    @classmethod
+    def _contradictions(cls, settings: Mapping[str, Any]) -> list[str]:
+        targets = settings.get("targets") or ()
+        if not targets or not isinstance(targets, (list, tuple)):
+            return super()._contradictions({"granularity": "group", **settings})
+        problems = super()._contradictions(settings)
+        for i, target in enumerate(targets):
+            own = target._given() if isinstance(target, Target) else target
+            if isinstance(own, Mapping):
+                found = super()._contradictions(_inherited(settings, own))
+                problems += [f"targets[{i}]: {problem}" for problem in found]
+        return problems
+
+
+def _inherited(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {key: defaults[key] for key in Target.model_fields if key in defaults}
+    if pattern_share(own.get("granularity")) is not None:
+        taken = {key: taken[key] for key in taken if key not in (*GOALS, "scope")}
+    elif own.get("sparsity") is not None or own.get("threshold") is not None:
+        taken = {key: taken[key] for key in taken if key not in ("sparsity", "threshold")}
+    merged = {"granularity": "group", **taken, **own}
+    if merged["granularity"] == "group" and "parameters" not in own:
+        merged.pop("parameters", None)
+    return merged

@@ -1,0 +1,94 @@
+"""Every exception that secateur raises, and the sentence that suggests the nearest right word.
+
+SecateurError
+├── ConfigError (ValueError)         a setting is wrong; lists every problem found
+│   └── NoMatchError                 a selector matches nothing in this model
+├── UnknownNameError (KeyError)      no criterion, schedule … of that name
+├── AxisError (ValueError)           two axes cannot be the same axis
+├── TraceError (RuntimeError)        the model's forward failed while it was watched
+├── MaskError (ValueError)           a mask has the wrong shape, dtype or name
+├── ScoreError (ValueError)          a weight or score is not finite
+├── PlanError (ValueError)           a plan does not fit this model
+├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
+│   └── VerificationError            it runs, but differs from the masked model
+└── MissingExtraError (ImportError)  an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SecateurError(Exception):
+    """Base of all errors that secateur raises on purpose."""
+
+
+class ConfigError(SecateurError, ValueError):
+    """One or more settings are wrong.  ``problems`` holds one sentence for each."""
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class NoMatchError(ConfigError):
+    """A selector matches no module, parameter or group of the model."""
+
+
+class UnknownNameError(SecateurError, KeyError):
+    """A name that is not registered."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class AxisError(SecateurError, ValueError):
+    """Two axes that were asked to be the same cannot be."""
+
+
+class TraceError(SecateurError, RuntimeError):
+    """The model's forward failed while its operations were being recorded."""
+
+
+class MaskError(SecateurError, ValueError):
+    """A mask does not fit the tensor that it is for."""
+
+
+class ScoreError(SecateurError, ValueError):
+    """A weight or a score is NaN or infinite, so that nothing can be ranked."""
+
+
+class PlanError(SecateurError, ValueError):
+    """A plan names a group, position or attribute that this model does not have."""
+
+
+class ShrinkError(SecateurError, RuntimeError):
+    """The smaller model could not be made; the model is as it was before."""
+
+
+class VerificationError(ShrinkError):
+    """The smaller model runs but differs from the masked model; the model is as it was before."""
+
+
+class MissingExtraError(SecateurError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, what: str, package: str, extra: str):
+        super().__init__(f'{what} needs {package}: pip install "secateur[{extra}]"')
+
+
+def did_you_mean(word: object, known: Iterable[str], *, limit: int = 1) -> str:
+    """Return " Did you mean 'x'?" for the nearest known word, or "" when none is near.
+
+    >>> did_you_mean("tailor", ["taylor", "l1"])
+    " Did you mean 'taylor'?"
+    >>> did_you_mean("zzz", ["taylor"])
+    ''
+    """
+    words = list(known)
+    near = get_close_matches(str(word), words, n=limit, cutoff=0.6)
+    if not near:  # a wrong case is the commonest slip, and difflib counts each letter of it
+        folded = {w.lower(): w for w in words}
+        near = [folded[w] for w in get_close_matches(str(word).lower(), folded, n=limit)]
+    return f" Did you mean {' or '.join(repr(w) for w in near)}?" if near else ""

@@ -1,0 +1,299 @@
+"""The axis algebra: what a tensor's dimension is made of, and when two dimensions are the same.
+
+An axis is an ``Atom`` (positions that can be kept or removed one by one), a ``Product`` (a flattened
+grid, outer to inner) or a ``Concat`` (pieces laid end to end).  ``unify`` says that two axes are the
+same axis and refines both until they are; ``cut`` and ``factor`` refine one.  An atom that has been
+refined links to its definition, as in the union-find of any type inference, so every axis that
+mentions it follows, and the work is linear in the number of statements made.
+
+>>> channels, heads, width = Atom(768), Atom(12), Atom(64)
+>>> unify(channels, product(heads, width))
+>>> left, right = cut(channels, 192)         # three of the twelve heads
+>>> [atom.size for atom in atoms(channels)]
+[3, 64, 9, 64]
+>>> left.size, right.size
+(192, 576)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product as cartesian
+from typing import Any
+
+from ..errors import AxisError
+
+
+class Axis:
+    """A number of positions; see the three subclasses."""
+
+    __slots__ = ("size",)
+    size: int
+
+
+class Atom(Axis):
+    """Positions that can be kept or removed one by one, until a definition refines them.
+
+    ``frozen`` holds the reason why no position may be removed, or None.
+    """
+
+    __slots__ = ("frozen", "link")
+
+    def __init__(self, size: int, frozen: Any = None):
+        self.size = size
+        self.link: Axis | None = None
+        self.frozen = frozen
+
+    def __repr__(self) -> str:
+        return f"{self.size}" if self.link is None else repr(find(self))
+
+
+class Product(Axis):
+    """A flattened grid, outermost factor first.  Build it with ``product``."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Axis, ...]):
+        self.parts = parts
+        self.size = 1
+        for part in parts:
+            self.size *= part.size
+
+    def __repr__(self) -> str:
+        return f"({' '.join(map(repr, self.parts))})"
+
+
+class Concat(Axis):
+    """Pieces laid end to end.  Build it with ``concat``."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Axis, ...]):
+        self.parts = parts
+        self.size = sum(part.size for part in parts)
+
+    def __repr__(self) -> str:
+        return f"[{' + '.join(map(repr, self.parts))}]"
+
+
+def find(axis: Axis) -> Axis:
+    """Return what an axis stands for now: a free atom, a product or a concatenation."""
+    seen: list[Atom] = []
+    while isinstance(axis, Atom) and axis.link is not None:
+        seen.append(axis)
+        axis = axis.link
+    for atom in seen[:-1]:  # the next look-up takes one step
+        atom.link = axis
+    return axis
+
+
+def _flat(kind: type[Product] | type[Concat], parts: Sequence[Axis]) -> list[Axis]:
+    """Resolve parts and lift those of the same kind (a product in a product is one product)."""
+    flat: list[Axis] = []
+    for part in map(find, parts):
+        flat.extend(_flat(kind, part.parts) if isinstance(part, kind) else [part])
+    return flat
+
+
+def product(*parts: Axis) -> Axis:
+    """Return the flattened grid of the parts, outermost first."""
+    flat = _flat(Product, parts)
+    # A frozen single position changes nothing; a free one decides over all the grid, so it stays.
+    real = [p for p in flat if p.size != 1 or not (isinstance(p, Atom) and p.frozen)]
+    if not real:
+        return flat[0] if flat else Atom(1, frozen="a grid of nothing is one position")
+    return real[0] if len(real) == 1 else Product(tuple(real))
+
+
+def concat(*parts: Axis) -> Axis:
+    """Return the parts laid end to end; empty ones vanish."""
+    flat = [p for p in _flat(Concat, parts) if p.size]
+    if not flat:
+        return Atom(0, frozen="it is empty")
+    return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+
+
+def freeze(axis: Axis, reason: Any) -> None:
+    """Forbid the removal of any position; the first reason given to an atom stays."""
+    for atom in atoms(axis):
+        if atom.frozen is None:
+            atom.frozen = reason
+
+
+def atoms(axis: Axis) -> Iterator[Atom]:
+    """Yield the free atoms of an axis in order; one that occurs twice is yielded twice."""
+    stack = [axis]
+    while stack:
+        axis = find(stack.pop())
+        if isinstance(axis, Atom):
+            yield axis
+        elif isinstance(axis, (Product, Concat)):
+            stack.extend(reversed(axis.parts))
+
+
+def _define(atom: Atom, meaning: Axis) -> None:
+    atom.link = meaning
+    if atom.frozen is not None:
+        freeze(meaning, atom.frozen)
+
+
+def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
+    """Return the first ``at`` positions and the rest, refining what lies across the cut.
+
+    Raises:
+        AxisError: ``at`` is not strictly inside the axis.
+
+    >>> cut(concat(Atom(3), Atom(5)), 4)
+    ([3 + 1], 4)
+    """
+    axis = find(axis)
+    if not 0 < at < axis.size:
+        raise AxisError(f"cannot cut {axis!r} at {at}: it has {axis.size} positions")
+    if isinstance(axis, Atom):
+        left, right = Atom(at), Atom(axis.size - at)
+        _define(axis, Concat((left, right)))
+        return left, right
+    if isinstance(axis, Concat):
+        return _cut_concat(axis, at)
+    assert isinstance(axis, Product)
+    outer, inner = axis.parts[0], product(*axis.parts[1:])
+    row, column = divmod(at, inner.size)
+    if not column:
+        above, below = cut(outer, row)
+        return product(above, inner), product(below, inner)
+    before, rest = cut(outer, row) if row else (None, outer)
+    single, after = cut(rest, 1) if rest.size > 1 else (rest, None)
+    left, right = cut(inner, column)
+    first = [product(before, inner)] if before else []
+    last = [product(after, inner)] if after else []
+    return concat(*first, product(single, left)), concat(product(single, right), *last)
+
+
+def _cut_concat(axis: Concat, at: int) -> tuple[Axis, Axis]:
+    done = 0
+    for i, part in enumerate(axis.parts):
+        if done + part.size > at:
+            break
+        done += part.size
+    if done == at:
+        return concat(*axis.parts[:i]), concat(*axis.parts[i:])
+    left, right = cut(part, at - done)
+    return concat(*axis.parts[:i], left), concat(right, *axis.parts[i + 1 :])
+
+
+def factor(axis: Axis, inner: int) -> tuple[Axis, Axis]:
+    """Return ``(outer, inner)`` such that the axis is their product, the inner of the size given.
+
+    Raises:
+        AxisError: the axis is no grid with rows of that size.
+
+    >>> factor(product(Atom(2), Atom(6)), 3)
+    ((2 2), 3)
+    """
+    axis = find(axis)
+    if inner < 1 or axis.size % inner:
+        raise AxisError(f"{axis!r} of {axis.size} positions has no rows of {inner}")
+    if inner == 1:
+        return axis, Atom(1, frozen="a single column")
+    if isinstance(axis, Atom):
+        row = Atom(inner)
+        outer = Atom(axis.size // inner)
+        _define(axis, Product((outer, row)))
+        return outer, row
+    if isinstance(axis, Concat):
+        halves = [factor(part, inner) for part in axis.parts]
+        for _, row in halves[1:]:
+            unify(halves[0][1], row)
+        return concat(*(outer for outer, _ in halves)), halves[0][1]
+    assert isinstance(axis, Product)
+    rest, last = axis.parts[:-1], axis.parts[-1]
+    if inner == last.size:
+        return product(*rest), last
+    if inner % last.size == 0:
+        outer, row = factor(product(*rest), inner // last.size)
+        return outer, product(row, last)
+    if last.size % inner == 0:
+        outer, row = factor(last, inner)
+        return product(*rest, outer), row
+    raise AxisError(f"{axis!r} is a grid with rows of {last.size}, and not of {inner}")
+
+
+def unify(a: Axis, b: Axis) -> None:
+    """Make two axes the same axis, refining both.
+
+    Raises:
+        AxisError: their sizes differ, or no refinement makes them equal (a grid of 4 rows of 6 and
+            one of 6 rows of 4).  What was already found equal stays so: that is only a
+            constraint more, never one less.
+    """
+    a, b = find(a), find(b)
+    if a is b:
+        return
+    if a.size != b.size:
+        raise AxisError(f"{a!r} has {a.size} positions and {b!r} has {b.size}")
+    if isinstance(b, Atom) and not isinstance(a, Atom):
+        a, b = b, a
+    if isinstance(a, Atom):
+        _bind(a, b)
+    elif isinstance(a, Concat) or isinstance(b, Concat):
+        pieces, other = (a.parts, b) if isinstance(a, Concat) else (b.parts, a)  # type: ignore[attr-defined]
+        for piece in pieces[:-1]:
+            left, other = cut(other, piece.size)
+            unify(piece, left)
+        unify(pieces[-1], other)
+    else:
+        _unify_products(a, b)  # type: ignore[arg-type]
+
+
+def _bind(atom: Atom, axis: Axis) -> None:
+    parts = _flat(Product, [axis])
+    if atom not in parts:
+        _define(atom, axis)
+        return
+    # One grid is a single row of the other: the extra single positions must stay.
+    for part in parts:
+        if part is not atom:
+            freeze(part, "a grid of one row is the row itself")
+
+
+def _unify_products(a: Product, b: Product) -> None:
+    parts_a, parts_b = _flat(Product, [a]), _flat(Product, [b])
+    for parts, others in ((parts_a, parts_b), (parts_b, parts_a)):
+        if len(parts) != len(others):  # a free single position without a partner must stay
+            for part in [p for p in parts if p.size == 1]:
+                freeze(part, "a grid of one row is the row itself")
+                parts.remove(part)
+    if not parts_a or not parts_b:
+        return
+    last_a, last_b = parts_a[-1], parts_b[-1]
+    if last_a.size > last_b.size:
+        parts_a, parts_b, last_a, last_b = parts_b, parts_a, last_b, last_a
+    outer, row = factor(product(*parts_b), last_a.size)
+    unify(last_a, row)
+    if len(parts_a) > 1:
+        unify(product(*parts_a[:-1]), outer)
+
+
+def positions(axis: Axis, kept: Callable[[Atom], Sequence[int]]) -> list[int]:
+    """Return the positions of an axis that are left when each atom keeps those that ``kept`` names.
+
+    >>> rows, columns = Atom(2), Atom(3)
+    >>> positions(product(rows, columns), {rows: [0, 1], columns: [0, 2]}.__getitem__)
+    [0, 2, 3, 5]
+    """
+    axis = find(axis)
+    if isinstance(axis, Atom):
+        return list(kept(axis))
+    if isinstance(axis, Concat):
+        found: list[int] = []
+        start = 0
+        for part in axis.parts:
+            found += [start + p for p in positions(part, kept)]
+            start += part.size
+        return found
+    assert isinstance(axis, Product)
+    grid = [positions(part, kept) for part in axis.parts]
+    steps = [1]
+    for part in reversed(axis.parts[1:]):
+        steps.insert(0, steps[0] * part.size)
+    return [sum(map(int.__mul__, index, steps)) for index in cartesian(*grid)]

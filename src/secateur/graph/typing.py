@@ -1,0 +1,191 @@
+"""A tensor's type, and the verbs that rules are written in.
+
+A rule receives each tensor as a ``Typed`` (one ``Dim`` per dimension) and returns the types of the
+outputs.  What it learns on the way it says with a verb of ``Typing``: ``same``, ``contract``,
+``name``, ``freeze``, ``reduce``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from ..errors import AxisError
+from .axes import Atom, Axis, cut, factor, freeze, product, unify
+from .conditions import ALWAYS, Condition, Never, either, every
+from .lengths import Named, Origin
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something is so: the operation, the module that ran it, and the source line."""
+
+    why: str
+    op: str = ""
+    module: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        at = f" ({self.op} in {self.module or 'the model'!r})" if self.op else ""
+        return self.why + at
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension: its axis, when its positions are zero or constant, and whose it is."""
+
+    axis: Axis
+    zero: Condition = ALWAYS
+    const: Condition = ALWAYS
+    source: tuple[str, int] | None = None  # (parameter, dimension) that this one *is*
+
+    @property
+    def size(self) -> int:
+        return self.axis.size
+
+
+@dataclass(frozen=True)
+class Typed:
+    """The type of one tensor.  ``static`` tensors do not depend on the model's inputs."""
+
+    dims: tuple[Dim, ...]
+    static: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(d.axis.size for d in self.dims)
+
+    def __getitem__(self, dim: int) -> Dim:
+        return self.dims[dim]
+
+    def __len__(self) -> int:
+        return len(self.dims)
+
+    def but(self, dim: int, new: Dim | None) -> Typed:
+        """Return this type with one dimension replaced, or dropped when ``new`` is None."""
+        dim %= len(self.dims)
+        middle = () if new is None else (new,)
+        return Typed(self.dims[:dim] + middle + self.dims[dim + 1 :], self.static)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where an axis is summed away: whatever a position does, it does it here.
+
+    Removing a position is exact when ``zero`` holds for it at every site of its atom, unless
+    ``harm`` says what else the operation does with the number of positions.
+    """
+
+    axis: Axis
+    zero: Condition
+    const: Condition
+    reason: Reason
+    harm: str | None = None
+    weight: tuple[str, int] | None = None  # the consumer, where a constant could be folded
+
+
+@dataclass
+class Typing:
+    """What one trace has taught; the verbs of the rules append to it."""
+
+    names: list[Named] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    consumed: set[tuple[str, int]] = field(default_factory=set)  # parameter dims that are inputs
+    # The operation being typed:
+    reason: Reason = field(default_factory=lambda: Reason("not yet"))
+    out: tuple[tuple[int, ...], ...] = ()
+    origins: object = None
+
+    def because(self, why: str) -> Reason:
+        """Return the reason ``why`` with the place of the operation being typed."""
+        return replace(self.reason, why=why)
+
+    # -- verbs ---------------------------------------------------------------------------------
+
+    def fresh(self, size: int, frozen: str | None = None, zero: bool = True) -> Dim:
+        """Return a new dimension; of a single position it is frozen, since it may broadcast."""
+        if size == 1:
+            frozen = "a dimension of size 1 broadcasts"
+        axis = Atom(size, self.because(frozen) if frozen else None)
+        condition = ALWAYS if zero or frozen else Never(axis)
+        return Dim(axis, condition, condition)
+
+    def freeze(self, dims: Dim | Typed | Iterable[Dim], why: str) -> None:
+        """Forbid the removal of any position of these dimensions."""
+        for dim in [dims] if isinstance(dims, Dim) else dims:
+            freeze(dim.axis, self.because(why))
+
+    def same(self, a: Dim, b: Dim) -> None:
+        """Say that two dimensions are one axis; where the algebra cannot express it, freeze."""
+        try:
+            unify(a.axis, b.axis)
+        except AxisError as error:
+            self.freeze([a, b], f"{error}")
+
+    def split(self, dim: Dim, inner: int) -> tuple[Dim, Dim] | None:
+        """Return ``(outer, inner)`` of a dimension that is a grid, or freeze it and return None."""
+        try:
+            axes = factor(dim.axis, inner)
+        except AxisError as error:
+            self.freeze(dim, f"{error}")
+            return None
+        return replace(dim, axis=axes[0], source=None), replace(dim, axis=axes[1], source=None)
+
+    def pieces(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+        """Return consecutive pieces of a dimension, refining its axis."""
+        found, rest = [], dim.axis
+        for size in sizes[:-1]:
+            if size == 0 or size == rest.size:
+                piece, rest = (Atom(0, "empty"), rest) if size == 0 else (rest, Atom(0, "empty"))
+            else:
+                piece, rest = cut(rest, size)
+            found.append(piece)
+        return [self.alone(replace(dim, axis=axis, source=None)) for axis in [*found, rest]]
+
+    def alone(self, dim: Dim) -> Dim:
+        """Freeze a dimension of one position that was part of a larger one: it may broadcast."""
+        if dim.size == 1:
+            self.freeze(dim, "a dimension of size 1 broadcasts")
+        return dim
+
+    def grid(self, *dims: Dim) -> Dim:
+        """Return the flattened grid of several dimensions."""
+        if len(dims) == 1:
+            return dims[0]
+        axis = product(*(d.axis for d in dims))
+        return Dim(axis, every(*(d.zero for d in dims)), every(*(d.const for d in dims)))
+
+    def contract(self, x: Dim, weight: Dim) -> None:
+        """Say that two dimensions are one axis and are multiplied and summed over."""
+        self.same(x, weight)
+        for dim in (x, weight):
+            if dim.source:
+                self.consumed.add(dim.source)
+        const = either(x.const, weight.zero)
+        zero = either(x.zero, weight.zero)
+        site = Site(x.axis, zero, const, self.reason, weight=weight.source)
+        self.sites.append(site)
+
+    def reduce(self, dim: Dim, harm: str | None = None) -> None:
+        """Say that a dimension is summed away, or with ``harm`` worse: its size changes the result."""
+        self.sites.append(Site(dim.axis, dim.zero, dim.zero, self.reason, harm))
+
+    def name(self, axis: Axis, origin: Origin | None) -> None:
+        """Say that the code passes ``origin`` as the length of an axis; None says nothing."""
+        if origin is not None:
+            why = "its size is written in the code" if not origin.powers else "its size is computed"
+            self.names.append(Named(axis, origin, self.because(why)))
+
+    # -- conditions ----------------------------------------------------------------------------
+
+    @staticmethod
+    def never_zero(dim: Dim, keep_const: bool = True) -> Dim:
+        """Return the dimension after a function that maps 0 to something else."""
+        never = Never(dim.axis)
+        return replace(dim, zero=never, const=dim.const if keep_const else never, source=None)
+
+
+def literal(size: int) -> Origin:
+    """Return the origin of a number that is written in the code."""
+    return Origin(Fraction(size))

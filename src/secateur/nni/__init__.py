@@ -1,0 +1,1 @@
+"""NNI's pruning interface: replace ``nni.compression`` by ``secateur.nni``."""

@@ -1,0 +1,64 @@
+"""Names for functions: one decorator registers, near names are suggested, wildcards search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from .errors import UnknownNameError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """A read-only mapping from a name to the function that was registered under it.
+
+    >>> colours = Registry("colour")
+    >>> @colours.register
+    ... def red(): return "#f00"
+    >>> colours["red"]()
+    '#f00'
+    >>> colours.search("r*")
+    ['red']
+    >>> colours["rad"]
+    Traceback (most recent call last):
+        ...
+    secateur.errors.UnknownNameError: unknown colour 'rad'. Did you mean 'red'? Known: red.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def register(self, function: F) -> F:
+        """Register a function under its own name; a name is never taken twice."""
+        name = function.__name__
+        if name in self._functions:
+            raise ValueError(f"{self.kind} {name!r} is registered already")
+        self._functions[name] = function
+        return function
+
+    def search(self, pattern: str = "*") -> list[str]:
+        """Return the registered names that match a shell pattern, sorted."""
+        return sorted(name for name in self._functions if fnmatchcase(name, pattern))
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        try:
+            return self._functions[name]
+        except (KeyError, TypeError):
+            hint = did_you_mean(name, self._functions)
+            known = ", ".join(sorted(self._functions))
+            raise UnknownNameError(f"unknown {self.kind} {name!r}.{hint} Known: {known}.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._functions))
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: {', '.join(self)}"
