@@ -210,12 +210,12 @@ class Config(Target):
         targets = settings.get("targets") or ()
         if not targets or not isinstance(targets, (list, tuple)):
             return super()._contradictions({"granularity": "group", **settings})
-        problems = super()._contradictions(settings)
+        problems = general = super()._contradictions(settings)
         for i, target in enumerate(targets):
             own = target._given() if isinstance(target, Target) else target
             if isinstance(own, Mapping):
                 found = super()._contradictions(_inherited(settings, own))
-                problems += [f"targets[{i}]: {problem}" for problem in found]
+                problems = problems + [f"targets[{i}]: {p}" for p in found if p not in general]
         return problems
 
 

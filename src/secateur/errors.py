@@ -47,6 +47,10 @@ class AxisError(SecateurError, ValueError):
     """Two axes that were asked to be the same cannot be."""
 
 
+class RuleError(SecateurError, RuntimeError):
+    """The rule of an operation is wrong: its shapes are not those that the model produced."""
+
+
 class TraceError(SecateurError, RuntimeError):
     """The model's forward failed while its operations were being recorded."""
 

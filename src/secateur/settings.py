@@ -28,7 +28,7 @@ GOALS = ("sparsity", "threshold", "min_sparsity", "max_sparsity")
 def listed(value: object) -> object:
     """Return a list as the tuple that is stored; a bare string is the commonest slip."""
     if isinstance(value, str):
-        raise ValueError(f"must be a list: write [{value!r}]")
+        raise ValueError(f"must be a list: write [{value!r}].")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -95,6 +95,7 @@ def problems_in(error: ValidationError, keys: Iterable[str]) -> list[tuple[str, 
             found.append((place, str(cause)))
         else:
             reason = problem["msg"].replace("Input should be", "must be", 1)
+            reason = reason.replace("Field required", "lacks a required key", 1)
             found.append((place, f"{reason}, got {brief(given)}.{_hint(problem, given)}"))
     return found
 

@@ -12,7 +12,7 @@ Lengths are polynomials in the lengths of free atoms: a product multiplies, a co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -129,12 +129,16 @@ class Named:
 
 
 def solve(
-    names: Sequence[Named], axis_of: Callable[[Size], Axis], sizing: Sizing
+    names: Sequence[Named],
+    pairs: Sequence[tuple[Axis, Axis, Any]],
+    axis_of: Callable[[Size], Axis],
+    sizing: Sizing,
 ) -> dict[Attribute, tuple[Axis, Fraction]]:
     """Make every equation true for all cuts: set attributes, tie atoms, freeze the rest.
 
     Args:
         names: the equations of one trace.
+        pairs: axes that keep equal lengths, with the reason.
         axis_of: the axis of a recorded tensor's dimension.
         sizing: receives the ties.
 
@@ -155,8 +159,11 @@ def solve(
     changed = True
     while changed:  # freezing an atom can break an equation that held
         changed = False
+        for a, b, reason in pairs:
+            changed |= _balance(sizing.length(a), sizing.length(b), reason, sizing)
         for named in equations:
-            changed |= _enforce(named, bindings, axis_of, sizing)
+            left, right = _sides(named, bindings, axis_of, sizing)
+            changed |= _balance(left, right, named.reason, sizing)
         for tied in sizing.classes():
             reasons = [a.frozen for a in tied if a.frozen is not None]
             for atom in tied if reasons else ():
@@ -171,38 +178,31 @@ def _sides(
     bindings: Mapping[Attribute, tuple[Axis, Fraction]],
     axis_of: Callable[[Size], Axis],
     sizing: Sizing,
-) -> Iterator[Polynomial]:
-    """Yield both sides of an equation, with all denominators multiplied out."""
+) -> tuple[Polynomial, Polynomial]:
+    """Return both sides of an equation, with all denominators multiplied out."""
     sides = [sizing.length(named.axis), {(): named.origin.coefficient}]
+    unbound = False
     for factor, power in named.origin.powers:
         if isinstance(factor, Size):
             length = sizing.length(axis_of(factor))
         elif factor in bindings:
             axis, c = bindings[factor]
             length = multiply(sizing.length(axis), {(): 1 / c})
-        else:
-            continue  # an attribute that no axis follows keeps its value: it is in the number
+        else:  # an attribute that no axis follows keeps its value
+            unbound = True
+            continue
+        side = 1 if power > 0 else 0
         for _ in range(abs(power)):
-            side = 1 if power > 0 else 0
             sides[side] = multiply(sides[side], length)
-    yield from sides
+    left, right = sides
+    if unbound:  # its value is what makes the equation true of the model as it stands
+        right = multiply(right, {(): _value(left, sizing) / _value(right, sizing)})
+    return left, right
 
 
-def _enforce(
-    named: Named,
-    bindings: Mapping[Attribute, tuple[Axis, Fraction]],
-    axis_of: Callable[[Size], Axis],
-    sizing: Sizing,
-) -> bool:
-    origin = named.origin
-    unbound = [f for f, _ in origin.powers if isinstance(f, Attribute) and f not in bindings]
-    left, right = _sides(named, bindings, axis_of, sizing)
-    if unbound:  # scale the right side so that the equation holds as the model stands now
-        scale = _value(left, sizing) / _value(right, sizing)
-        right = {term: c * scale for term, c in right.items()}
+def _balance(left: Polynomial, right: Polynomial, reason: Any, sizing: Sizing) -> bool:
+    """Make two lengths equal for all cuts: tie two atoms, or freeze; True if anything changed."""
     difference = add(left, right, -1)
-    if not difference:
-        return False
     terms = list(difference.items())
     if len(terms) == 2 and all(len(term) == 1 for term, _ in terms):
         (a,), (b,) = terms[0][0], terms[1][0]
@@ -213,7 +213,7 @@ def _enforce(
     for key in {key for term in difference for key in term}:
         for atom in [a for a in sizing.members.values() if sizing.leader(a) == key]:
             if atom.frozen is None:
-                freeze(atom, named.reason)
+                freeze(atom, reason)
                 frozen = True
     return frozen
 
@@ -239,5 +239,3 @@ def now(axis: Axis, count: Callable[[Atom], int]) -> int:
     for length in lengths:
         total *= length
     return total
-
-

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from typing import Protocol
 
 from ..errors import AxisError
-from .axes import Atom, Axis, cut, factor, freeze, product, unify
+from .axes import Atom, Axis, concat, cut, factor, freeze, product, unify
 from .conditions import ALWAYS, Condition, Never, either, every
 from .lengths import Named, Origin
 
@@ -85,17 +85,26 @@ class Site:
     weight: tuple[str, int] | None = None  # the consumer, where a constant could be folded
 
 
+class Provenance(Protocol):
+    """Where the integers of the call being typed came from (see ``attributes``)."""
+
+    def one(self, size: int) -> Origin | None: ...
+
+    def several(self, sizes: Sequence[int]) -> list[Origin | None]: ...
+
+
 @dataclass
 class Typing:
     """What one trace has taught; the verbs of the rules append to it."""
 
     names: list[Named] = field(default_factory=list)
+    pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     consumed: set[tuple[str, int]] = field(default_factory=set)  # parameter dims that are inputs
     # The operation being typed:
     reason: Reason = field(default_factory=lambda: Reason("not yet"))
     out: tuple[tuple[int, ...], ...] = ()
-    origins: object = None
+    calls: Provenance | None = None
 
     def because(self, why: str) -> Reason:
         """Return the reason ``why`` with the place of the operation being typed."""
@@ -143,6 +152,16 @@ class Typing:
             found.append(piece)
         return [self.alone(replace(dim, axis=axis, source=None)) for axis in [*found, rest]]
 
+    @staticmethod
+    def join(*dims: Dim) -> Dim:
+        """Return pieces laid end to end."""
+        axis = concat(*(d.axis for d in dims))
+        return Dim(axis, every(*(d.zero for d in dims)), every(*(d.const for d in dims)))
+
+    def equal(self, a: Dim, b: Dim) -> None:
+        """Say that two dimensions keep equally many positions, though not the same ones."""
+        self.pairs.append((a.axis, b.axis, self.because("it keeps the length of another axis")))
+
     def alone(self, dim: Dim) -> Dim:
         """Freeze a dimension of one position that was part of a larger one: it may broadcast."""
         if dim.size == 1:
@@ -177,6 +196,18 @@ class Typing:
             why = "its size is written in the code" if not origin.powers else "its size is computed"
             self.names.append(Named(axis, origin, self.because(why)))
 
+    def origin_of(self, size: int) -> Origin | None:
+        """Return what the code passed for one size of this operation, or None if torch made it."""
+        return self.calls.one(size) if self.calls else None
+
+    def origins_of(self, sizes: Sequence[int]) -> list[Origin | None]:
+        """Return what the code passed for each of several sizes of this operation."""
+        return self.calls.several(sizes) if self.calls else [None] * len(sizes)
+
+    def opaque(self, shape: Sequence[int], why: str = "made by an operation that mixes") -> Typed:
+        """Return the type of a tensor of which no position may be removed."""
+        return Typed(tuple(self.fresh(size, why) for size in shape))
+
     # -- conditions ----------------------------------------------------------------------------
 
     @staticmethod
@@ -185,7 +216,3 @@ class Typing:
         never = Never(dim.axis)
         return replace(dim, zero=never, const=dim.const if keep_const else never, source=None)
 
-
-def literal(size: int) -> Origin:
-    """Return the origin of a number that is written in the code."""
-    return Origin(Fraction(size))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import lcm, prod
+from math import prod
 
 from torch import nn
 
@@ -62,7 +62,10 @@ def resolve(
             unmatched.append(f"entry {number}: selects nothing that can be pruned.")
     problems += _global_problems(found.values())
     problems += _dependency_problems(found.values())
-    problems += [problem for each in found.values() for problem in _align_problems(each, found)]
+    if not problems:  # a source that failed above is not missing
+        problems = [
+            problem for each in found.values() for problem in _align_problems(each, found, modules)
+        ]
     if unmatched or problems:
         raise (ConfigError if problems else NoMatchError)(*unmatched, *problems)
     place = {name: index for index, name in enumerate(modules)}
@@ -122,10 +125,6 @@ def _dependency_problems(settings: Iterable[TargetSetting]) -> list[str]:
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name!r} {count}" for name, count in sizes.items())
             problems.append(f"{place}: its members must have equally many scores, got {told}.")
-            continue
-        parts = lcm(*(each.internal_metric_block or 1 for each in members))
-        if sizes and next(iter(sizes.values())) % parts:
-            problems.append(f"{place}: its scores do not split into {parts} equal blocks.")
     return problems
 
 
@@ -162,13 +161,17 @@ def _sources(setting: TargetSetting, found: Mapping[str, TargetSetting]) -> list
     return chain
 
 
-def _align_problems(setting: TargetSetting, found: Mapping[str, TargetSetting]) -> list[str]:
+def _align_problems(
+    setting: TargetSetting, found: Mapping[str, TargetSetting], modules: Mapping[str, nn.Module]
+) -> list[str]:
     if setting.align is None:
         return []
     place = f"entry {setting.entry}: {setting.name!r} is aligned to {setting.align.name!r}"
     source = found.get(setting.align.name)
     if source is None:
-        return [f"{place}, which is not pruned.{did_you_mean(setting.align.name, found)}"]
+        module = setting.align.module_name
+        near = "" if module in modules else did_you_mean(module, modules)
+        return [f"{place}, which is not pruned.{near}"]
     if setting.name in _sources(setting, found):
         return [f"{place}, which is aligned to it in turn; give one of them a sparse_ratio."]
     if source.shape is None or setting.shape is None:

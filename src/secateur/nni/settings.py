@@ -77,13 +77,13 @@ def _regexes(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
-def _target(name: str) -> str:
+def whole_name(name: str) -> str:
     """Return a target's full name: ``_input_`` and ``_output_`` mean position 0."""
     return f"{name}0" if name in ("_input_", "_output_") else name
 
 
 def _full_names(settings: dict[str, Any]) -> dict[str, Any]:
-    full = {_target(name): setting for name, setting in settings.items()}
+    full = {whole_name(name): setting for name, setting in settings.items()}
     if len(full) < len(settings):
         raise ValueError("names the same target twice; '_input_' is '_input_0'.")
     return full
@@ -102,7 +102,7 @@ class AlignSetting(Value):
     """Mask where the source's mask, reduced over all dimensions but ``dims``, is all zero."""
 
     module_name: str | None = None  # None: the same module
-    target_name: Annotated[str, AfterValidator(_target)]
+    target_name: Annotated[str, AfterValidator(whole_name)]
     dims: Annotated[tuple[int, ...], BeforeValidator(listed)] = (0,)
 
 
@@ -138,7 +138,7 @@ class Entry(Setting):
     exclude_op_names: Names = ()
     exclude_op_names_re: Regexes = ()
     exclude: bool = False
-    target_names: Annotated[Names, AfterValidator(lambda names: tuple(map(_target, names)))] = ()
+    target_names: Annotated[Names, AfterValidator(lambda names: tuple(map(whole_name, names)))] = ()
     target_settings: Annotated[dict[str, Setting], AfterValidator(_full_names)] = {}
 
 
@@ -186,7 +186,7 @@ def _entry(number: int, raw: object) -> Entry:
         entry = Entry.model_validate(written)
     except ValidationError as error:
         spelling = {LEGACY[key]: key for key in raw if isinstance(key, str) and key in LEGACY}
-        found = problems_in(error, (*Entry.model_fields, *LEGACY))
+        found = problems_in(error, (*Entry.model_fields, *AlignSetting.model_fields, *LEGACY))
         problems = [
             f"entry {number}, key {spelling.get(place, place)!r}: {_sentence(text)}"
             for place, text in found

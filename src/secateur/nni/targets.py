@@ -16,7 +16,7 @@ from secateur.errors import ConfigError, did_you_mean
 from secateur.granularity import Dim, Element, Granularity
 from secateur.settings import granularity_from, pattern_share, problems_in, stores_transposed
 
-from .settings import GOALS, GRANULARITIES, AlignSetting, Entry, Setting, merged
+from .settings import GOALS, GRANULARITIES, AlignSetting, Entry, Setting, merged, whole_name
 
 _SCORED = Setting()
 _BIAS = Setting(align=AlignSetting(target_name="weight", dims=(0,)))
@@ -103,7 +103,7 @@ def register_module(type_name: str, targets: Mapping[str, Any] | Iterable[str]) 
     made, problems = {}, []
     for target, setting in settings.items():
         try:
-            made[str(target)] = Setting.model_validate(setting)
+            made[whole_name(str(target))] = Setting.model_validate(setting)
         except ValidationError as error:
             found = problems_in(error, Setting.model_fields)
             problems += [f"{type_name}.{target}, key {place!r}: {text}" for place, text in found]
@@ -144,7 +144,7 @@ def target_settings(
         except ConfigError as error:
             problems += [f"{full_name(name, target)!r}: {problem}" for problem in error.problems]
         else:
-            made += [record] if record else []
+            made.append(record)
     return made, problems
 
 
@@ -166,7 +166,7 @@ def _written(entry: Entry, known: Setting, target: str, targets: Collection[str]
 
 def _record(
     written: Mapping[str, Any], number: int, name: str, module: nn.Module, target: str, default: str
-) -> TargetSetting | None:
+) -> TargetSetting:
     tensor = None if _is_activation(target) else getattr(module, target)
     if tensor is not None and is_lazy(tensor):
         raise ConfigError("has no shape yet; run the model once before it is pruned.")
@@ -210,6 +210,8 @@ def _granularity(
         raise ConfigError(f"granularity {value!r} does not fit here; use {right}.")
     if isinstance(value, tuple) and isinstance(value[0], tuple):
         sizes, side, fill = value
+        if shape is None and (side, fill) != ("front", 1):
+            raise ConfigError(f"its dimensions are not known; write all sizes for {value!r}.")
         more = (fill,) * (0 if shape is None else len(shape) - len(sizes))
         value = more + sizes if side == "front" else sizes + more
     meant = granularity_from(value, transposed=stores_transposed(module), known=GRANULARITIES)

@@ -1,0 +1,118 @@
+"""Apply the rules to a recorded forward: from operations to the type of every tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import AxisError, RuleError
+from .axes import Atom, freeze
+from .conditions import Masked
+from .lengths import Size, Sizing, solve
+from .record import Op, Recording, Ref
+from .rules import rule_for
+from .typing import Dim, Reason, Typed, Typing
+
+
+class Inferred:
+    """The types of all tensors of a forward, and what the rules said about their axes."""
+
+    def __init__(self, recording: Recording):
+        self.recording = recording
+        self.types: dict[int, Typed] = {}
+        self.typing = Typing()
+        self.unknown: dict[str, Reason] = {}
+        self.sizing = Sizing()
+        self._start()
+        for op in recording.ops:
+            self._apply(op)
+        for value in recording.outputs:
+            if value in self.types:
+                reason = Reason("it is the model's output", self._maker(value))
+                for dim in self.types[value].dims:
+                    freeze(dim.axis, reason)
+        t = self.typing
+        self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing)
+
+    def _start(self) -> None:
+        shapes = self.recording.shapes
+        for name, value in self.recording.parameters.items():
+            dims = []
+            for i, size in enumerate(shapes[value]):
+                dim = self.typing.fresh(size)
+                dims.append(Dim(dim.axis, Masked(name, i), source=(name, i)))
+            self.types[value] = Typed(tuple(dims), static=True)
+        for name, value in self.recording.buffers.items():
+            fresh = [self.typing.fresh(size, zero=False) for size in shapes[value]]
+            dims = [Dim(d.axis, d.zero, source=(name, i)) for i, d in enumerate(fresh)]
+            self.types[value] = Typed(tuple(dims), static=True)
+        for value in self.recording.inputs:
+            reason = Reason("it is the model's input")
+            axes = [Atom(size, reason) for size in shapes[value]]
+            self.types[value] = Typed(tuple(map(Dim, axes)))
+
+    def _maker(self, value: int) -> str:
+        for op in reversed(self.recording.ops):
+            if any(ref.value == value for ref in op.outputs):
+                return op.name
+        return ""
+
+    def _axis_of(self, size: Size) -> Any:
+        return self.types[size.value].dims[size.dim].axis
+
+    def _type(self, x: Any) -> Any:
+        if isinstance(x, Ref):
+            if x.value not in self.types:  # a tensor that the code holds outside of the state
+                reason = Reason("a constant that is no parameter or buffer")
+                axes = [Atom(s, reason) for s in self.recording.shapes[x.value]]
+                self.types[x.value] = Typed(tuple(map(Dim, axes)), static=True)
+            return self.types[x.value]
+        if isinstance(x, (list, tuple)):
+            return [self._type(part) for part in x]
+        return x
+
+    def _apply(self, op: Op) -> None:
+        t = self.typing
+        t.reason = Reason("", op.name, op.module, op.line)
+        t.out = tuple(self.recording.shapes[ref.value] for ref in op.outputs)
+        t.calls = op.call
+        args = [self._type(a) for a in op.args]
+        kwargs = {k: self._type(v) for k, v in op.kwargs.items()}
+        rule = rule_for(op.func)
+        if rule is None:
+            outs = self._freeze_all(args, kwargs, f"{op.name} has no rule")
+            self.unknown.setdefault(op.name, t.reason)
+        else:
+            try:
+                outs = rule(t, *args, **kwargs)
+            except AxisError as error:
+                outs = self._freeze_all(args, kwargs, f"{error}")
+        typed = [outs] if isinstance(outs, Typed) else list(outs)
+        for ref, made in zip(op.outputs, typed, strict=False):
+            if made.shape != self.recording.shapes[ref.value]:
+                raise RuleError(
+                    f"the rule of {op.name} says {made.shape} where the tensor is "
+                    f"{self.recording.shapes[ref.value]} (in {op.module!r}, {op.line})"
+                )
+            self.types[ref.value] = made
+        if op.updates:
+            self._written(*op.updates)
+
+    def _written(self, before: int, after: int) -> None:
+        """A view was written to: what was known of the tensor behind it holds no more."""
+        owner = self.recording.owner[before]
+        if owner not in (before, after) and owner in self.types:
+            old = self.types[owner]
+            dims = tuple(self.typing.never_zero(d, keep_const=False) for d in old.dims)
+            self.types[owner] = Typed(dims)
+
+    def _freeze_all(self, args: Any, kwargs: Any, why: str) -> list[Typed]:
+        def tensors(x: Any) -> list[Typed]:
+            if isinstance(x, Typed):
+                return [x]
+            if isinstance(x, dict):
+                x = list(x.values())
+            return [y for part in x for y in tensors(part)] if isinstance(x, list) else []
+
+        for x in tensors([args, kwargs]):
+            self.typing.freeze(x, why)
+        return [self.typing.opaque(shape, why) for shape in self.typing.out]

@@ -1,0 +1,278 @@
+"""Run a model's forward once and write down every operation that it executes.
+
+The forward is the model's own, on the example inputs, in eval mode and without gradients, under a
+``TorchDispatchMode``.  Large models, and those on ``torch.device("meta")``, run on fake tensors
+that have shapes and no data; all others run for real, because that works for models that read
+values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..errors import TraceError
+from ..types import Example, call_arguments
+from .attributes import Call, CallWatcher, traced_attributes
+
+LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A recorded tensor, by its number."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Op:
+    """One executed operation."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Ref, ...]
+    module: str
+    line: str
+    call: Call
+    updates: tuple[int, int] | None = None  # in place: (value before, value after)
+
+    @property
+    def name(self) -> str:
+        """As in ``aten.view.default``."""
+        return str(self.func)
+
+
+@dataclass
+class Recording:
+    """All operations of one forward, and what the tensors are."""
+
+    ops: list[Op] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    itemsize: list[int] = field(default_factory=list)
+    owner: list[int] = field(default_factory=list)  # the value whose memory this one is
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)  # canonical names
+    buffers: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, recording: Recording):
+        super().__init__()
+        self.recording = recording
+        self.values: Any = WeakTensorKeyDictionary()
+        self.modules: list[str] = [""]
+        self.calls = CallWatcher(lambda tensor: self.values.get(tensor))
+
+    def new(self, tensor: Tensor, owner: int | None = None) -> int:
+        """Give a tensor its number (a new one when it was written to in place)."""
+        r = self.recording
+        value = len(r.shapes)
+        r.shapes.append(tuple(map(int, tensor.shape)))
+        r.itemsize.append(tensor.element_size())
+        r.owner.append(value if owner is None else r.owner[owner])
+        self.values[tensor] = value
+        return value
+
+    def ref(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            value = self.values.get(x)
+            return Ref(self.new(x) if value is None else value)
+        if isinstance(x, (list, tuple)):
+            return type(x)([self.ref(part) for part in x])
+        return x
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace == "prim":
+            return out
+        seen = tuple(self.ref(a) for a in args)
+        options = {k: self.ref(v) for k, v in kwargs.items()}
+        tensors = [out] if isinstance(out, Tensor) else list(out) if out is not None else []
+        outputs, updates = [], None
+        for i, tensor in enumerate(t for t in tensors if isinstance(t, Tensor)):
+            mine, written = _aliases(func, i, seen)
+            value = self.new(tensor, mine)
+            if written and mine is not None:
+                updates = (mine, value)
+            outputs.append(Ref(value))
+        line = _line()
+        call = self.calls.current
+        self.recording.ops.append(
+            Op(func, seen, options, tuple(outputs), self.modules[-1], line, call, updates)
+        )
+        return out
+
+
+def _aliases(func: Any, i: int, seen: tuple[Any, ...]) -> tuple[int | None, bool]:
+    """Return the value that output i shares memory with, and whether it was written to."""
+    returns = func._schema.returns
+    info = returns[min(i, len(returns) - 1)].alias_info if returns else None
+    if info is None:
+        return None, False
+    for argument, given in zip(func._schema.arguments, seen, strict=False):
+        if argument.alias_info is not None and isinstance(given, Ref):
+            shared = argument.alias_info.before_set & info.before_set
+            if shared or argument.alias_info.before_set == info.before_set:
+                return given.value, argument.alias_info.is_write
+    return None, False
+
+
+def _line() -> str:
+    """Return ``file:line`` of the nearest frame outside of torch and of this file."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and file != __file__ and "secateur/graph/attributes" not in file:
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+@contextmanager
+def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    paths = {id(module): path for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        stack.append(paths.get(id(module), stack[-1]))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        stack.pop()
+
+    hooks = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+
+
+def record(model: nn.Module, example: Example) -> Recording:
+    """Return the operations of one forward of the model on the example inputs.
+
+    Raises:
+        TraceError: the forward failed; the message has its error, and the model is as before.
+    """
+    recording = Recording()
+    recorder = _Recorder(recording)
+    args, kwargs = call_arguments(example)
+    named = [*model.named_parameters(remove_duplicate=False)]
+    buffers = [*model.named_buffers(remove_duplicate=False)]
+    size = sum(p.numel() * p.element_size() for _, p in named)
+    fake = size > LARGE or any(p.is_meta for _, p in [*named, *buffers])
+    with ExitStack() as stack:
+        replaced: dict[int, Tensor] = {}
+        if fake:
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            replaced = {id(p): _fake(mode, p) for _, p in [*named, *buffers]}
+            args, kwargs = tree_map(
+                lambda x: _fake(mode, x) if isinstance(x, Tensor) else x, (args, kwargs)
+            )
+            stack.enter_context(mode)
+            stack.enter_context(_swapped(model, replaced))
+        for table, entries in ((recording.parameters, named), (recording.buffers, buffers)):
+            _number(recorder, recording, table, entries, replaced)
+        recording.inputs = [
+            recorder.ref(x).value for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)
+        ]
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(_module_paths(model, recorder.modules))
+        stack.enter_context(traced_attributes(model))
+        try:
+            with recorder, recorder.calls:
+                out = model(*args, **kwargs)
+        except Exception as error:  # the user's forward may raise anything
+            shapes = ", ".join(str(tuple(recording.shapes[i])) for i in recording.inputs)
+            raise TraceError(
+                f"the forward of {type(model).__name__} failed on the example inputs "
+                f"({shapes or 'no tensors'}), in {recorder.modules[-1] or 'the model'!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        recording.outputs = [recorder.ref(x).value for x in _tensors(out)]
+    return recording
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output: nested containers, or an object's attributes."""
+    for leaf in tree_flatten(out)[0]:
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            yield from _tensors(list(vars(leaf).values()))
+
+
+def _number(
+    recorder: _Recorder,
+    recording: Recording,
+    table: dict[str, int],
+    entries: list[tuple[str, Tensor]],
+    replaced: dict[int, Tensor],
+) -> None:
+    first: dict[int, str] = {}
+    for name, tensor in entries:
+        if id(tensor) in first:
+            recording.names[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = recording.names[name] = name
+        table[name] = recorder.new(replaced.get(id(tensor), tensor))
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    with mode:
+        return torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu"
+        )
+
+
+@contextmanager
+def _swapped(model: nn.Module, replaced: dict[int, Tensor]) -> Iterator[None]:
+    """Let the modules see other tensors in place of their parameters and buffers."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in list(table.items()):
+                if tensor is not None:
+                    before.append((table, name, tensor))
+                    table[name] = replaced[id(tensor)]
+    try:
+        yield
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor

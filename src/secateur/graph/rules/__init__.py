@@ -1,0 +1,78 @@
+"""One rule per ATen operation, in one table; a file per family.
+
+A rule is a function ``(t: Typing, *args, **kwargs) -> Typed | tuple | list`` that receives the
+operation's own arguments with every tensor replaced by its ``Typed``.  Registering it is all that
+it takes; an operation without a rule freezes what it touches, by name, in the report.
+
+>>> import torch
+>>> rule_for(torch.ops.aten.relu.default).__name__
+'keeps_zero'
+>>> rule_for(torch.ops.aten.bincount.default) is None
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Rule = Callable[..., Any]
+R = TypeVar("R", bound=Rule)
+
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[R], R]:
+    """Register a rule for the named operations: ``"relu"`` is every overload of ``aten.relu``.
+
+    A name with a dot is one overload only.  Operations that this version of torch does not have
+    are skipped, so one table serves all versions.
+    """
+
+    def register(function: R) -> R:
+        for name in names:
+            packet = getattr(torch.ops.aten, name.split(".")[0], None)
+            if packet is None:
+                continue
+            keys = [getattr(packet, name.split(".")[1])] if "." in name else [packet]
+            for key in keys:
+                if key in RULES:
+                    raise ValueError(f"aten.{name} has a rule already")
+                RULES[key] = function
+        return function
+
+    return register
+
+
+def rule_for(op: Any) -> Rule | None:
+    """Return the rule of an operation: its own overload's, else its packet's, else None."""
+    found = RULES.get(op)
+    return found if found is not None else RULES.get(getattr(op, "overloadpacket", None))
+
+
+from . import (  # noqa: E402  (each file registers its rules when it is imported)
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    normalization,
+    reduction,
+    shape,
+    spatial,
+)
+
+__all__ = [
+    "RULES",
+    "attention",
+    "contraction",
+    "elementwise",
+    "indexing",
+    "normalization",
+    "reduction",
+    "rule",
+    "rule_for",
+    "shape",
+    "spatial",
+]

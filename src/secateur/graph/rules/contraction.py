@@ -1,0 +1,137 @@
+"""Matrix products and convolutions: two axes meet, are multiplied and summed away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..conditions import either, every
+from ..typing import Dim, Typed, Typing
+from . import rule
+
+
+def own(dim: Dim) -> Dim:
+    """Return an output dimension: it comes from this operand, but is not the operand's any more."""
+    return replace(dim, const=dim.zero, source=None)
+
+
+def with_bias(t: Typing, dim: Dim, bias: Dim | None) -> Dim:
+    """Return a dimension after a bias was added: zero only if the bias is masked too."""
+    if bias is None:
+        return dim
+    if bias.size == 1:
+        return t.never_zero(dim)
+    t.same(dim, bias)
+    return replace(dim, zero=every(dim.zero, bias.zero), const=every(dim.const, bias.const))
+
+
+@rule("mm")
+def mm(t: Typing, x: Typed, y: Typed, *_: Any) -> Typed:
+    t.contract(x[1], y[0])
+    return Typed((own(x[0]), own(y[1])), x.static and y.static)
+
+
+@rule("addmm", "addmm_")
+def addmm(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
+    rows, columns = mm(t, x, y).dims
+    if len(bias) == 2 and bias[0].size != 1:
+        t.same(rows, bias[0])
+        rows = replace(rows, zero=every(rows.zero, bias[0].zero))
+    return Typed((rows, with_bias(t, columns, bias[-1])))
+
+
+@rule("linear")
+def linear(t: Typing, x: Typed, weight: Typed, bias: Typed | None = None) -> Typed:
+    t.contract(x[-1], weight[1])
+    out = with_bias(t, own(weight[0]), bias[0] if bias else None)
+    return Typed((*x.dims[:-1], out))
+
+
+@rule("mv")
+def mv(t: Typing, x: Typed, y: Typed) -> Typed:
+    t.contract(x[1], y[0])
+    return Typed((own(x[0]),))
+
+
+@rule("dot", "vdot")
+def dot(t: Typing, x: Typed, y: Typed) -> Typed:
+    t.contract(x[0], y[0])
+    return Typed(())
+
+
+@rule("bmm")
+def bmm(t: Typing, x: Typed, y: Typed, *_: Any) -> Typed:
+    t.same(x[0], y[0])
+    t.contract(x[2], y[1])
+    zero = either(x[0].zero, y[0].zero)
+    batch = Dim(x[0].axis, zero, zero)
+    return Typed((batch, own(x[1]), own(y[2])), x.static and y.static)
+
+
+@rule("baddbmm", "baddbmm_")
+def baddbmm(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
+    from .elementwise import broadcast
+
+    return broadcast(t, bias, bmm(t, x, y), zero="all")
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution")
+def convolution(
+    t: Typing,
+    x: Typed,
+    weight: Typed,
+    bias: Typed | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    *_: Any,
+) -> Typed:
+    """Input (N, in, *) with weight (out, in/groups, *); transposed (in, out/groups, *)."""
+    t.freeze(x.dims[2:], "a spatial dimension")
+    t.freeze(weight.dims[2:], "a kernel dimension")
+    ours, theirs = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
+    if groups == 1:
+        t.contract(x[1], ours)
+        out = own(theirs)
+    else:
+        out = _grouped(t, x[1], weight, groups, transposed)
+    out = with_bias(t, out, bias[0] if bias else None)
+    space = [t.fresh(size, "a spatial dimension") for size in t.out[0][2:]]
+    return Typed((x[0], out, *space))
+
+
+def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) -> Dim:
+    """The channels are a grid: groups × channels of one group; only the latter are summed."""
+    row = t.fresh(groups)  # the groups themselves
+    t.name(row.axis, t.origin_of(groups))
+    per_group = x.size // groups
+    wide = weight[0].size // groups
+    if transposed:  # weight (groups · in, out)
+        t.same(x, weight[0])
+        t.same(x, _grid(t, row, t.fresh(per_group)))
+        inner = t.split(x, per_group)
+        if inner and per_group > 1:
+            t.contract(inner[1], replace(inner[1], zero=weight[0].zero))
+        out = _grid(t, row, weight[1])
+        zero = (
+            either(x.zero, weight[0].zero) if per_group == 1 == weight[1].size else weight[1].zero
+        )
+        return Dim(out.axis, zero, zero)
+    if per_group == 1:
+        t.same(x, row)
+    else:
+        t.same(x, _grid(t, row, weight[1]))
+        t.contract(weight[1], replace(weight[1], zero=x.zero, const=x.const, source=None))
+    t.same(weight[0], _grid(t, row, t.fresh(wide)))
+    zero = weight[0].zero
+    if per_group == 1 == wide:  # depthwise: an input channel of zeros is an output channel of zeros
+        zero = either(zero, x.zero)
+    return Dim(weight[0].axis, zero, weight[0].zero)
+
+
+def _grid(t: Typing, row: Dim, column: Dim) -> Dim:
+    return row if column.size == 1 else t.grid(row, column)

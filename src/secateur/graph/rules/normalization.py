@@ -1,0 +1,101 @@
+"""Batch, layer, group and RMS normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..conditions import either, every
+from ..typing import Dim, Typed, Typing
+from . import rule
+
+
+def _affine(t: Typing, x: Dim, weight: Dim | None, bias: Dim | None) -> Dim:
+    """Return ``normalised(x) · weight + bias``: zero when both are masked, whatever x is."""
+    for parameter in (weight, bias):
+        if parameter is not None:
+            t.same(x, parameter)
+    if weight is None:
+        return t.never_zero(x)
+    zero = every(weight.zero, bias.zero) if bias else weight.zero
+    return Dim(x.axis, zero, either(x.const, weight.zero))
+
+
+def _at(parameter: Typed | None, dim: int = 0) -> Dim | None:
+    return parameter[dim] if parameter is not None and len(parameter) else None
+
+
+@rule(
+    *"""native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    _native_batch_norm_legit_functional cudnn_batch_norm miopen_batch_norm batch_norm
+    _batch_norm_no_update _batch_norm_with_update""".split()
+)
+def batch_norm(
+    t: Typing, x: Typed, weight: Any, bias: Any, *rest: Any, **_: Any
+) -> tuple[Any, ...]:
+    """Each channel on its own; running statistics, where there are any, belong to it."""
+    for statistic in rest[:2]:
+        if isinstance(statistic, Typed) and len(statistic):
+            t.same(x[1], statistic[0])
+    out = x.but(1, _affine(t, x[1], _at(weight), _at(bias)))
+    return _with_statistics(t, out, x[1])
+
+
+def _with_statistics(t: Typing, out: Typed, channel: Dim) -> tuple[Any, ...]:
+    """The saved mean and deviation are per channel, or empty in eval mode."""
+    rest = [
+        Typed((t.never_zero(channel),)) if shape == (channel.size,) else t.opaque(shape)
+        for shape in t.out[1:]
+    ]
+    return (out, *rest)
+
+
+@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(
+    t: Typing,
+    x: Typed,
+    normalized_shape: Sequence[int],
+    weight: Typed | None = None,
+    bias: Any = None,
+    *_: Any,
+) -> tuple[Any, ...]:
+    """Mean and variance over the trailing dimensions: their number of positions matters."""
+    bias = bias if isinstance(bias, Typed) else None
+    first = len(x) - len(normalized_shape)
+    dims = list(x.dims)
+    for i, origin in enumerate(t.origins_of(normalized_shape)):
+        dim = x[first + i]
+        t.reduce(dim, "normalises over the axis: its mean and variance change with the width")
+        t.name(dim.axis, origin)
+        dims[first + i] = _affine(t, dim, _at(weight, i), _at(bias, i))
+    out = Typed(tuple(dims))
+    kept = tuple(t.never_zero(d) for d in x.dims[:first])
+    ones = tuple(t.fresh(1) for _ in normalized_shape)
+    return (out, *(Typed(kept + ones) for _ in t.out[1:]))
+
+
+@rule("native_group_norm", "group_norm")
+def group_norm(
+    t: Typing, x: Typed, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float
+) -> tuple[Any, ...]:
+    """Mean and variance over the channels of a group: whole groups can go exactly."""
+    halves = t.split(x[1], x[1].size // groups)
+    if halves:
+        t.name(halves[0].axis, t.origin_of(groups))
+        if halves[1].size > 1:
+            t.reduce(halves[1], "normalises over the channels of a group")
+    out = x.but(1, _affine(t, x[1], _at(weight), _at(bias)))
+    statistics = [t.opaque(shape) for shape in t.out[1:]]
+    return (out, *statistics)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(t: Typing, v: Typed, g: Typed, dim: int = 0) -> tuple[Any, ...]:
+    """w = g · v / ‖v‖, the norm over all dimensions but one."""
+    t.same(v[dim], g[dim])
+    for i, d in enumerate(v.dims):
+        if i != dim:
+            t.reduce(d)
+    kept = replace(v[dim], zero=either(v[dim].zero, g[dim].zero), source=None)
+    return v.but(dim, kept), Typed(tuple(t.never_zero(d) for d in g.dims))

@@ -1,0 +1,113 @@
+"""Reductions, scans and softmax over a dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..typing import Dim, Typed, Typing
+from . import rule
+
+Dims = int | Sequence[int] | None
+
+
+def _reduce(t: Typing, x: Typed, dims: Dims, keepdim: bool, harm: str | None) -> Typed:
+    if dims is None or (isinstance(dims, (list, tuple)) and not dims):
+        dims = tuple(range(len(x)))
+    gone = {d % max(len(x), 1) for d in ([dims] if isinstance(dims, int) else dims)}
+    kept: list[Dim] = []
+    for i, dim in enumerate(x.dims):
+        if i not in gone:
+            kept.append(replace(dim, source=None))
+            continue
+        if dim.size > 1:
+            t.reduce(dim, harm)
+        if keepdim:
+            kept.append(t.fresh(1))
+    return Typed(tuple(kept), x.static)
+
+
+@rule("sum", "nansum", "count_nonzero")
+def add_up(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
+    """A sum does not notice zeros."""
+    return _reduce(t, x, dim, keepdim, None)
+
+
+@rule("linalg_vector_norm", "norm")
+def norm(
+    t: Typing, x: Typed, p: Any = 2, dim: Dims = None, keepdim: bool = False, **_: Any
+) -> Typed:
+    """Neither does a p-norm."""
+    return _reduce(t, x, dim, keepdim, None)
+
+
+@rule("mean", "nanmean", "logsumexp")
+def mean(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
+    return _reduce(t, x, dim, keepdim, "averages over the axis")
+
+
+@rule("var", "std")
+def variance(t: Typing, x: Typed, dim: Any = None, *_: Any, **options: Any) -> Typed:
+    dims = None if isinstance(dim, bool) else dim
+    return _reduce(t, x, dims, bool(options.get("keepdim")), "takes the variance over the axis")
+
+
+@rule("var_mean", "std_mean")
+def variance_and_mean(t: Typing, x: Typed, dim: Any = None, *_: Any, **options: Any) -> Any:
+    out = variance(t, x, dim, **options)
+    return out, out
+
+
+@rule("amax", "amin", "any", "all", "prod", "max.default", "min.default")
+def extreme(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
+    out = _reduce(t, x, dim, keepdim, "takes an extreme value over the axis, zeros included")
+    return Typed(tuple(t.never_zero(d) for d in out.dims), out.static)
+
+
+@rule("max.dim", "min.dim", "median.dim", "mode")
+def extreme_with_index(t: Typing, x: Typed, dim: int = -1, keepdim: bool = False) -> Any:
+    t.freeze(x[dim], "positions are selected by value")
+    out = extreme(t, x, dim, keepdim)
+    return out, out
+
+
+@rule("argmax", "argmin")
+def argument(t: Typing, x: Typed, dim: int | None = None, keepdim: bool = False) -> Typed:
+    t.freeze(x.dims if dim is None else x[dim], "positions are selected by value")
+    return extreme(t, x, dim, keepdim)
+
+
+@rule("aminmax")
+def both_extremes(t: Typing, x: Typed, *, dim: Any = None, keepdim: bool = False) -> Any:
+    out = extreme(t, x, dim, keepdim)
+    return out, out
+
+
+@rule("max.other", "min.other")
+def pairwise(t: Typing, x: Typed, y: Typed) -> Typed:
+    from .elementwise import broadcast
+
+    return broadcast(t, x, y, zero="all")
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def softmax(t: Typing, x: Typed, dim: int, *_: Any, **__: Any) -> Typed:
+    """A masked logit of 0 still takes its share."""
+    if x[dim].size > 1:
+        t.reduce(x[dim], "takes a softmax over the axis")
+    return Typed(tuple(t.never_zero(d) for d in x.dims), x.static)
+
+
+@rule("cumsum", "cumsum_")
+def running_sum(t: Typing, x: Typed, dim: int, **_: Any) -> Typed:
+    """A zero adds nothing to the running sum, though the sum itself is not zero there."""
+    return x.but(dim, t.never_zero(x[dim], keep_const=False))
+
+
+@rule("cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk", "kthvalue")
+def ordered(t: Typing, x: Typed, *args: Any, **options: Any) -> Any:
+    """What comes out depends on every position's rank or place."""
+    t.freeze(x.dims, "positions are ordered by value")
+    outs = tuple(t.opaque(shape) for shape in t.out)
+    return outs if len(outs) > 1 else outs[0]

@@ -1,0 +1,108 @@
+"""Pooling, interpolation and padding: channels pass, space changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..axes import Atom, concat
+from ..conditions import every
+from ..lengths import Origin
+from ..typing import Dim, Typed, Typing
+from . import rule
+
+
+def _resample(t: Typing, x: Typed, space: int) -> Any:
+    kept = x.dims[: len(x) - space]
+    t.freeze(x.dims[len(x) - space :], "a spatial dimension")
+    outs = [
+        Typed(kept + tuple(t.fresh(s, "a spatial dimension") for s in shape[len(kept) :]))
+        for shape in t.out
+    ]
+    return tuple(outs) if len(outs) > 1 else outs[0]
+
+
+@rule("avg_pool1d", "adaptive_avg_pool1d", "max_pool1d", "upsample_nearest1d", "upsample_linear1d")
+def line(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
+    return _resample(t, x, 1)
+
+
+@rule(
+    *"""avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d
+    adaptive_max_pool2d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d
+    upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d
+    replication_pad2d mkldnn_max_pool2d""".split()
+)
+def plane(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
+    return _resample(t, x, 2)
+
+
+@rule("reflection_pad1d", "replication_pad1d")
+def line_padding(t: Typing, x: Typed, *_: Any) -> Any:
+    return _resample(t, x, 1)
+
+
+@rule(
+    *"""avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_avg_pool3d
+    adaptive_max_pool3d upsample_nearest3d upsample_trilinear3d reflection_pad3d
+    replication_pad3d""".split()
+)
+def volume(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
+    return _resample(t, x, 3)
+
+
+@rule("constant_pad_nd")
+def pad(t: Typing, x: Typed, amounts: Sequence[int], value: float = 0) -> Typed:
+    """Each padded dimension is [before + old + after]; ``amounts`` starts at the last dimension."""
+    origins = t.origins_of(amounts)
+    out = x
+    for i in range(len(amounts) // 2):
+        before, after = amounts[2 * i], amounts[2 * i + 1]
+        dim = len(x) - 1 - i
+        if before or after:
+            pair = (origins[2 * i], origins[2 * i + 1])
+            out = out.but(dim, _padded(t, x[dim], before, after, pair, value))
+    return out
+
+
+def _padded(
+    t: Typing, dim: Dim, before: int, after: int, origins: Sequence[Origin | None], value: float
+) -> Dim:
+    if before < 0 or after < 0:
+        t.freeze(dim, "padding cuts it")
+        return t.fresh(dim.size + before + after, "padding cuts it")
+    if dim.size == 1:
+        t.freeze(dim, "a single position is padded")
+    edges = [Atom(before), Atom(after)]
+    for edge, origin in zip(edges, origins, strict=True):
+        if edge.size:
+            t.name(edge, origin)
+    axis = concat(edges[0], dim.axis, edges[1])
+    padded = Dim(axis, every(dim.zero), every(dim.const))
+    return padded if value == 0 else t.never_zero(padded)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(t: Typing, x: Typed, factor: int) -> Typed:
+    """Channels (c · r · r) become c, and the rest goes into space."""
+    halves = t.split(x[-3], factor * factor)
+    if halves:
+        t.freeze(halves[1], "it becomes space")
+    channel = halves[0] if halves else t.fresh(t.out[0][-3], "a grid that cannot be split")
+    return Typed((*x.dims[:-3], channel, *(t.fresh(s, "space") for s in t.out[0][-2:])))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(t: Typing, x: Typed, factor: int) -> Typed:
+    channel = t.grid(x[-3], t.fresh(factor * factor, "it comes from space"))
+    return Typed((*x.dims[:-3], channel, *(t.fresh(s, "space") for s in t.out[0][-2:])))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(t: Typing, x: Typed, groups: int) -> Typed:
+    """(groups · c) becomes (c · groups)."""
+    halves = t.split(x[1], x[1].size // groups)
+    if not halves:
+        return x.but(1, t.fresh(x[1].size, "a grid that cannot be shuffled"))
+    t.name(halves[0].axis, t.origin_of(groups))
+    return x.but(1, t.grid(halves[1], halves[0]))
