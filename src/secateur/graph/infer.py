@@ -8,7 +8,7 @@ from ..errors import AxisError, RuleError
 from .axes import Atom, freeze
 from .conditions import Masked
 from .lengths import Size, Sizing, solve
-from .record import Op, Recording, Ref
+from .program import Op, Recording, Ref
 from .rules import rule_for
 from .typing import Dim, Reason, Typed, Typing
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,50 +23,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import TraceError
 from ..types import Example, call_arguments
-from .attributes import Call, CallWatcher, traced_attributes
+from .attributes import CallWatcher, traced_attributes
+from .program import Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A recorded tensor, by its number."""
-
-    value: int
-
-
-@dataclass(frozen=True)
-class Op:
-    """One executed operation."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Ref, ...]
-    module: str
-    line: str
-    call: Call
-    updates: tuple[int, int] | None = None  # in place: (value before, value after)
-
-    @property
-    def name(self) -> str:
-        """As in ``aten.view.default``."""
-        return str(self.func)
-
-
-@dataclass
-class Recording:
-    """All operations of one forward, and what the tensors are."""
-
-    ops: list[Op] = field(default_factory=list)
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    itemsize: list[int] = field(default_factory=list)
-    owner: list[int] = field(default_factory=list)  # the value whose memory this one is
-    inputs: list[int] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
-    parameters: dict[str, int] = field(default_factory=dict)  # canonical names
-    buffers: dict[str, int] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
 
 
 class _Recorder(TorchDispatchMode):
@@ -225,17 +184,17 @@ def record(model: nn.Module, example: Example) -> Recording:
                 f"({shapes or 'no tensors'}), in {recorder.modules[-1] or 'the model'!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        recording.outputs = [recorder.ref(x).value for x in _tensors(out)]
+        recording.outputs = [recorder.ref(x).value for x in tensors_of(out)]
     return recording
 
 
-def _tensors(out: Any) -> Iterator[Tensor]:
+def tensors_of(out: Any) -> Iterator[Tensor]:
     """Yield the tensors of an output: nested containers, or an object's attributes."""
     for leaf in tree_flatten(out)[0]:
         if isinstance(leaf, Tensor):
             yield leaf
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
-            yield from _tensors(list(vars(leaf).values()))
+            yield from tensors_of(list(vars(leaf).values()))
 
 
 def _number(

@@ -1,0 +1,113 @@
+"""What a model costs, computed from its recorded forward without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch.utils.flop_counter import flop_registry
+
+from .axes import Atom
+from .infer import Inferred
+from .lengths import now
+from .program import Op, Ref
+
+Count = Callable[[Atom], int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, multiply-accumulates of one forward, and the peak bytes of its activations."""
+
+    params: int
+    macs: int
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{human(self.params)} params, {human(self.macs)} MACs, "
+            f"{human(self.peak_bytes)}B peak activations"
+        )
+
+
+def human(number: float) -> str:
+    """Return a number with three digits and a unit: 11.7 M.
+
+    >>> human(11_689_512), human(512)
+    ('11.7 M', '512')
+    """
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"
+
+
+def params(inferred: Inferred, count: Count) -> int:
+    """Return the number of parameters; tied ones count once."""
+    values = inferred.recording.parameters.values()
+    return sum(prod(_shape(inferred, value, count)) for value in values)
+
+
+def macs(inferred: Inferred, count: Count) -> int:
+    """Return the multiply-accumulates of one forward on the recorded inputs (half its FLOPs)."""
+    return sum(_macs(inferred, op, count) for op in inferred.recording.ops)
+
+
+def peak_bytes(inferred: Inferred, count: Count) -> int:
+    """Return the most bytes of activations that are alive at one moment of the forward."""
+    r = inferred.recording
+    last: dict[int, int] = {}
+    born: dict[int, int] = {}
+    state = {r.owner[v] for v in (*r.parameters.values(), *r.buffers.values(), *r.inputs)}
+    for step, op in enumerate(r.ops):
+        for value in (*_values(op.args), *_values(list(op.kwargs.values())), *_values(op.outputs)):
+            last[r.owner[value]] = step
+        for ref in op.outputs:
+            born.setdefault(r.owner[ref.value], step)
+    for value in r.outputs:
+        last[r.owner[value]] = len(r.ops)
+    changes = [0] * (len(r.ops) + 2)
+    for owner, step in born.items():
+        if owner in state or owner not in inferred.types:
+            continue
+        size = prod(_shape(inferred, owner, count)) * r.itemsize[owner]
+        changes[step] += size
+        changes[last[owner] + 1] -= size
+    alive = peak = 0
+    for change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def cost(inferred: Inferred, count: Count) -> Cost:
+    """Return all costs when each atom keeps ``count(atom)`` positions."""
+    return Cost(params(inferred, count), macs(inferred, count), peak_bytes(inferred, count))
+
+
+def _shape(inferred: Inferred, value: int, count: Count) -> tuple[int, ...]:
+    return tuple(now(d.axis, count) for d in inferred.types[value].dims)
+
+
+def _macs(inferred: Inferred, op: Op, count: Count) -> int:
+    formula = flop_registry.get(getattr(op.func, "overloadpacket", None))
+    if formula is None:
+        return 0
+
+    def shapes(x: Any) -> Any:
+        if isinstance(x, Ref):
+            return _shape(inferred, x.value, count)
+        return [shapes(part) for part in x] if isinstance(x, (list, tuple)) else x
+
+    outs = [_shape(inferred, ref.value, count) for ref in op.outputs]
+    options = {k: shapes(v) for k, v in op.kwargs.items()}
+    flops = formula(*map(shapes, op.args), **options, out_val=outs[0] if len(outs) == 1 else outs)
+    return int(flops) // 2
+
+
+def _values(x: Any) -> list[int]:
+    if isinstance(x, Ref):
+        return [x.value]
+    return [v for part in x for v in _values(part)] if isinstance(x, (list, tuple)) else []

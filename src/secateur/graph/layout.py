@@ -1,0 +1,40 @@
+"""Where an atom's positions lie inside a dimension, as tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .axes import Atom, Axis, Concat, find
+
+
+def labels(axis: Axis, atom: Atom) -> Tensor:
+    """Return for each position of an axis the atom's position that it belongs to, or -1.
+
+    >>> from .axes import product, concat
+    >>> rows = Atom(2)
+    >>> labels(product(rows, Atom(3)), rows)
+    tensor([0, 0, 0, 1, 1, 1])
+    >>> labels(concat(Atom(1), rows), rows)
+    tensor([-1,  0,  1])
+    """
+    axis = find(axis)
+    if axis is atom:
+        return torch.arange(atom.size)
+    if isinstance(axis, Atom):
+        return torch.full((axis.size,), -1)
+    parts = [labels(part, atom) for part in axis.parts]  # type: ignore[attr-defined]
+    if isinstance(axis, Concat):
+        return torch.cat(parts)
+    grid = parts[0]
+    for part in parts[1:]:
+        grid = torch.maximum(grid[:, None], part[None, :]).flatten()
+    return grid
+
+
+def rows(tensor: Tensor, dim: int, axis: Axis, atom: Atom) -> Tensor:
+    """Return ``(atom.size, elements)``: all elements of a tensor that go with each position."""
+    label = labels(axis, atom).to(tensor.device)
+    moved = tensor.movedim(dim, 0).reshape(label.numel(), -1)[label >= 0]
+    order = torch.argsort(label[label >= 0], stable=True)
+    return moved[order].reshape(atom.size, -1)

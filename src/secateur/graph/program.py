@@ -1,0 +1,49 @@
+"""A recorded forward: the operations that ran, and the tensors that they made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .typing import Provenance
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A recorded tensor, by its number."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Op:
+    """One executed operation."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Ref, ...]
+    module: str
+    line: str
+    call: Provenance
+    updates: tuple[int, int] | None = None  # in place: (value before, value after)
+
+    @property
+    def name(self) -> str:
+        """As in ``aten.view.default``."""
+        return str(self.func)
+
+
+@dataclass
+class Recording:
+    """All operations of one forward, and what the tensors are."""
+
+    ops: list[Op] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    itemsize: list[int] = field(default_factory=list)
+    owner: list[int] = field(default_factory=list)  # the value whose memory this one is
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)  # canonical names
+    buffers: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one

@@ -1,0 +1,164 @@
+"""Complete masks: from what somebody masked to what can be removed, never silently.
+
+A position can go when at every place where its axis is summed away it contributes nothing: its
+slice is zero, or the weight that would read it is masked.  ``holds`` answers that for any partial
+set of masks.  Where a masked position still emits a constant (a BatchNorm bias), the position goes
+too and its remaining slices are masked: that changes the function, and is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import MaskError, did_you_mean
+from ..graph.axes import Atom
+from ..graph.conditions import Condition, holds
+from ..graph.groups import Group, contains
+from ..graph.layout import labels, rows
+from ..graph.typing import Site
+from ..structure import Structure
+from ..types import Masks
+
+
+@dataclass
+class Completion:
+    """Which positions stay in each group, and what had to be decided on the way."""
+
+    keeps: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)  # removed, but they emit a constant
+
+
+def check_masks(structure: Structure, masks: Mapping[str, Tensor]) -> None:
+    """Raise a ``MaskError`` that lists every mask that does not fit the model."""
+    r = structure.inferred.recording
+    wrong = []
+    for name, mask in masks.items():
+        canonical = r.names.get(name)
+        if canonical not in r.parameters:
+            wrong.append(f"there is no parameter {name!r}.{did_you_mean(name, r.names)}")
+            continue
+        shape = r.shapes[r.parameters[canonical]]
+        if tuple(mask.shape) != shape:
+            wrong.append(f"the mask of {name!r} is {tuple(mask.shape)}, the parameter {shape}")
+        elif mask.dtype != torch.bool:
+            wrong.append(f"the mask of {name!r} is {mask.dtype}, and must be torch.bool")
+    if wrong:
+        raise MaskError("\n".join(wrong))
+
+
+def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
+    """Return what masks, partial or not, allow to remove.
+
+    Args:
+        structure: of the model that the masks are for.
+        masks: parameter name → bool tensor of its shape; parameters without one are unmasked.
+
+    Raises:
+        MaskError: a mask fits no parameter of the model.
+    """
+    check_masks(structure, masks)
+    names = structure.inferred.recording.names
+    masks = {names[name]: mask for name, mask in masks.items()}
+    done = Completion()
+    sites: dict[int, list[Site]] = {}
+    from ..graph.axes import atoms
+
+    for site in structure.inferred.typing.sites:
+        for atom in atoms(site.axis):
+            sites.setdefault(id(atom), []).append(site)
+    for group in structure.groups:
+        _complete_group(structure, group, sites.get(id(group.atom), []), masks, done)
+    _balance(structure, done)
+    return done
+
+
+def _complete_group(
+    structure: Structure, group: Group, sites: list[Site], masks: Masks, done: Completion
+) -> None:
+    touched = [m for m in group.members if m.tensor in masks and not bool(masks[m.tensor].all())]
+    if not touched:
+        return
+
+    def masked(parameter: str, dim: int, atom: Atom) -> Tensor:
+        typed = structure.tensor(parameter)
+        if not contains(typed[dim].axis, atom):
+            return torch.ones(atom.size, dtype=torch.bool)
+        if parameter not in masks:
+            return torch.zeros(atom.size, dtype=torch.bool)
+        return ~rows(masks[parameter].cpu(), dim, typed[dim].axis, atom).any(1)
+
+    def ask(condition: Condition) -> Tensor:
+        return holds(condition, group.atom, contains, masked)
+
+    dead = torch.ones(group.size, dtype=torch.bool)
+    silent = dead.clone()
+    for site in sites:
+        zero = ask(site.zero)
+        dead &= zero | ask(site.const)
+        silent &= zero
+    if not sites:
+        dead = silent = torch.zeros(group.size, dtype=torch.bool)
+    asked = torch.zeros(group.size, dtype=torch.bool)
+    for member in touched:
+        asked |= masked(member.tensor, member.dim, group.atom)
+    kept_anyway = int((asked & ~dead).sum())
+    if kept_anyway:
+        done.notes.append(
+            f"{group.name}: {kept_anyway} of {group.size} positions are masked in some slices but "
+            "not in all that matter; they stay"
+        )
+    if bool(dead.all()):
+        dead[0] = False
+        done.notes.append(f"{group.name}: all positions are masked; one stays")
+    if bool(dead.any()):
+        done.keeps[group.name] = ~dead
+        if bool((dead & ~silent).any()):
+            done.constants[group.name] = dead & ~silent
+
+
+def _balance(structure: Structure, done: Completion) -> None:
+    """Groups that must keep equally many positions lose as many as the one that loses least."""
+    for group in structure.groups:
+        family = [group.name, *group.sized]
+        if len(family) == 1 or group.name != min(family):
+            continue
+        removed = {n: int((~done.keeps[n]).sum()) if n in done.keeps else 0 for n in family}
+        least = min(removed.values())
+        for name in family:
+            if removed[name] == least:
+                continue
+            gone = torch.nonzero(~done.keeps[name]).flatten()[:least]
+            keep = torch.ones_like(done.keeps[name])
+            keep[gone] = False
+            done.keeps[name] = keep
+            done.notes.append(
+                f"{name}: {removed[name] - least} masked positions stay, because "
+                f"{', '.join(n for n in family if n != name)} must keep equally many"
+            )
+            if not least:
+                del done.keeps[name]
+
+
+def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
+    """Return complete masks: every slice of every parameter that goes with a removed position."""
+    r = structure.inferred.recording
+    masks: Masks = {}
+    for name, keep in keeps.items():
+        group = structure[name]
+        for member in group.members:
+            if member.role == "buffer":
+                continue
+            typed = structure.tensor(member.tensor)
+            label = labels(typed[member.dim].axis, group.atom)
+            stays = (label < 0) | keep.cpu()[label.clamp(min=0)]
+            shape = r.shapes[r.parameters[member.tensor]]
+            mask = masks.setdefault(member.tensor, torch.ones(shape, dtype=torch.bool))
+            view = [1] * len(shape)
+            view[member.dim] = -1
+            mask &= stays.view(view)
+    return masks

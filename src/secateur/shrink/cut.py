@@ -1,0 +1,146 @@
+"""Cut a model in place, and put it back if anything fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShrinkError
+from ..graph.axes import Atom, positions
+from ..graph.lengths import Attribute, now
+from ..structure import Structure
+from .plan import Plan
+
+# What torch's own layers say of themselves: attribute → (tensor, dimension, × attribute).  Their
+# forward never reads these numbers, so no trace can find them; their repr does.
+_SAYS: list[tuple[tuple[type, ...], dict[str, tuple[str, int, str | None]]]] = [
+    ((nn.Linear,), {"in_features": ("weight", 1, None), "out_features": ("weight", 0, None)}),
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        {"in_channels": ("weight", 0, None), "out_channels": ("weight", 1, "groups")},
+    ),
+    (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        {"in_channels": ("weight", 1, "groups"), "out_channels": ("weight", 0, None)},
+    ),
+    ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight", 0, None)}),
+    ((nn.GroupNorm,), {"num_channels": ("weight", 0, None)}),
+    (
+        (nn.Embedding, nn.EmbeddingBag),
+        {"num_embeddings": ("weight", 0, None), "embedding_dim": ("weight", 1, None)},
+    ),
+]
+
+
+class Surgery:
+    """The changes made to one model; ``undo`` takes them all back."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._undo: list[Callable[[], None]] = []
+
+    def undo(self) -> None:
+        """Put every tensor and attribute back, last change first."""
+        while self._undo:
+            self._undo.pop()()
+
+    def set_data(self, tensor: Tensor, data: Tensor) -> None:
+        """Give a parameter or buffer other contents; it stays the same object (ties hold)."""
+        before, gradient = tensor.data, tensor.grad
+        self._undo.append(lambda: _restore(tensor, before, gradient))
+        if gradient is not None:
+            tensor.grad = None  # of the old shape
+        tensor.data = data
+
+    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
+        before = getattr(module, name)
+        self._undo.append(lambda: setattr(module, name, before))
+        setattr(module, name, value)
+
+    def mask(self, masks: Mapping[str, Tensor]) -> None:
+        """Multiply masks into the parameters."""
+        state = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, mask in masks.items():
+            parameter = state[name]
+            self.set_data(parameter, parameter.data * mask.to(parameter.device))
+
+    def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[Any, Any]]:
+        """Apply a plan; return attribute → (before, after).
+
+        Raises:
+            ShrinkError: an attribute of the model cannot express the new size.
+        """
+        plan.check(structure)
+        kept = {id(structure[n].atom): list(keep) for n, keep in plan.keep.items()}
+        self._cut_tensors(structure, lambda atom: kept.get(id(atom), range(atom.size)))
+        changed = self._set_sizes(structure, structure.counter(plan))
+        self._set_descriptions()
+        return changed
+
+    def _cut_tensors(self, structure: Structure, kept: Callable[[Atom], Any]) -> None:
+        r = structure.inferred.recording
+        state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, value in (*r.parameters.items(), *r.buffers.items()):
+            if value not in structure.inferred.types or name not in state:
+                continue
+            data = state[name].data
+            for dim, typed in enumerate(structure.inferred.types[value].dims):
+                index = positions(typed.axis, kept)
+                if len(index) != data.shape[dim]:
+                    data = data.index_select(dim, torch.tensor(index, device=data.device))
+            if data.shape != state[name].shape:
+                self.set_data(state[name], data.contiguous())
+
+    def _set_sizes(
+        self, structure: Structure, count: Callable[[Atom], int]
+    ) -> dict[str, tuple[Any, Any]]:
+        changed: dict[str, tuple[Any, Any]] = {}
+        for attribute, (axis, factor) in structure.inferred.attributes.items():
+            before, after = axis.size / factor, now(axis, count) / factor
+            if before == after:
+                continue
+            if after.denominator != 1:
+                raise ShrinkError(
+                    f"{attribute} would have to become {after}, which is no whole number; "
+                    "use round_to, or keep the groups that it names"
+                )
+            module = self.model.get_submodule(attribute.path)
+            self._set_size(module, attribute, int(after))
+            changed[str(attribute)] = (int(before), int(after))
+        return changed
+
+    def _set_size(self, module: nn.Module, attribute: Attribute, size: int) -> None:
+        if attribute.index is None:
+            self.set_attribute(module, attribute.name, size)
+            return
+        sizes = list(getattr(module, attribute.name))
+        sizes[attribute.index] = size
+        self.set_attribute(module, attribute.name, type(getattr(module, attribute.name))(sizes))
+
+    def _set_descriptions(self) -> None:
+        for module in self.model.modules():
+            for classes, says in _SAYS:
+                if isinstance(module, classes):
+                    for name, (tensor, dim, times) in says.items():
+                        self._describe(module, name, getattr(module, tensor, None), dim, times)
+                    break
+
+    def _describe(
+        self, module: nn.Module, name: str, tensor: Tensor | None, dim: int, times: str | None
+    ) -> None:
+        if tensor is None and isinstance(module, nn.modules.batchnorm._NormBase):
+            tensor = module.running_mean
+        if tensor is None or not hasattr(module, name):
+            return
+        size = tensor.shape[dim] * (getattr(module, times) if times else 1)
+        if getattr(module, name) != size:
+            self.set_attribute(module, name, size)
+
+
+def _restore(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
+    tensor.grad = None
+    tensor.data = data
+    tensor.grad = gradient

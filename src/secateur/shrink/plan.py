@@ -1,0 +1,118 @@
+"""A plan: which positions each group keeps.  Data: it can be costed, saved, compared, applied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PlanError, did_you_mean
+from ..structure import Structure
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Group name → the positions that it keeps, ascending.  Groups that lose nothing are absent."""
+
+    keep: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def from_keeps(cls, structure: Structure, keeps: Mapping[str, Tensor]) -> Plan:
+        """Return a plan from bool tensors ``(size,)`` by group; True is kept.
+
+        Raises:
+            PlanError: a group is unknown or frozen, a size is wrong, or nothing would be left.
+        """
+        kept = {
+            name: tuple(torch.nonzero(keep.cpu()).flatten().tolist())
+            for name, keep in keeps.items()
+            if not bool(keep.all())
+        }
+        plan = cls(kept)
+        plan.check(structure)
+        return plan
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many positions each group keeps."""
+        return {name: len(positions) for name, positions in self.keep.items()}
+
+    def check(self, structure: Structure) -> None:
+        """Raise a ``PlanError`` with all reasons why this plan does not fit a model, if any."""
+        known = {g.name: g for g in structure.groups}
+        frozen = {g.name: g for g in structure.frozen}
+        wrong = []
+        for name, kept in self.keep.items():
+            group = known.get(name)
+            if group is None:
+                why = f": it is frozen: {frozen[name].frozen}" if name in frozen else ""
+                hint = did_you_mean(name, known) if name not in frozen else ""
+                wrong.append(f"group {name!r} of {structure.model} cannot be cut{why}.{hint}")
+            elif not kept:
+                wrong.append(f"group {name!r} would keep nothing; at least one position must stay")
+            elif list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.size:
+                wrong.append(f"group {name!r} has positions 0…{group.size - 1}, each at most once")
+            else:
+                wrong += self._unbalanced(structure, name, known)
+        if wrong:
+            raise PlanError("\n".join(wrong))
+
+    def _unbalanced(self, structure: Structure, name: str, known: Mapping[str, Any]) -> list[str]:
+        counts = self.counts
+        mine = counts[name]
+        return [
+            f"groups {name!r} and {other!r} must keep equally many positions, not {mine} and "
+            f"{counts.get(other, known[other].size)}"
+            for other in known[name].sized
+            if counts.get(other, known[other].size) != mine and name < other
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON: kept positions as inclusive ranges ``[first, last]``."""
+        return {
+            "schema": SCHEMA,
+            "keep": {name: list(_ranges(kept)) for name, kept in self.keep.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """Return the plan that ``to_json`` wrote; takes a dict or its text.
+
+        Raises:
+            PlanError: it is no plan, or one of a newer schema.
+
+        >>> Plan.from_json(Plan({"conv1": (0, 1, 2, 5)}).to_json()).keep
+        {'conv1': (0, 1, 2, 5)}
+        """
+        try:
+            data = json.loads(data) if isinstance(data, (str, bytes)) else data
+            if data["schema"] > SCHEMA:
+                raise PlanError(f"plan schema {data['schema']} is newer than {SCHEMA}: upgrade")
+            keep = {
+                str(name): tuple(i for a, b in ranges for i in range(int(a), int(b) + 1))
+                for name, ranges in data["keep"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
+        return cls(keep)
+
+
+def _ranges(positions: Iterable[int]) -> Iterable[list[int]]:
+    run: list[int] = []
+    for p in positions:
+        if run and p == run[1] + 1:
+            run[1] = p
+        else:
+            if run:
+                yield run
+            run = [p, p]
+    if run:
+        yield run

@@ -1,0 +1,192 @@
+"""``shrink``: one call from masks to a smaller, verified model, or to an unchanged one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import ShrinkError, VerificationError
+from ..graph.cost import Cost, human
+from ..structure import Structure, analyze
+from ..types import Example, Masks
+from .complete import complete, group_masks
+from .cut import Surgery
+from .plan import Plan
+from .verify import Verification, difference, run, tolerance_of
+
+
+@dataclass
+class Result:
+    """A smaller model and everything that is known of how it came about."""
+
+    model: nn.Module
+    plan: Plan
+    masks: Masks
+    structure: Structure
+    before: Cost
+    after: Cost
+    verification: Verification | None
+    notes: list[str] = field(default_factory=list)
+    attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
+        total = sum(self.structure[n].size for n in self.plan.counts)
+        share = f"{removed / total:.0%} of the units" if total else "nothing"
+        title = f"{self.structure.model}: {share} of {len(self.plan.keep)} groups removed"
+        table = Table(title=title, title_justify="left")
+        for column in ("", "before", "after", ""):
+            table.add_column(column, justify="right" if column else "left")
+        for label, attribute in (("parameters", "params"), ("MACs", "macs"), ("peak activation bytes", "peak_bytes")):
+            old, new = getattr(self.before, attribute), getattr(self.after, attribute)
+            change = f"{new / old - 1:+.0%}" if old else ""
+            table.add_row(label, human(old), human(new), change)
+        yield table
+        yield f"checked: {self.verification}" if self.verification else "not checked (verify=False)"
+        yield (
+            f"loads with: the same {self.structure.model} and its plan (plan.json), torch.export, "
+            "ONNX; not with an unpruned checkpoint's loader (shapes differ)"
+        )
+        for note in self.notes:
+            yield f"[yellow]note[/] {note}"
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write ``model.safetensors`` and ``plan.json``, each to a temporary file first.
+
+        Tied parameters are written once.
+        """
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        names = self.structure.inferred.recording.names
+        state = {k: v for k, v in self.model.state_dict().items() if names.get(k, k) == k}
+        temporary = path / "model.safetensors.tmp"
+        save_file({k: v.contiguous() for k, v in state.items()}, temporary)
+        temporary.replace(path / "model.safetensors")
+        record = self.plan.to_json() | {
+            "model": self.structure.model,
+            "attributes": {k: list(v) for k, v in self.attributes.items()},
+            "tied": {k: v for k, v in names.items() if k != v},
+        }
+        temporary = path / "plan.json.tmp"
+        temporary.write_text(json.dumps(record, indent=1))
+        temporary.replace(path / "plan.json")
+        return path
+
+
+def shrink(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    example_inputs: Example,
+    *,
+    structure: Structure | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+) -> Result:
+    """Remove what masks have made superfluous.
+
+    Masks may be partial or disagree across a residual: what can go is found from them, completed
+    where it must be, and reported in ``notes``.
+
+    Args:
+        model: any module.
+        masks: parameter name → bool tensor of its shape, True = kept.
+        example_inputs: as for ``analyze``.
+        structure: from ``analyze``, when it is known already.
+        inplace: cut this very model; by default a deep copy.
+        verify: compare the smaller with the masked model.
+
+    Raises:
+        MaskError: a mask fits no parameter.
+        VerificationError: the outputs differ though every removal is exact; ``model`` is unchanged.
+        ShrinkError: the smaller model fails to run; ``model`` is unchanged.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> mask = torch.ones(8, 4, dtype=torch.bool)
+    >>> mask[:3] = False
+    >>> small = shrink(net, {"0.weight": mask, "0.bias": mask[:, 0]}, torch.zeros(1, 4))
+    >>> small.model[0].out_features, small.verification.passed
+    (5, True)
+    """
+    structure = structure or analyze(model, example_inputs)
+    done = complete(structure, masks)
+    notes = list(done.notes)
+    for name, constant in done.constants.items():
+        notes.append(
+            f"{name}: {int(constant.sum())} removed positions still emitted a constant (a bias that "
+            "is not masked); their other slices are masked too"
+        )
+    plan = Plan.from_keeps(structure, done.keeps)
+    full = {structure.inferred.recording.names[n]: m.cpu() for n, m in masks.items()}
+    for name, mask in group_masks(structure, done.keeps).items():
+        full[name] = full[name] & mask if name in full else mask
+    return cut_and_verify(
+        model, structure, plan, full, example_inputs, notes=notes, inplace=inplace, verify=verify
+    )
+
+
+def cut_and_verify(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    masks: Masks,
+    example_inputs: Example,
+    *,
+    notes: list[str],
+    inplace: bool,
+    verify: bool,
+) -> Result:
+    """Multiply in the masks, apply the plan, and compare; on failure the model is as before."""
+    model = model if inplace else copy.deepcopy(model)
+    surgery = Surgery(model)
+    inexact = [f"{n}: {structure[n].inexact}" for n in plan.keep if not structure[n].exact]
+    checked: Verification | None = None
+    try:
+        surgery.mask(masks)
+        verify = verify and not any(p.is_meta for p in model.parameters())
+        expected = run(model, example_inputs) if verify else []
+        attributes = surgery.cut(structure, plan)
+        if verify:
+            try:
+                found = run(model, example_inputs)
+            except Exception as error:  # the user's forward may raise anything
+                raise ShrinkError(
+                    f"the smaller {structure.model} does not run: {type(error).__name__}: {error}"
+                ) from error
+            gap = difference(expected, found)
+            checked = Verification(gap, tolerance_of(expected), not inexact, len(found))
+            if not checked.passed:
+                raise VerificationError(
+                    f"the smaller {structure.model} differs from the masked one by {gap:.1e} "
+                    f"relative (allowed {checked.tolerance:.0e}) though every removal is exact"
+                )
+    except BaseException:
+        surgery.undo()
+        raise
+    return Result(
+        model,
+        plan,
+        masks,
+        structure,
+        structure.cost(),
+        structure.cost(plan),
+        checked,
+        [*notes, *(f"inexact: {reason}" for reason in inexact)],
+        attributes,
+    )

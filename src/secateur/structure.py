@@ -1,0 +1,165 @@
+"""``analyze``: what can be removed from a model, what goes with it, and why the rest cannot go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import nn
+
+from .errors import UnknownNameError, did_you_mean
+from .graph.axes import Atom
+from .graph.cost import Cost, cost, human, macs
+from .graph.groups import Group, find_groups
+from .graph.infer import Inferred
+from .graph.record import record
+from .graph.typing import Reason, Typed
+from .types import Example
+
+
+class Structure:
+    """The dependency groups of a model.
+
+    Attributes:
+        groups: those that may be pruned, in the order in which the model uses them.
+        frozen: those that may not, each with its reason.
+        unknown: operations without a rule, with the place of the first; what they touch is frozen.
+    """
+
+    def __init__(self, model: str, inferred: Inferred):
+        self.model = model
+        self.inferred = inferred
+        free, frozen = find_groups(inferred)
+        self.groups: tuple[Group, ...] = tuple(free)
+        self.frozen: tuple[Group, ...] = tuple(frozen)
+        self.unknown: dict[str, Reason] = inferred.unknown
+        self._by_name = {g.name: g for g in (*free, *frozen)}
+        self._by_atom = {id(g.atom): g for g in free}
+
+    def __getitem__(self, name: str) -> Group:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            hint = did_you_mean(name, self._by_name)
+            raise UnknownNameError(f"{self.model} has no group {name!r}.{hint}") from None
+
+    @property
+    def exact(self) -> tuple[Group, ...]:
+        """The groups whose removal changes nothing but the size."""
+        return tuple(g for g in self.groups if g.exact)
+
+    def tensor(self, name: str) -> Typed:
+        """Return the type of a parameter or buffer by its name (any of its names, when tied)."""
+        r = self.inferred.recording
+        name = r.names.get(name, name)
+        value = r.parameters.get(name, r.buffers.get(name))
+        if value is None or value not in self.inferred.types:
+            hint = did_you_mean(name, r.names)
+            raise UnknownNameError(f"{self.model} has no tensor {name!r}.{hint}")
+        return self.inferred.types[value]
+
+    def independent(self, *, inexact: bool = False) -> tuple[Group, ...]:
+        """Return groups of which no two share a grid, so that a share of each is a share of all.
+
+        Of heads and their widths, or convolution groups and their channels, one is chosen: an exact
+        one before an inexact one, then the one with more positions.
+        """
+        order = sorted(self.groups, key=lambda g: (not g.exact, -g.size))
+        chosen: set[str] = set()
+        for group in order:
+            if (group.exact or inexact) and group.size > 1 and not chosen & set(group.grid):
+                chosen.add(group.name)
+        return tuple(g for g in self.groups if g.name in chosen)
+
+    def cost(self, keep: Mapping[str, int] | Any = None) -> Cost:
+        """Return parameters, MACs and peak activation bytes, without running the model.
+
+        Args:
+            keep: group name → how many positions it keeps, or a ``Plan``; None is the whole model.
+        """
+        return cost(self.inferred, self.counter(keep))
+
+    def counter(self, keep: Mapping[str, int] | Any = None) -> Callable[[Atom], int]:
+        """Return the function atom → positions kept, which the symbolic costs are computed from."""
+        if keep is None:
+            return lambda atom: atom.size
+        counts = keep if isinstance(keep, Mapping) else keep.counts
+        left = {id(self[name].atom): count for name, count in counts.items()}
+        return lambda atom: left.get(id(atom), atom.size)
+
+    def macs_per_index(self, group: Group) -> float:
+        """Return the MACs that one position of a group takes with it, on the recorded inputs."""
+        one_less = macs(self.inferred, lambda a: a.size - (a is group.atom))
+        return macs(self.inferred, lambda a: a.size) - one_less
+
+    def explain(self, tensor: str, dim: int) -> str:
+        """Say for one dimension of a parameter or buffer what it is made of and may be done to it."""
+        typed = self.tensor(tensor)
+        lines = [f"{tensor} dim {dim}: {typed[dim].axis!r}"]
+        from .graph.axes import atoms
+
+        for atom in atoms(typed[dim].axis):
+            group = self._by_atom.get(id(atom))
+            lines.append(f"  {group}" if group else f"  {atom.size} frozen: {atom.frozen}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Structure({self.model}: {len(self.groups)} groups, {len(self.frozen)} frozen)"
+
+    def __str__(self) -> str:
+        console = Console(width=120, record=False, file=None, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")
+        for column in ("group", "size", "slices", "params/index", "MACs/index", "removal"):
+            table.add_column(column, justify="right" if "/" in column or column == "size" else "left")
+        for g in self.groups:
+            removal = "exact" if g.exact else f"[yellow]inexact[/]: {g.inexact}"
+            if g.sized:
+                removal += f"; as many as {', '.join(g.sized)}"
+            slices = ", ".join(f"{m.tensor}:{m.dim}" for m in g.members[:3])
+            more = f" +{len(g.members) - 3}" if len(g.members) > 3 else ""
+            numbers = human(g.params), human(self.macs_per_index(g))
+            table.add_row(g.name, str(g.size), slices + more, *numbers, removal)
+        yield table
+        reasons: dict[str, list[Group]] = {}
+        for g in self.frozen:
+            reasons.setdefault(g.frozen.why if g.frozen else "", []).append(g)
+        for why, groups in reasons.items():
+            names = ", ".join(f"{g.name} ({g.size})" for g in groups[:4])
+            yield f"[dim]frozen[/] {names}{' …' if len(groups) > 4 else ''}: {why}"
+
+
+def analyze(model: nn.Module, example_inputs: Example) -> Structure:
+    """Infer what can be removed from a model from the operations of one forward.
+
+    The model's parameters, buffers, modes and attributes are as before afterwards, also when its
+    forward fails.  A model on ``torch.device("meta")`` is analysed without weights.
+
+    Args:
+        model: any module.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Returns:
+        The structure; print it.
+
+    Raises:
+        TraceError: the forward failed on the example inputs.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> structure = analyze(net, torch.zeros(2, 8))
+    >>> [(g.name, g.size, g.exact) for g in structure.groups]
+    [('0', 16, True)]
+    >>> structure.cost({"0": 8}).params
+    108
+    >>> print(structure.explain("2.weight", 0))
+    2.weight dim 0: 4
+      4 frozen: it is the model's output (aten.addmm.default in '2')
+    """
+    return Structure(type(model).__name__, Inferred(record(model, example_inputs)))
