@@ -1,3 +1,44 @@
-"""Prune any PyTorch model, and get one that is really smaller."""
+"""Prune any PyTorch model, and get one that is really smaller.
+
+>>> import torch
+>>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+>>> result = prune(net, torch.zeros(1, 8), sparsity=0.5)
+>>> result.model[0].out_features
+8
+"""
 
 from __future__ import annotations
+
+from . import errors as errors
+from .config import Config as Config
+from .config import Target as Target
+from .criteria import criteria as criteria
+from .graph.cost import Cost as Cost
+from .graph.groups import Group as Group
+from .pruner import Pruner as Pruner
+from .pruner import prune as prune
+from .schedules import schedules as schedules
+from .shrink import Plan as Plan
+from .shrink import Result as Result
+from .shrink import Verification as Verification
+from .shrink import shrink as shrink
+from .structure import Structure as Structure
+from .structure import analyze as analyze
+
+__all__ = [
+    "Config",
+    "Cost",
+    "Group",
+    "Plan",
+    "Pruner",
+    "Result",
+    "Structure",
+    "Target",
+    "Verification",
+    "analyze",
+    "criteria",
+    "errors",
+    "prune",
+    "schedules",
+    "shrink",
+]

@@ -125,9 +125,9 @@ def fpgm(rows: Tensor) -> Tensor:
 
     Distances come from matrix products, :math:`|a|^2 + |b|^2 - 2ab`, tile by tile: memory stays at
     a few tiles, whatever the size of ``rows``.  That formula cancels for rows that almost
-    coincide, so it runs in float64, where the error of one distance is below ``3e-8`` of the rows'
-    norm: no more than what float32 weights themselves carry.  (Devices without float64 use
-    float32, with errors below ``1e-3`` of the norm.)
+    coincide, so it runs in float64, where the error of one distance stays below ``1e-6`` of the
+    rows' norm (measured: ``2e-7`` for 30,000 elements; float32 would give ``1e-3``, and is used
+    only on devices that have no float64).
 
     >>> fpgm(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]))
     tensor([6.0000, 9.2426, 5.2426])

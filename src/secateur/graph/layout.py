@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from ..granularity import Granularity
 from .axes import Atom, Axis, Concat, find
 
 
@@ -38,3 +41,25 @@ def rows(tensor: Tensor, dim: int, axis: Axis, atom: Atom) -> Tensor:
     moved = tensor.movedim(dim, 0).reshape(label.numel(), -1)[label >= 0]
     order = torch.argsort(label[label >= 0], stable=True)
     return moved[order].reshape(atom.size, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Along(Granularity):
+    """The positions of a dependency group, as they lie in one dimension of one tensor."""
+
+    dim: int
+    axis: Axis
+    atom: Atom
+
+    def blocks(self, shape: tuple[int, ...]) -> int:
+        return self.atom.size
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        return rows(tensor, self.dim, self.axis, self.atom)
+
+    def expand(self, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
+        label = labels(self.axis, self.atom).to(keep.device)
+        stays = (label < 0) | keep[label.clamp(min=0)]
+        view = [1] * len(shape)
+        view[self.dim] = -1
+        return stays.view(view).expand(shape).clone()

@@ -181,8 +181,10 @@ class Typing:
         for dim in (x, weight):
             if dim.source:
                 self.consumed.add(dim.source)
-        const = either(x.const, weight.zero)
         zero = either(x.zero, weight.zero)
+        # A steady position read through a parameter adds a constant; through an activation it does not.
+        steady = [x.const] if weight.source else [weight.const] if x.source else []
+        const = either(zero, *steady)
         site = Site(x.axis, zero, const, self.reason, weight=weight.source)
         self.sites.append(site)
 

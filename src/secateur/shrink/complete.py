@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import MaskError, did_you_mean
-from ..graph.axes import Atom
+from ..graph.axes import Atom, atoms
 from ..graph.conditions import Condition, holds
 from ..graph.groups import Group, contains
-from ..graph.layout import labels, rows
+from ..graph.layout import Along, rows
 from ..graph.typing import Site
 from ..structure import Structure
 from ..types import Masks
@@ -66,8 +66,6 @@ def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
     masks = {names[name]: mask for name, mask in masks.items()}
     done = Completion()
     sites: dict[int, list[Site]] = {}
-    from ..graph.axes import atoms
-
     for site in structure.inferred.typing.sites:
         for atom in atoms(site.axis):
             sites.setdefault(id(atom), []).append(site)
@@ -153,12 +151,8 @@ def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
         for member in group.members:
             if member.role == "buffer":
                 continue
-            typed = structure.tensor(member.tensor)
-            label = labels(typed[member.dim].axis, group.atom)
-            stays = (label < 0) | keep.cpu()[label.clamp(min=0)]
             shape = r.shapes[r.parameters[member.tensor]]
-            mask = masks.setdefault(member.tensor, torch.ones(shape, dtype=torch.bool))
-            view = [1] * len(shape)
-            view[member.dim] = -1
-            mask &= stays.view(view)
+            along = Along(member.dim, structure.tensor(member.tensor)[member.dim].axis, group.atom)
+            mask = along.expand(keep.cpu(), shape)
+            masks[member.tensor] = masks[member.tensor] & mask if member.tensor in masks else mask
     return masks

@@ -125,7 +125,7 @@ def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) ->
         t.same(x, row)
     else:
         t.same(x, _grid(t, row, weight[1]))
-        t.contract(weight[1], replace(weight[1], zero=x.zero, const=x.const, source=None))
+        t.contract(Dim(weight[1].axis, x.zero, x.const), weight[1])
     t.same(weight[0], _grid(t, row, t.fresh(wide)))
     zero = weight[0].zero
     if per_group == 1 == wide:  # depthwise: an input channel of zeros is an output channel of zeros

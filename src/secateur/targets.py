@@ -1,0 +1,217 @@
+"""From a config and a model to what is ranked: one ``Selectable`` for each thing that is decided.
+
+A selectable is a set of positions with one score and one decision each, and the tensors that the
+decision is written to: one weight for an element or channel pruner, every slice of a dependency
+group, the members of one of NNI's dependency groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config, Target
+from .criteria import criteria, needs
+from .errors import ConfigError, NoMatchError, ScoreError, did_you_mean
+from .granularity import Granularity
+from .graph.groups import Group
+from .graph.layout import Along
+from .select import Request
+from .settings import granularity_from, stores_transposed
+from .structure import Structure
+from .types import Masks
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that a decision is written to, and how it falls into the positions decided on."""
+
+    tensor: str
+    granularity: Granularity
+    scores: bool = True
+
+
+@dataclass(frozen=True)
+class Selectable:
+    """Positions that are decided on together; see the module's docstring."""
+
+    name: str
+    parts: tuple[Part, ...]
+    criterion: str
+    request: Request  # without scores yet: an empty tensor
+    normalize: str = "mean"
+    group: Group | None = None
+
+    def score(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Return one score per position: the mean over the parts, made comparable first.
+
+        Raises:
+            ScoreError: a tensor has a NaN or infinite weight.
+        """
+        function = criteria[self.criterion]
+        options = {"generator": generator} if "generator" in needs(function) else {}
+        found = []
+        for part in self.parts:
+            if not part.scores:
+                continue
+            tensor = tensors[part.tensor]
+            if not bool(tensor.isfinite().all()):
+                raise ScoreError(
+                    f"{part.tensor!r} has weights that are NaN or infinite: nothing can be ranked"
+                )
+            score = function(part.granularity.rows(tensor), **options).float().cpu()
+            found.append(normalized(score, self.normalize))
+        return torch.stack(found).mean(0)
+
+    def masks(self, keep: Tensor, tensors: Mapping[str, Tensor]) -> Masks:
+        """Return the mask of every part's tensor for a bool decision ``(positions,)``."""
+        masks: Masks = {}
+        for part in self.parts:
+            mask = part.granularity.expand(keep.cpu(), tuple(tensors[part.tensor].shape))
+            masks[part.tensor] = masks[part.tensor] & mask if part.tensor in masks else mask
+        return masks
+
+
+def normalized(score: Tensor, how: str) -> Tensor:
+    """Return scores on a common scale: divided by their mean, max or sum, or standardised.
+
+    >>> normalized(torch.tensor([1., 3.]), "mean")
+    tensor([0.5000, 1.5000])
+    """
+    if how == "gaussian":
+        return (score - score.mean()) / score.std(correction=0).clamp(min=1e-12)
+    scale = {"none": 1.0, "mean": score.mean(), "max": score.max(), "sum": score.sum()}[how]
+    return score / max(float(scale), 1e-12)
+
+
+def selectables(model: nn.Module, config: Config, structure: Structure | None) -> list[Selectable]:
+    """Return what a config selects in a model; a later target replaces an earlier one's choices.
+
+    Raises:
+        NoMatchError: a target matches nothing.
+        ConfigError: a target has no goal, or a tensor cannot fall into such blocks.
+    """
+    found: dict[str, Selectable] = {}
+    problems = []
+    for i, target in enumerate(config.resolved_targets()):
+        place = f"targets[{i}]" if config.targets else "the config"
+        if target.sparsity is None and target.threshold is None and target.min_sparsity is None:
+            problems.append(f"{place} has no goal: give sparsity or threshold")
+            continue
+        if target.granularity == "group":
+            assert structure is not None
+            made = _of_groups(model, target, config, structure, i)
+        else:
+            made = _of_tensors(model, target, config, i)
+        if not made:
+            problems.append(f"{place} selects nothing that can be pruned{_why(model, target)}")
+        found |= {each.name: each for each in made}
+    if problems:
+        raise NoMatchError(*problems) if "selects" in problems[0] else ConfigError(*problems)
+    return list(found.values())
+
+
+def _why(model: nn.Module, target: Target) -> str:
+    modules = dict(model.named_modules())
+    kinds = {type(m).__name__ for m in modules.values()}
+    hints = []
+    for patterns, known in ((target.names, modules), (target.types, kinds)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                hints.append(f"{pattern!r} matches none.{did_you_mean(pattern, known)}")
+    return ": " + " ".join(hints) if hints else ""
+
+
+def chosen(name: str, module: nn.Module, target: Target) -> bool:
+    """Tell whether a target's selectors take a module."""
+
+    def kind(patterns: Sequence[str]) -> bool:
+        return type(module).__name__ in patterns
+
+    def named(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    if named(target.exclude) or kind(target.exclude_types):
+        return False
+    return (not target.names or named(target.names)) and (not target.types or kind(target.types))
+
+
+def _request(target: Target, pool: Hashable, **options: float | int) -> Request:
+    return Request(
+        torch.empty(0),
+        sparsity=target.sparsity,
+        threshold=target.threshold,
+        min_sparsity=target.min_sparsity,
+        max_sparsity=target.max_sparsity,
+        pool=pool if target.scope == "global" else None,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _of_groups(
+    model: nn.Module, target: Target, config: Config, structure: Structure, index: int
+) -> list[Selectable]:
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
+    made = []
+    for group in structure.independent(inexact=config.inexact):
+        makers = [m for m in group.members if m.role == "out"]
+        owners = {m.tensor.rpartition(".")[0] for m in makers}
+        excluded = replace_goal(target)
+        if not any(chosen(o, modules[o], target) for o in owners if o in modules):
+            continue
+        if any(not chosen(o, modules[o], excluded) for o in owners if o in modules):
+            continue
+        weights = [m for m in makers if parameters[m.tensor].ndim > 1] or makers
+        parts = tuple(
+            Part(m.tensor, Along(m.dim, structure.tensor(m.tensor)[m.dim].axis, group.atom), m in weights)
+            for m in group.members
+            if m.role != "buffer"
+        )
+        request = _request(target, index, round_to=config.round_to)
+        if any(p.scores for p in parts):
+            made.append(Selectable(group.name, parts, target.criterion, request, target.normalize, group))
+    return made
+
+
+def replace_goal(target: Target) -> Target:
+    """Return the target's exclusions alone, which hold for every slice of a group."""
+    return Target(exclude=target.exclude, exclude_types=target.exclude_types)
+
+
+def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) -> list[Selectable]:
+    made = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not chosen(path, module, target):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in target.parameters or id(parameter) in seen:
+                continue
+            shape = tuple(parameter.shape)
+            granularity = granularity_from(target.granularity, transposed=stores_transposed(module))
+            assert granularity is not None
+            if len(shape) < 2 and not target.types and target.granularity != "element":
+                continue  # a norm's weight has no channels of its own
+            seen.add(id(parameter))
+            full = f"{path}.{name}" if path else name
+            blocks = granularity.blocks(shape)
+            request = _request(
+                target,
+                index,
+                clusters=granularity.clusters(shape),
+                grain=parameter.numel() / max(blocks, 1),
+                round_to=config.round_to if target.granularity == "out_channel" else 1,
+            )
+            part = Part(full, granularity)
+            made.append(Selectable(full, (part,), target.criterion, request, target.normalize))
+    return made
+
+
+def scored(selectable: Selectable, score: Tensor) -> Request:
+    """Return the selectable's request with its scores."""
+    return replace(selectable.request, score=score)
