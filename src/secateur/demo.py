@@ -223,7 +223,7 @@ def run(
     train_seconds = _fit_with_bar(console, "train", dense, data, epochs, 3e-3, seed)
 
     # A little more than asked for, because only whole channels can go.
-    result = secateur.prune(dense, images[:2], sparsity=1 - MACS_KEPT + 0.01, of="macs")
+    result = secateur.prune(dense, images[:1], sparsity=1 - MACS_KEPT + 0.01, of="macs")
     smaller, masked = result.model, masked_copy(dense, result.masks)
     console.print(result)
     differ = int((predict(masked, images) != predict(smaller, images)).sum())

@@ -20,7 +20,7 @@ from .select import Request, select, select_count
 from .shrink import Plan, Result, cut_and_verify, group_masks
 from .shrink import shrink as shrink_masks
 from .structure import Structure, analyze
-from .targets import Selectable, scored, selectables
+from .targets import scored, selectables
 from .types import Example, Masks
 
 
@@ -43,7 +43,8 @@ class Pruner:
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    >>> pruner = Pruner(net, Config(criterion="l1", sparsity=0.5, schedule="linear", steps=2), torch.zeros(1, 8))
+    >>> config = Config(criterion="l1", sparsity=0.5, schedule="linear", steps=2)
+    >>> pruner = Pruner(net, config, torch.zeros(1, 8))
     >>> pruner.step()["sparsity"], pruner.step()["sparsity"]
     (0.25, 0.5)
     >>> pruner.finish().model[0].out_features
@@ -123,7 +124,8 @@ class Pruner:
             total = self._cost({})
             allowed = (1 - goal) * total
             ratio = ratio_for(
-                lambda r: self._cost(self._counts(self._balanced(_at(requests, r), names)[0])), allowed
+                lambda r: self._cost(self._counts(self._balanced(_at(requests, r), names)[0])),
+                allowed,
             )
             requests = _at(requests, ratio)
         keeps, notes = self._balanced(requests, names)
@@ -136,7 +138,9 @@ class Pruner:
         measure = macs if self.config.of == "macs" else params
         return measure(self.structure.inferred, self.structure.counter(counts))
 
-    def _balanced(self, requests: list[Request], names: list[str]) -> tuple[list[Tensor], list[str]]:
+    def _balanced(
+        self, requests: list[Request], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
         """Select, then give equally many positions to groups that must keep equally many."""
         selection = select(requests, names)
         keeps, notes = list(selection.keeps), list(selection.notes)
@@ -279,4 +283,3 @@ def prune(
             for name, parameter in model.named_parameters() if inplace else ():
                 parameter.copy_(before[name])
         raise
-

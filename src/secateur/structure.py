@@ -95,7 +95,7 @@ class Structure:
         return macs(self.inferred, lambda a: a.size) - one_less
 
     def explain(self, tensor: str, dim: int) -> str:
-        """Say for one dimension of a parameter or buffer what it is made of and may be done to it."""
+        """Say what one dimension of a parameter or buffer is made of, and what may be removed."""
         typed = self.tensor(tensor)
         lines = [f"{tensor} dim {dim}: {typed[dim].axis!r}"]
         from .graph.axes import atoms
@@ -117,7 +117,9 @@ class Structure:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")
         for column in ("group", "size", "slices", "params/index", "MACs/index", "removal"):
-            table.add_column(column, justify="right" if "/" in column or column == "size" else "left")
+            table.add_column(
+                column, justify="right" if "/" in column or column == "size" else "left"
+            )
         for g in self.groups:
             removal = "exact" if g.exact else f"[yellow]inexact[/]: {g.inexact}"
             if g.sized:

@@ -84,8 +84,10 @@ def normalized(score: Tensor, how: str) -> Tensor:
     """
     if how == "gaussian":
         return (score - score.mean()) / score.std(correction=0).clamp(min=1e-12)
-    scale = {"none": 1.0, "mean": score.mean(), "max": score.max(), "sum": score.sum()}[how]
-    return score / max(float(scale), 1e-12)
+    if how == "none":
+        return score
+    scale = {"mean": score.mean(), "max": score.amax(), "sum": score.sum()}[how]
+    return score / scale.clamp(min=1e-12)
 
 
 def selectables(model: nn.Module, config: Config, structure: Structure | None) -> list[Selectable]:
@@ -168,13 +170,19 @@ def _of_groups(
             continue
         weights = [m for m in makers if parameters[m.tensor].ndim > 1] or makers
         parts = tuple(
-            Part(m.tensor, Along(m.dim, structure.tensor(m.tensor)[m.dim].axis, group.atom), m in weights)
+            Part(
+                m.tensor,
+                Along(m.dim, structure.tensor(m.tensor)[m.dim].axis, group.atom),
+                m in weights,
+            )
             for m in group.members
             if m.role != "buffer"
         )
         request = _request(target, index, round_to=config.round_to)
         if any(p.scores for p in parts):
-            made.append(Selectable(group.name, parts, target.criterion, request, target.normalize, group))
+            made.append(
+                Selectable(group.name, parts, target.criterion, request, target.normalize, group)
+            )
     return made
 
 

@@ -89,7 +89,9 @@ class Call:
 
 
 def _origin(integer: int) -> Origin:
-    return _absolute(integer.origin if isinstance(integer, TracedInt) else Origin(Fraction(integer)))
+    return _absolute(
+        integer.origin if isinstance(integer, TracedInt) else Origin(Fraction(integer))
+    )
 
 
 def _absolute(origin: Origin) -> Origin:

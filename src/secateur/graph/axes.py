@@ -1,10 +1,10 @@
 """The axis algebra: what a tensor's dimension is made of, and when two dimensions are the same.
 
-An axis is an ``Atom`` (positions that can be kept or removed one by one), a ``Product`` (a flattened
-grid, outer to inner) or a ``Concat`` (pieces laid end to end).  ``unify`` says that two axes are the
-same axis and refines both until they are; ``cut`` and ``factor`` refine one.  An atom that has been
-refined links to its definition, as in the union-find of any type inference, so every axis that
-mentions it follows, and the work is linear in the number of statements made.
+An axis is an ``Atom`` (positions that can be kept or removed one by one), a ``Product`` (a
+flattened grid, outer to inner) or a ``Concat`` (pieces laid end to end).  ``unify`` says that two
+axes are the same axis and refines both until they are; ``cut`` and ``factor`` refine one.  An atom
+that has been refined links to its definition, as in the union-find of any type inference, so every
+axis that mentions it follows, and the work is linear in the number of statements made.
 
 >>> channels, heads, width = Atom(768), Atom(12), Atom(64)
 >>> unify(channels, product(heads, width))
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product as cartesian
 from typing import Any
 
-from ..errors import AxisError
+from secateur.errors import AxisError
 
 
 class Axis:
@@ -150,9 +150,9 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
     if not 0 < at < axis.size:
         raise AxisError(f"cannot cut {axis!r} at {at}: it has {axis.size} positions")
     if isinstance(axis, Atom):
-        left, right = Atom(at), Atom(axis.size - at)
-        _define(axis, Concat((left, right)))
-        return left, right
+        first_piece, second_piece = Atom(at), Atom(axis.size - at)
+        _define(axis, Concat((first_piece, second_piece)))
+        return first_piece, second_piece
     if isinstance(axis, Concat):
         return _cut_concat(axis, at)
     assert isinstance(axis, Product)
@@ -170,15 +170,15 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
 
 
 def _cut_concat(axis: Concat, at: int) -> tuple[Axis, Axis]:
-    done = 0
-    for i, part in enumerate(axis.parts):
-        if done + part.size > at:
-            break
-        done += part.size
-    if done == at:
-        return concat(*axis.parts[:i]), concat(*axis.parts[i:])
-    left, right = cut(part, at - done)
-    return concat(*axis.parts[:i], left), concat(right, *axis.parts[i + 1 :])
+    whole = 0  # parts that lie before the cut
+    while axis.parts[whole].size <= at:
+        at -= axis.parts[whole].size
+        whole += 1
+    before, rest = axis.parts[:whole], axis.parts[whole:]
+    if not at:
+        return concat(*before), concat(*rest)
+    left, right = cut(rest[0], at)
+    return concat(*before, left), concat(right, *rest[1:])
 
 
 def factor(axis: Axis, inner: int) -> tuple[Axis, Axis]:
@@ -196,25 +196,24 @@ def factor(axis: Axis, inner: int) -> tuple[Axis, Axis]:
     if inner == 1:
         return axis, Atom(1, frozen="a single column")
     if isinstance(axis, Atom):
-        row = Atom(inner)
-        outer = Atom(axis.size // inner)
-        _define(axis, Product((outer, row)))
-        return outer, row
+        column, row = Atom(axis.size // inner), Atom(inner)
+        _define(axis, Product((column, row)))
+        return column, row
     if isinstance(axis, Concat):
         halves = [factor(part, inner) for part in axis.parts]
-        for _, row in halves[1:]:
-            unify(halves[0][1], row)
+        for _, other in halves[1:]:
+            unify(halves[0][1], other)
         return concat(*(outer for outer, _ in halves)), halves[0][1]
     assert isinstance(axis, Product)
     rest, last = axis.parts[:-1], axis.parts[-1]
     if inner == last.size:
         return product(*rest), last
     if inner % last.size == 0:
-        outer, row = factor(product(*rest), inner // last.size)
-        return outer, product(row, last)
+        outer, middle = factor(product(*rest), inner // last.size)
+        return outer, product(middle, last)
     if last.size % inner == 0:
-        outer, row = factor(last, inner)
-        return product(*rest, outer), row
+        outer, tail = factor(last, inner)
+        return product(*rest, outer), tail
     raise AxisError(f"{axis!r} is a grid with rows of {last.size}, and not of {inner}")
 
 

@@ -64,7 +64,8 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
     names = _names(where)
     sized = {id(a): c for c in inferred.sizing.classes() for a in c}
     grids = _grids(inferred)
-    free, frozen = [], []
+    free: list[Group] = []
+    frozen: list[Group] = []
     for key, (atom, members) in where.items():
         tied = (names[id(a)] for a in sized.get(key, ()) if a is not atom and id(a) in names)
         mates = tuple(sorted(names[k] for k in grids.get(key, ()) if k in names and k != key))
@@ -191,12 +192,9 @@ def _params(inferred: Inferred, atom: Atom, members: list[Member]) -> int:
     total = 0
     for name in {m.tensor for m in members if m.tensor in parameters}:
         dims = inferred.types[parameters[name]].dims
-        sizes = [
-            (d.size, now(d.axis, lambda a: a.size - (a is atom))) for d in dims
-        ]
+        sizes = [(d.size, now(d.axis, lambda a: a.size - (a is atom))) for d in dims]
         before = after = 1
         for size, left in sizes:
             before, after = before * size, after * left
         total += before - after
     return total
-

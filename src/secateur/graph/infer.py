@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import AxisError, RuleError
+from secateur.errors import AxisError, RuleError
+
 from .axes import Atom, freeze
 from .conditions import Masked
 from .lengths import Size, Sizing, solve
 from .program import Op, Recording, Ref
-from .rules import rule_for
+from .rules import Rule, rule_for
 from .typing import Dim, Reason, Typed, Typing
 
 
@@ -27,7 +28,7 @@ class Inferred:
             self._apply(op)
         for value in recording.outputs:
             if value in self.types:
-                reason = Reason("it is the model's output", self._maker(value))
+                reason = self._maker(value)
                 for dim in self.types[value].dims:
                     freeze(dim.axis, reason)
         t = self.typing
@@ -50,11 +51,12 @@ class Inferred:
             axes = [Atom(size, reason) for size in shapes[value]]
             self.types[value] = Typed(tuple(map(Dim, axes)))
 
-    def _maker(self, value: int) -> str:
+    def _maker(self, value: int) -> Reason:
+        why = "it is the model's output"
         for op in reversed(self.recording.ops):
             if any(ref.value == value for ref in op.outputs):
-                return op.name
-        return ""
+                return Reason(why, op.name, op.module, op.line)
+        return Reason(why)
 
     def _axis_of(self, size: Size) -> Any:
         return self.types[size.value].dims[size.dim].axis
@@ -77,7 +79,7 @@ class Inferred:
         t.calls = op.call
         args = [self._type(a) for a in op.args]
         kwargs = {k: self._type(v) for k, v in op.kwargs.items()}
-        rule = rule_for(op.func)
+        rule: Rule | None = rule_for(op.func)
         if rule is None:
             outs = self._freeze_all(args, kwargs, f"{op.name} has no rule")
             self.unknown.setdefault(op.name, t.reason)

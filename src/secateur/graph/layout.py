@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..granularity import Granularity
+from secateur.granularity import Granularity
+
 from .axes import Atom, Axis, Concat, find
 
 
@@ -51,13 +53,13 @@ class Along(Granularity):
     axis: Axis
     atom: Atom
 
-    def blocks(self, shape: tuple[int, ...]) -> int:
+    def blocks(self, shape: Sequence[int]) -> int:
         return self.atom.size
 
     def rows(self, tensor: Tensor) -> Tensor:
         return rows(tensor, self.dim, self.axis, self.atom)
 
-    def expand(self, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
         label = labels(self.axis, self.atom).to(keep.device)
         stays = (label < 0) | keep[label.clamp(min=0)]
         view = [1] * len(shape)

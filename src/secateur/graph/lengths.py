@@ -180,7 +180,7 @@ def _sides(
     sizing: Sizing,
 ) -> tuple[Polynomial, Polynomial]:
     """Return both sides of an equation, with all denominators multiplied out."""
-    sides = [sizing.length(named.axis), {(): named.origin.coefficient}]
+    sides: list[Polynomial] = [sizing.length(named.axis), {(): named.origin.coefficient}]
     unbound = False
     for factor, power in named.origin.powers:
         if isinstance(factor, Size):

@@ -9,7 +9,7 @@ values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import TraceError
-from ..types import Example, call_arguments
+from secateur.errors import TraceError
+from secateur.types import Example, call_arguments
+
 from .attributes import CallWatcher, traced_attributes
 from .program import Op, Recording, Ref
 
@@ -201,7 +202,7 @@ def _number(
     recorder: _Recorder,
     recording: Recording,
     table: dict[str, int],
-    entries: list[tuple[str, Tensor]],
+    entries: Sequence[tuple[str, Tensor]],
     replaced: dict[int, Tensor],
 ) -> None:
     first: dict[int, str] = {}
@@ -215,9 +216,7 @@ def _number(
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     with mode:
-        return torch.empty_strided(
-            tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu"
-        )
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
 @contextmanager
@@ -225,7 +224,8 @@ def _swapped(model: nn.Module, replaced: dict[int, Tensor]) -> Iterator[None]:
     """Let the modules see other tensors in place of their parameters and buffers."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for name, tensor in list(table.items()):
                 if tensor is not None:
                     before.append((table, name, tensor))

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ..errors import AxisError
+from secateur.errors import AxisError
+
 from .axes import Atom, Axis, concat, cut, factor, freeze, product, unify
 from .conditions import ALWAYS, Condition, Never, either, every
 from .lengths import Named, Origin
@@ -122,7 +123,8 @@ class Typing:
 
     def freeze(self, dims: Dim | Typed | Iterable[Dim], why: str) -> None:
         """Forbid the removal of any position of these dimensions."""
-        for dim in [dims] if isinstance(dims, Dim) else dims:
+        many = [dims] if isinstance(dims, Dim) else dims.dims if isinstance(dims, Typed) else dims
+        for dim in many:
             freeze(dim.axis, self.because(why))
 
     def same(self, a: Dim, b: Dim) -> None:
@@ -182,14 +184,14 @@ class Typing:
             if dim.source:
                 self.consumed.add(dim.source)
         zero = either(x.zero, weight.zero)
-        # A steady position read through a parameter adds a constant; through an activation it does not.
+        # A steady position adds a constant when it is read through a parameter.
         steady = [x.const] if weight.source else [weight.const] if x.source else []
         const = either(zero, *steady)
         site = Site(x.axis, zero, const, self.reason, weight=weight.source)
         self.sites.append(site)
 
     def reduce(self, dim: Dim, harm: str | None = None) -> None:
-        """Say that a dimension is summed away, or with ``harm`` worse: its size changes the result."""
+        """Say that a dimension is summed away; ``harm`` says what its size changes besides."""
         self.sites.append(Site(dim.axis, dim.zero, dim.zero, self.reason, harm))
 
     def name(self, axis: Axis, origin: Origin | None) -> None:
@@ -217,4 +219,3 @@ class Typing:
         """Return the dimension after a function that maps 0 to something else."""
         never = Never(dim.axis)
         return replace(dim, zero=never, const=dim.const if keep_const else never, source=None)
-

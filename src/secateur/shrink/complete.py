@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import MaskError, did_you_mean
-from ..graph.axes import Atom, atoms
-from ..graph.conditions import Condition, holds
-from ..graph.groups import Group, contains
-from ..graph.layout import Along, rows
-from ..graph.typing import Site
-from ..structure import Structure
-from ..types import Masks
+from secateur.errors import MaskError, did_you_mean
+from secateur.graph.axes import Atom, atoms
+from secateur.graph.conditions import Condition, holds
+from secateur.graph.groups import Group, contains
+from secateur.graph.layout import Along, rows
+from secateur.graph.typing import Site
+from secateur.structure import Structure
+from secateur.types import Masks
 
 
 @dataclass

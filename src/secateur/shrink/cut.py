@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ShrinkError
-from ..graph.axes import Atom, positions
-from ..graph.lengths import Attribute, now
-from ..structure import Structure
+from secateur.errors import ShrinkError
+from secateur.graph.axes import Atom, positions
+from secateur.graph.lengths import Attribute, now
+from secateur.structure import Structure
+
 from .plan import Plan
 
 # What torch's own layers say of themselves: attribute → (tensor, dimension, × attribute).  Their

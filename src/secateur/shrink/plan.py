@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import PlanError, did_you_mean
-from ..structure import Structure
+from secateur.errors import PlanError, did_you_mean
+from secateur.structure import Structure
 
 SCHEMA = 1
 

@@ -15,10 +15,11 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import ShrinkError, VerificationError
-from ..graph.cost import Cost, human
-from ..structure import Structure, analyze
-from ..types import Example, Masks
+from secateur.errors import ShrinkError, VerificationError
+from secateur.graph.cost import Cost, human
+from secateur.structure import Structure, analyze
+from secateur.types import Example, Masks
+
 from .complete import complete, group_masks
 from .cut import Surgery
 from .plan import Plan
@@ -47,7 +48,11 @@ class Result:
         table = Table(title=title, title_justify="left")
         for column in ("", "before", "after", ""):
             table.add_column(column, justify="right" if column else "left")
-        for label, attribute in (("parameters", "params"), ("MACs", "macs"), ("peak activation bytes", "peak_bytes")):
+        for label, attribute in (
+            ("parameters", "params"),
+            ("MACs", "macs"),
+            ("peak activation bytes", "peak_bytes"),
+        ):
             old, new = getattr(self.before, attribute), getattr(self.after, attribute)
             change = f"{new / old - 1:+.0%}" if old else ""
             table.add_row(label, human(old), human(new), change)
@@ -129,8 +134,8 @@ def shrink(
     notes = list(done.notes)
     for name, constant in done.constants.items():
         notes.append(
-            f"{name}: {int(constant.sum())} removed positions still emitted a constant (a bias that "
-            "is not masked); their other slices are masked too"
+            f"{name}: {int(constant.sum())} removed positions still emitted a constant (a bias "
+            "that is not masked); their other slices are masked too"
         )
     plan = Plan.from_keeps(structure, done.keeps)
     full = {structure.inferred.recording.names[n]: m.cpu() for n, m in masks.items()}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..graph.record import evaluating, tensors_of
-from ..types import Example, call_arguments
+from secateur.graph.record import evaluating, tensors_of
+from secateur.types import Example, call_arguments
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -20,8 +20,8 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torc
 class Verification:
     """How far the smaller model's outputs are from the masked model's.
 
-    ``difference`` is max |a − b| ÷ max |a| over all outputs and inputs tried; ``exact`` says that no
-    group is inexact, so that it must be below ``tolerance``.
+    ``difference`` is max |a − b| ÷ max |a| over all outputs and inputs tried; ``exact`` says that
+    no group is inexact, so that it must be below ``tolerance``.
     """
 
     difference: float

@@ -27,12 +27,12 @@ RULES: dict[Any, Rule] = {}
 def rule(*names: str) -> Callable[[R], R]:
     """Register a rule for the named operations: ``"relu"`` is every overload of ``aten.relu``.
 
-    A name with a dot is one overload only.  Operations that this version of torch does not have
-    are skipped, so one table serves all versions.
+    A text may hold several names; a name with a dot is one overload only.  Operations that this
+    version of torch does not have are skipped, so one table serves all versions.
     """
 
     def register(function: R) -> R:
-        for name in names:
+        for name in " ".join(names).split():
             packet = getattr(torch.ops.aten, name.split(".")[0], None)
             if packet is None:
                 continue

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..conditions import either
-from ..typing import Dim, Typed, Typing
+from secateur.graph.conditions import either
+from secateur.graph.typing import Dim, Typed, Typing
+
 from . import rule
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..conditions import either, every
-from ..typing import Dim, Typed, Typing
+from secateur.graph.conditions import either, every
+from secateur.graph.typing import Dim, Typed, Typing
+
 from . import rule
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Number
 from typing import Any
 
-from ..conditions import ALWAYS, Never, either, every
-from ..typing import Dim, Site, Typed, Typing
+from secateur.graph.conditions import ALWAYS, Never, either, every
+from secateur.graph.typing import Dim, Site, Typed, Typing
+
 from . import rule
 
 
@@ -43,7 +43,7 @@ def _meet(
     absent = [x for x in tensors if not any(x is y for y, _ in full)]
     steady = all(x.static for x in absent)
     const = every(*(d.const for _, d in full)) if steady else never
-    numbers = [o for o in operands if isinstance(o, Number) and not isinstance(o, bool)]
+    numbers = [o for o in operands if isinstance(o, (int, float, complex))]
     if zero == "all":
         nothing_added = not absent and all(n == 0 for n in numbers)
         result = every(*(d.zero for _, d in full)) if nothing_added else never
@@ -57,12 +57,12 @@ def _meet(
 
 
 @rule(
-    *"""relu relu_ relu6 relu6_ gelu gelu_ silu silu_ mish mish_ tanh tanh_ hardswish hardswish_
-    leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ abs abs_ neg neg_ sign sgn sqrt sqrt_ sin
-    sin_ tan asin atan sinh asinh atanh square erf expm1 log1p floor floor_ ceil ceil_ round round_
-    trunc hardshrink softshrink softsign nan_to_num clone alias detach contiguous lift_fresh
-    lift_fresh_copy _to_copy to real positive deg2rad rad2deg dropout native_dropout
-    feature_dropout alpha_dropout view_as _conj conj resolve_conj frac _to_dense""".split()
+    """relu relu_ relu6 relu6_ gelu gelu_ silu silu_ mish mish_ tanh tanh_ hardswish hardswish_
+    leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ abs abs_ neg neg_ sign sgn sqrt sqrt_
+    sin sin_ tan asin atan sinh asinh atanh square erf expm1 log1p floor floor_ ceil ceil_ round
+    round_ trunc hardshrink softshrink softsign nan_to_num clone alias detach contiguous
+    lift_fresh lift_fresh_copy _to_copy to real positive deg2rad rad2deg dropout native_dropout
+    feature_dropout alpha_dropout view_as _conj conj resolve_conj frac _to_dense"""
 )
 def keeps_zero(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     """f(0) = 0."""
@@ -76,9 +76,9 @@ def same_tensor(t: Typing, x: Typed, **_: Any) -> Typed:
 
 
 @rule(
-    *"""sigmoid sigmoid_ hardsigmoid hardsigmoid_ exp exp_ exp2 cos cos_ cosh acos softplus
+    """sigmoid sigmoid_ hardsigmoid hardsigmoid_ exp exp_ exp2 cos cos_ cosh acos softplus
     log_sigmoid_forward log log_ log2 log10 rsqrt rsqrt_ reciprocal reciprocal_ erfc logical_not
-    bitwise_not isnan isinf isfinite digamma lgamma threshold erfinv logit""".split()
+    bitwise_not isnan isinf isfinite digamma lgamma threshold erfinv logit"""
 )
 def moves_zero(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     """f(0) ≠ 0, or not for sure."""
@@ -108,8 +108,8 @@ def clamp_max(t: Typing, x: Typed, high: Any) -> Typed:
 
 
 @rule(
-    *"""add add_ sub sub_ rsub maximum minimum fmax fmin where logical_or logical_xor bitwise_or
-    bitwise_xor hypot lerp lerp_""".split()
+    """add add_ sub sub_ rsub maximum minimum fmax fmin where logical_or logical_xor bitwise_or
+    bitwise_xor hypot lerp lerp_"""
 )
 def sums(t: Typing, *operands: Any, **_: Any) -> Typed:
     """Zero when all operands are."""
@@ -172,7 +172,7 @@ def prelu(t: Typing, x: Typed, slope: Typed) -> Typed:
     return broadcast(t, x, slope, zero="first")
 
 
-@rule(*"eq ne lt le gt ge isclose eq_ ne_ lt_ le_ gt_ ge_ atan2".split())
+@rule("eq ne lt le gt ge isclose eq_ ne_ lt_ le_ gt_ ge_ atan2")
 def compares(t: Typing, *operands: Any, **_: Any) -> Typed:
     return broadcast(t, *operands, zero="never")
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..typing import Typed, Typing
+from secateur.graph.typing import Typed, Typing
+
 from . import rule
 
 
@@ -46,7 +47,16 @@ def gather(t: Typing, x: Typed, dim: int, index: Typed, **_: Any) -> Typed:
     return t.opaque(t.out[0])
 
 
-@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill_", "zero_")
+@rule(
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "fill_",
+    "zero_",
+)
 def like(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     """The same axes, other values."""
     zero = "zero" in t.reason.op
@@ -60,9 +70,9 @@ def like(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
 
 
 @rule(
-    *"""zeros ones empty full arange linspace scalar_tensor rand randn randint randperm eye
+    """zeros ones empty full arange linspace scalar_tensor rand randn randint randperm eye
     new_zeros new_ones new_empty new_full empty_strided new_empty_strided tril_indices
-    triu_indices""".split()
+    triu_indices"""
 )
 def factory(t: Typing, *_: Any, **__: Any) -> Typed:
     """A tensor made from sizes that the code computes."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..conditions import either, every
-from ..typing import Dim, Typed, Typing
+from secateur.graph.conditions import either, every
+from secateur.graph.typing import Dim, Typed, Typing
+
 from . import rule
 
 
@@ -27,9 +28,9 @@ def _at(parameter: Typed | None, dim: int = 0) -> Dim | None:
 
 
 @rule(
-    *"""native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
     _native_batch_norm_legit_functional cudnn_batch_norm miopen_batch_norm batch_norm
-    _batch_norm_no_update _batch_norm_with_update""".split()
+    _batch_norm_no_update _batch_norm_with_update"""
 )
 def batch_norm(
     t: Typing, x: Typed, weight: Any, bias: Any, *rest: Any, **_: Any

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..typing import Dim, Typed, Typing
+from secateur.graph.typing import Dim, Typed, Typing
+
 from . import rule
 
 Dims = int | Sequence[int] | None

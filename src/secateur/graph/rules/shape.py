@@ -7,9 +7,10 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from ..axes import concat
-from ..conditions import every
-from ..typing import Dim, Typed, Typing
+from secateur.graph.axes import concat
+from secateur.graph.conditions import every
+from secateur.graph.typing import Dim, Typed, Typing
+
 from . import rule
 
 
@@ -20,7 +21,9 @@ def view(t: Typing, x: Typed, size: Sequence[int], *_: Any) -> Typed:
     if 0 in shape:
         return t.opaque(shape)
     origins = t.origins_of(size) if len(size) == len(shape) else [None] * len(shape)
-    old, made, new = [d for d in x.dims if d.size != 1], [], []
+    old = [d for d in x.dims if d.size != 1]
+    made: list[Dim] = []
+    new: list[int] = []
     for want in shape:
         if want == 1 and not new:
             made.append(t.fresh(1))
@@ -163,7 +166,7 @@ def stack(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
 
 @rule("split.Tensor")
 def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
-    """Pieces of one size: from ``chunk`` they stay equal, from ``split`` they keep what is named."""
+    """Pieces of one size: from ``chunk`` they stay equal, from ``split`` as long as is named."""
     sizes = [shape[dim] for shape in t.out]
     pieces = t.pieces(x[dim], sizes)
     origin = t.origin_of(size)
@@ -194,7 +197,12 @@ def split_with_sizes(t: Typing, x: Typed, sizes: Sequence[int], dim: int = 0) ->
 
 @rule("slice.Tensor")
 def slice_(
-    t: Typing, x: Typed, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    t: Typing,
+    x: Typed,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Typed:
     """Cut at both ends; a step is a grid of which one column is read."""
     old, n = x[dim], x[dim].size
@@ -267,4 +275,3 @@ def windows(t: Typing, x: Typed, *args: Any, **_: Any) -> Typed:
         return x
     t.freeze(x.dims, "it is read through strides")
     return t.opaque(t.out[0])
-

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..axes import Atom, concat
-from ..conditions import every
-from ..lengths import Origin
-from ..typing import Dim, Typed, Typing
+from secateur.graph.axes import Atom, concat
+from secateur.graph.conditions import every
+from secateur.graph.lengths import Origin
+from secateur.graph.typing import Dim, Typed, Typing
+
 from . import rule
 
 
@@ -28,10 +29,10 @@ def line(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
 
 
 @rule(
-    *"""avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d
+    """avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d
     adaptive_max_pool2d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d
     upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d
-    replication_pad2d mkldnn_max_pool2d""".split()
+    replication_pad2d mkldnn_max_pool2d"""
 )
 def plane(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
     return _resample(t, x, 2)
@@ -43,9 +44,9 @@ def line_padding(t: Typing, x: Typed, *_: Any) -> Any:
 
 
 @rule(
-    *"""avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_avg_pool3d
+    """avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_avg_pool3d
     adaptive_max_pool3d upsample_nearest3d upsample_trilinear3d reflection_pad3d
-    replication_pad3d""".split()
+    replication_pad3d"""
 )
 def volume(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
     return _resample(t, x, 3)

@@ -1,0 +1,90 @@
+"""Masks on a live model: put on, changed in place, baked in.
+
+A mask is a ``torch.nn.utils.parametrize`` parametrization with one buffer, so the parameter object,
+the module's path and ``isinstance`` stay as they are, and the dense weight survives below the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .errors import MaskError, did_you_mean
+
+
+class MaskedBy(nn.Module):
+    """Multiplies a parameter by a mask of 0 and 1."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask.to(weight.dtype)
+
+
+def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, tensor = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if module is None or not isinstance(getattr(module, tensor, None), Tensor):
+        known = [n for n, _ in model.named_parameters()]
+        raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
+    return module, tensor
+
+
+def _own(module: nn.Module, tensor: str) -> MaskedBy | None:
+    if not parametrize.is_parametrized(module, tensor):
+        return None
+    layers = cast(nn.ModuleList, cast(nn.ModuleDict, module.parametrizations)[tensor])
+    return next((layer for layer in layers if isinstance(layer, MaskedBy)), None)
+
+
+def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Mask parameters by name; one that is masked already gets the new mask in place.
+
+    Raises:
+        MaskError: no such parameter, or a mask of another shape; then nothing is changed.
+
+    >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> put_on(net, {"0.weight": torch.tensor([[True, False]])})
+    >>> int((net[0].weight == 0).sum()), is_masked(net)
+    (1, True)
+    >>> take_off(net)
+    >>> int((net[0].weight == 0).sum()), is_masked(net)
+    (1, False)
+    """
+    found = {name: _find(model, name) for name in masks}
+    for name, (module, tensor) in found.items():
+        shape = tuple(getattr(module, tensor).shape)
+        if tuple(masks[name].shape) != shape:
+            raise MaskError(f"the mask of {name!r} is {tuple(masks[name].shape)}, not {shape}")
+    for name, (module, tensor) in found.items():
+        device = getattr(module, tensor).device
+        mask = masks[name].to(device=device, dtype=torch.bool)
+        own = _own(module, tensor)
+        if own is not None:
+            own.mask.copy_(mask)
+        else:
+            parametrize.register_parametrization(module, tensor, MaskedBy(mask.clone()))
+
+
+def is_masked(model: nn.Module) -> bool:
+    """Tell whether any mask is on."""
+    return any(isinstance(module, MaskedBy) for module in model.modules())
+
+
+def take_off(model: nn.Module, *, bake: bool = True) -> None:
+    """Take all masks off; with ``bake`` the masked weights stay zero, else they are as before."""
+    for module in list(model.modules()):
+        for tensor in list(getattr(module, "parametrizations", {})):
+            if _own(module, tensor) is not None:
+                parametrize.remove_parametrizations(module, tensor, leave_parametrized=bake)

@@ -1,0 +1,121 @@
+"""Masks on a module's inputs and outputs, by forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateur.errors import ConfigError, MaskError
+from secateur.graph.record import evaluating
+
+from .config_list import TargetSetting
+
+BLOCKED = -1000.0  # what ``apply_method: add`` puts in front of a softmax
+
+
+class ActivationMasks:
+    """The ``_input_…`` and ``_output_…`` targets of one pruner."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[TargetSetting]):
+        self.model = model
+        self.targets = targets
+        self.masks: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def on(self) -> bool:
+        """Whether the hooks are registered."""
+        return bool(self._hooks)
+
+    def observed(self, example: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Tensor]:
+        """Run the model once and return the mean magnitude of each target over the batch.
+
+        The batch dimension stays, with size 1, so that a mask broadcasts over any batch.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def look(target: TargetSetting, value: Tensor) -> Tensor:
+            seen[target.name] = value.detach().abs().mean(0, keepdim=True)
+            return value
+
+        with self._hooked(look), evaluating(self.model), torch.no_grad():
+            self.model(*example[0], **example[1])
+        missing = [t.name for t in self.targets if t.name not in seen]
+        if missing:
+            raise ConfigError(f"the forward never reached {', '.join(map(repr, missing))}")
+        return seen
+
+    def put_on(self) -> None:
+        """Register the hooks that apply the masks."""
+        self.take_off()
+        if self.masks:
+            self._hooks = self._register(self._apply)
+
+    def take_off(self) -> None:
+        """Remove the hooks."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _apply(self, target: TargetSetting, value: Tensor) -> Tensor:
+        mask = self.masks.get(target.name)
+        if mask is None:
+            return value
+        if mask.ndim != value.ndim:
+            raise MaskError(f"the mask of {target.name!r} has {mask.ndim} dims, not {value.ndim}")
+        if target.apply_method == "add":
+            return value + BLOCKED * (~mask).to(value)
+        return value * mask.to(value)
+
+    @contextmanager
+    def _hooked(self, visit: Any) -> Iterator[None]:
+        hooks = self._register(visit)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _register(self, visit: Any) -> list[RemovableHandle]:
+        hooks = []
+        for target in self.targets:
+            module = self.model.get_submodule(target.module)
+            side, _, which = target.target.lstrip("_").partition("_")
+            key: int | str = int(which) if which.isdigit() else which or 0
+            if side == "input":
+                hooks.append(
+                    module.register_forward_pre_hook(_before(target, key, visit), with_kwargs=True)
+                )
+            else:
+                hooks.append(module.register_forward_hook(_after(target, key, visit)))
+        return hooks
+
+
+def _before(target: TargetSetting, key: int | str, visit: Any) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(key, str) and key in kwargs:
+            return args, {**kwargs, key: visit(target, kwargs[key])}
+        if isinstance(key, int) and key < len(args):
+            changed = visit(target, args[key])
+            return (*args[:key], changed, *args[key + 1 :]), kwargs
+        raise ConfigError(f"{target.name!r}: {target.module!r} was called without such an input")
+
+    return hook
+
+
+def _after(target: TargetSetting, key: int | str, visit: Any) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor) and key == 0:
+            return visit(target, output)
+        if isinstance(output, (tuple, list)) and isinstance(key, int) and key < len(output):
+            parts = [*output[:key], visit(target, output[key]), *output[key + 1 :]]
+            return type(output)(parts)
+        if isinstance(output, dict) and key in output:
+            return {**output, key: visit(target, output[key])}
+        raise ConfigError(f"{target.name!r}: {target.module!r} has no such output")
+
+    return hook

@@ -1,0 +1,127 @@
+"""NNI's ``ModelSpeedup``: from masks to a model that is really smaller."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur import masking
+from secateur.errors import MaskError
+from secateur.shrink import Result, shrink
+from secateur.types import Example
+
+Masks = Mapping[str, Mapping[str, Tensor | None]]
+
+
+class ModelSpeedup:
+    """Cuts out of a model what masks have made superfluous; exact, or the result says so.
+
+    Args:
+        model: the model, with the masks still on or after ``unwrap_model``; it is changed in place.
+        dummy_input: example inputs: a tensor, a tuple or a dict.
+        masks_or_file: NNI's masks ``{module: {target: tensor}}``, or a file of them
+            (``.safetensors`` with keys "module.target", or one that ``torch.save`` wrote, read with
+            ``weights_only=True``).  They may be partial, and disagree across a residual.
+        map_location: where a file's masks are loaded to.
+        verify: compare the smaller with the masked model (not in NNI; on by default).
+        batch_dim, batch_size, customized_mask_updaters, customized_replacers, graph_module,
+            garbage_collect_values, logger: accepted for NNI's signature, and not needed.
+
+    ``result`` holds what was done, after ``speedup_model``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Example,
+        masks_or_file: Masks | str | os.PathLike[str],
+        map_location: Any = None,
+        batch_dim: int = 0,
+        batch_size: int = 8,
+        customized_mask_updaters: Any = None,
+        customized_replacers: Any = None,
+        graph_module: Any = None,
+        garbage_collect_values: bool = True,
+        logger: Any = None,
+        *,
+        verify: bool = True,
+    ):
+        if customized_mask_updaters or customized_replacers:
+            warnings.warn(
+                "customized_mask_updaters and customized_replacers are ignored: structure is "
+                "inferred from the operations; for an operation of your own, register a rule",
+                stacklevel=2,
+            )
+        self.model = model
+        self.dummy_input = dummy_input
+        if isinstance(masks_or_file, Mapping):
+            self.masks: Masks = masks_or_file
+        else:
+            self.masks = load_masks(masks_or_file, map_location)
+        self.verify = verify
+        self.result: Result | None = None
+
+    def speedup_model(self) -> nn.Module:
+        """Cut the model in place and return it.
+
+        Raises:
+            MaskError: a mask fits no parameter of the model.
+            TraceError: the forward failed on ``dummy_input``.
+            ShrinkError, VerificationError: the model is as it was before.
+        """
+        masking.take_off(self.model)
+        parameters = parameter_masks(self.masks)
+        self.result = shrink(
+            self.model, parameters, self.dummy_input, inplace=True, verify=self.verify
+        )
+        others = [f"{m}.{t}" for m, ts in self.masks.items() for t in ts if t.startswith("_")]
+        if others:
+            self.result.notes.append(
+                f"masks of inputs and outputs cut nothing: {', '.join(others)}"
+            )
+        return self.model
+
+
+def parameter_masks(masks: Masks) -> dict[str, Tensor]:
+    """Return the masks of parameters by full name, as bool tensors; True is kept.
+
+    Raises:
+        MaskError: a mask has values other than 0 and 1.
+    """
+    found = {}
+    for module, by_target in masks.items():
+        for target, mask in by_target.items():
+            if mask is None or target.startswith("_"):
+                continue
+            name = f"{module}.{target}" if module else target
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
+            found[name] = mask.bool()
+    return found
+
+
+def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
+    """Return the masks of a file; see ``ModelSpeedup`` for the formats.
+
+    Raises:
+        MaskError: the file holds no masks in NNI's format.
+    """
+    path = Path(file)
+    if path.suffix == ".safetensors":
+        masks: dict[str, dict[str, Tensor | None]] = {}
+        for name, mask in load_file(path, device=str(map_location or "cpu")).items():
+            module, _, target = name.rpartition(".")
+            masks.setdefault(module, {})[target] = mask
+        return masks
+    loaded = torch.load(path, map_location=map_location, weights_only=True)
+    nested = isinstance(loaded, dict) and all(isinstance(v, dict) for v in loaded.values())
+    if not nested:
+        raise MaskError(f"{path} holds no masks of the form {{module: {{target: tensor}}}}")
+    return loaded
