@@ -36,8 +36,14 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     except AttributeError:
         module = None
     if module is None or not isinstance(getattr(module, tensor, None), Tensor):
-        known = [n for n, _ in model.named_parameters()]
+        stored = (n for n, _ in model.named_parameters(remove_duplicate=False))
+        known = [n.replace("parametrizations.", "").removesuffix(".original") for n in stored]
         raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
+    if parametrize.is_parametrized(module, tensor) and _own(module, tensor) is None:
+        raise MaskError(
+            f"{name!r} has a parametrization already (as weight_norm makes one), which could not "
+            "keep the zeros of a mask; torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     return module, tensor
 
 
@@ -52,7 +58,8 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Mask parameters by name; one that is masked already gets the new mask in place.
 
     Raises:
-        MaskError: no such parameter, or a mask of another shape; then nothing is changed.
+        MaskError: no such parameter, one with another parametrization, or a mask of another shape;
+            then nothing is changed.
 
     >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
     >>> put_on(net, {"0.weight": torch.tensor([[True, False]])})
@@ -80,6 +87,25 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def is_masked(model: nn.Module) -> bool:
     """Tell whether any mask is on."""
     return any(isinstance(module, MaskedBy) for module in model.modules())
+
+
+def masks_on(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks that are on, by parameter name; True is kept."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for tensor in getattr(module, "parametrizations", {}):
+            own = _own(module, tensor)
+            if own is not None:
+                found[f"{path}.{tensor}" if path else tensor] = own.mask.clone()
+    return found
+
+
+def dense(module: nn.Module, tensor: str) -> Tensor:
+    """Return a parameter as it is below its mask, if one is on."""
+    if _own(module, tensor) is None:
+        return cast(Tensor, getattr(module, tensor)).detach()
+    layers = cast(nn.ModuleDict, module.parametrizations)[tensor]
+    return cast(Tensor, layers.original).detach()
 
 
 def take_off(model: nn.Module, *, bake: bool = True) -> None:

@@ -60,7 +60,7 @@ class Product(Axis):
             self.size *= part.size
 
     def __repr__(self) -> str:
-        return f"({' '.join(map(repr, self.parts))})"
+        return f"({' '.join(map(repr, _flat(Product, self.parts)))})"
 
 
 class Concat(Axis):
@@ -73,7 +73,7 @@ class Concat(Axis):
         self.size = sum(part.size for part in parts)
 
     def __repr__(self) -> str:
-        return f"[{' + '.join(map(repr, self.parts))}]"
+        return f"[{' + '.join(map(repr, _flat(Concat, self.parts)))}]"
 
 
 def find(axis: Axis) -> Axis:
@@ -225,7 +225,13 @@ def unify(a: Axis, b: Axis) -> None:
             one of 6 rows of 4).  What was already found equal stays so: that is only a
             constraint more, never one less.
     """
-    a, b = find(a), find(b)
+    try:
+        _unify(find(a), find(b))
+    except AxisError as error:
+        raise AxisError(f"{a!r} and {b!r} are not the same axis: {error}") from None
+
+
+def _unify(a: Axis, b: Axis) -> None:
     if a is b:
         return
     if a.size != b.size:
@@ -238,8 +244,8 @@ def unify(a: Axis, b: Axis) -> None:
         pieces, other = (a.parts, b) if isinstance(a, Concat) else (b.parts, a)  # type: ignore[attr-defined]
         for piece in pieces[:-1]:
             left, other = cut(other, piece.size)
-            unify(piece, left)
-        unify(pieces[-1], other)
+            _unify(find(piece), find(left))
+        _unify(find(pieces[-1]), find(other))
     else:
         _unify_products(a, b)  # type: ignore[arg-type]
 
@@ -268,9 +274,9 @@ def _unify_products(a: Product, b: Product) -> None:
     if last_a.size > last_b.size:
         parts_a, parts_b, last_a, last_b = parts_b, parts_a, last_b, last_a
     outer, row = factor(product(*parts_b), last_a.size)
-    unify(last_a, row)
+    _unify(find(last_a), find(row))
     if len(parts_a) > 1:
-        unify(product(*parts_a[:-1]), outer)
+        _unify(find(product(*parts_a[:-1])), find(outer))
 
 
 def positions(axis: Axis, kept: Callable[[Atom], Sequence[int]]) -> list[int]:

@@ -10,7 +10,7 @@ from .axes import Atom, freeze
 from .conditions import Masked
 from .lengths import Size, Sizing, solve
 from .program import Op, Recording, Ref
-from .rules import Rule, rule_for
+from .rules import rule_for
 from .typing import Dim, Reason, Typed, Typing
 
 
@@ -79,7 +79,8 @@ class Inferred:
         t.calls = op.call
         args = [self._type(a) for a in op.args]
         kwargs = {k: self._type(v) for k, v in op.kwargs.items()}
-        rule: Rule | None = rule_for(op.func)
+        rule = rule_for(op.func)
+        outs: Any
         if rule is None:
             outs = self._freeze_all(args, kwargs, f"{op.name} has no rule")
             self.unknown.setdefault(op.name, t.reason)

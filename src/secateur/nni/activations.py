@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -65,8 +66,13 @@ class ActivationMasks:
         mask = self.masks.get(target.name)
         if mask is None:
             return value
-        if mask.ndim != value.ndim:
-            raise MaskError(f"the mask of {target.name!r} has {mask.ndim} dims, not {value.ndim}")
+        mask = _broadcastable(mask)
+        fits = (m in (1, n) for m, n in zip(mask.shape, value.shape, strict=False))
+        if mask.ndim != value.ndim or not all(fits):
+            raise MaskError(
+                f"the mask of {target.name!r} is {tuple(mask.shape)}, and does not fit its value "
+                f"of shape {tuple(value.shape)}"
+            )
         if target.apply_method == "add":
             return value + BLOCKED * (~mask).to(value)
         return value * mask.to(value)
@@ -95,12 +101,28 @@ class ActivationMasks:
         return hooks
 
 
+def _broadcastable(mask: Tensor) -> Tensor:
+    """Return a mask with size 1 where it says the same all along, so that other lengths fit."""
+    for dim in range(mask.ndim):
+        first = mask.narrow(dim, 0, 1)
+        if bool((mask == first).all()):
+            mask = first
+    return mask
+
+
+def _floats(target: TargetSetting, value: object) -> Tensor:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value
+    what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(type(value).__name__)
+    raise ConfigError(f"{target.name!r} is {what}: only tensors of floats can be masked")
+
+
 def _before(target: TargetSetting, key: int | str, visit: Any) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(key, str) and key in kwargs:
-            return args, {**kwargs, key: visit(target, kwargs[key])}
+            return args, {**kwargs, key: visit(target, _floats(target, kwargs[key]))}
         if isinstance(key, int) and key < len(args):
-            changed = visit(target, args[key])
+            changed = visit(target, _floats(target, args[key]))
             return (*args[:key], changed, *args[key + 1 :]), kwargs
         raise ConfigError(f"{target.name!r}: {target.module!r} was called without such an input")
 
@@ -110,12 +132,15 @@ def _before(target: TargetSetting, key: int | str, visit: Any) -> Any:
 def _after(target: TargetSetting, key: int | str, visit: Any) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, Tensor) and key == 0:
-            return visit(target, output)
+            return visit(target, _floats(target, output))
         if isinstance(output, (tuple, list)) and isinstance(key, int) and key < len(output):
-            parts = [*output[:key], visit(target, output[key]), *output[key + 1 :]]
-            return type(output)(parts)
+            changed = visit(target, _floats(target, output[key]))
+            parts = [*output[:key], changed, *output[key + 1 :]]
+            return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
         if isinstance(output, dict) and key in output:
-            return {**output, key: visit(target, output[key])}
+            copied = copy.copy(output)  # a dict, or a class of its own
+            copied[key] = visit(target, _floats(target, output[key]))
+            return copied
         raise ConfigError(f"{target.name!r}: {target.module!r} has no such output")
 
     return hook

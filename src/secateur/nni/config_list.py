@@ -19,8 +19,8 @@ from torch import nn
 
 from secateur.errors import ConfigError, NoMatchError, did_you_mean
 
-from .settings import Entry, load, parse
-from .targets import Align, TargetSetting, register_module, target_settings
+from .settings import GOALS, Entry, load, parse
+from .targets import Align, TargetSetting, class_name, register_module, target_settings
 
 __all__ = ["Align", "Entry", "TargetSetting", "load", "parse", "register_module", "resolve"]
 
@@ -85,7 +85,7 @@ def _select(entry: Entry, model: nn.Module) -> tuple[dict[str, bool], list[str]]
         for wanted in getattr(entry, key):
             found = {name for name in modules if _matches(key, wanted, name, modules[name])}
             if not found:
-                kinds = [type(module).__name__ for module in modules.values()]
+                kinds = [class_name(module) for module in modules.values()]
                 known = dict.fromkeys(kinds if key.endswith("types") else modules)
                 hint = did_you_mean(wanted, known)
                 problems.append(f", key {key!r}: {wanted!r} matches no module.{hint}")
@@ -105,14 +105,14 @@ def _select(entry: Entry, model: nn.Module) -> tuple[dict[str, bool], list[str]]
 
 def _matches(key: str, wanted: str, name: str, module: nn.Module) -> bool:
     if key.endswith("types"):
-        return type(module).__name__ == wanted
+        return class_name(module) == wanted
     return bool(re.match(wanted, name)) if key.endswith("re") else name == wanted
 
 
 def _global_problems(settings: Iterable[TargetSetting]) -> list[str]:
     problems = []
     for group, members in _groups(settings, "global_group_id").items():
-        problems += _ratio_problem(f"global_group_id {group!r}", members)
+        problems += _goal_problem(f"global_group_id {group!r}", members, "sparse_ratio")
     return problems
 
 
@@ -120,7 +120,8 @@ def _dependency_problems(settings: Iterable[TargetSetting]) -> list[str]:
     problems = []
     for group, members in _groups(settings, "dependency_group_id").items():
         place = f"dependency_group_id {group!r}"
-        problems += _ratio_problem(place, members)
+        for goal in GOALS:
+            problems += _goal_problem(place, members, goal)
         sizes = {each.name: each.blocks for each in members if each.blocks is not None}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name!r} {count}" for name, count in sizes.items())
@@ -136,14 +137,14 @@ def _groups(settings: Iterable[TargetSetting], key: str) -> dict[int | str, list
     return groups
 
 
-def _ratio_problem(place: str, members: Sequence[TargetSetting]) -> list[str]:
+def _goal_problem(place: str, members: Sequence[TargetSetting], goal: str) -> list[str]:
     one = members[0]
     for other in members:
-        if other.sparse_ratio != one.sparse_ratio:
+        if getattr(other, goal) != getattr(one, goal):
             return [
-                f"{place}: its members must have one sparse_ratio,"
-                f" got {one.sparse_ratio} for {one.name!r} (entry {one.entry})"
-                f" and {other.sparse_ratio} for {other.name!r} (entry {other.entry})."
+                f"{place}: its members must have one {goal},"
+                f" got {getattr(one, goal)} for {one.name!r} (entry {one.entry})"
+                f" and {getattr(other, goal)} for {other.name!r} (entry {other.entry})."
             ]
     return []
 

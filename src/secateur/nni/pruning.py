@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import lcm
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from secateur.types import call_arguments
 
 from .activations import ActivationMasks
 from .config_list import TargetSetting, parse, resolve
+from .targets import full_name
 
 NniMasks = dict[str, dict[str, Tensor | None]]
 
@@ -62,6 +63,13 @@ class Pruner:
         self.config_list = config_list
         entries = parse(config_list)
         self.targets = resolve(entries, model, default_granularity=self.default_granularity)
+        aimless = [
+            f"entry {t.entry}: {t.name!r} has no goal; give sparse_ratio or sparse_threshold."
+            for t in self.targets
+            if t.align is None and t.sparse_ratio is None and t.sparse_threshold is None
+        ]
+        if aimless:
+            raise ConfigError(*aimless)
         self.activations = ActivationMasks(model, [t for t in self.targets if t.shape is None])
         self.masks: dict[str, Tensor] = {}  # full target name → bool, True is kept
         self.notes: list[str] = []
@@ -72,14 +80,11 @@ class Pruner:
         cls,
         compressor: Pruner,
         new_config_list: list[dict[str, Any]],
-        *args: Any,
         evaluator: Any = None,
-        **kwargs: Any,
-    ) -> Pruner:
+    ) -> Self:
         """Return a pruner on the same model whose masks multiply with those of ``compressor``."""
         evaluator = evaluator if evaluator is not None else compressor.evaluator
-        model = compressor.bound_model
-        pruner = cls(model, new_config_list, *args, **{**kwargs, "evaluator": evaluator})
+        pruner = cls(compressor.bound_model, new_config_list, evaluator)
         pruner._fused = compressor
         return pruner
 
@@ -120,7 +125,10 @@ class Pruner:
         return self.get_masks()
 
     def get_masks(self) -> NniMasks:
-        """Return ``{module: {target: 0/1 float tensor}}``; None where a target has no mask yet."""
+        """Return ``{module: {target: 0/1 float tensor}}``.
+
+        None stands for a target without a mask yet, and for the bias that a layer does not have.
+        """
         found: NniMasks = self._fused.get_masks() if self._fused else {}
         for target in self.targets:
             mask = self.masks.get(target.name)
@@ -129,6 +137,10 @@ class Pruner:
             found[target.module][target.target] = (
                 value if before is None else before if value is None else before * value
             )
+        for module, by_target in found.items():
+            for name, parameter in self.bound_model.get_submodule(module)._parameters.items():
+                if parameter is None:
+                    by_target.setdefault(name, None)
         return found
 
     def update_masks(self, masks: Mapping[str, Mapping[str, Tensor | None]]) -> None:
@@ -137,35 +149,34 @@ class Pruner:
         Raises:
             MaskError: a module or target is not one of this pruner's, or a shape does not fit.
         """
-        known = {t.name: t for t in self.targets}
+        known = {t.name: t for each in self._family() for t in each.targets}
         fresh: dict[str, Tensor] = {}
         for module, by_target in masks.items():
             for name, mask in by_target.items():
-                target = known.get(f"{module}.{name}" if module else name)
-                if target is None:
-                    full = f"{module}.{name}"
+                full = full_name(module, name)
+                if mask is None:
+                    continue
+                if full not in known:
                     raise MaskError(f"{full!r} is no target here.{did_you_mean(full, known)}")
-                if mask is not None:
-                    fresh[target.name] = _boolean(target, mask)
-        self.masks |= fresh
+                fresh[full] = _boolean(known[full], mask)
+        for pruner in self._family():
+            own = [t.name for t in pruner.targets if t.name in fresh]
+            pruner.masks |= {name: fresh.pop(name) for name in own}
         if masking.is_masked(self.bound_model) or self.activations.on:
             self.wrap_model()
 
     def wrap_model(self) -> None:
         """Put the masks on: weights through a parametrization, inputs and outputs by hooks."""
-        self.activations.masks |= {
-            t.name: self.masks[t.name]
-            for t in self.targets
-            if t.shape is None and t.name in self.masks
-        }
-        self.activations.put_on()
+        for pruner in self._family():
+            activations = {t.name for t in pruner.activations.targets}
+            pruner.activations.masks = {n: m for n, m in pruner.masks.items() if n in activations}
+            pruner.activations.put_on()
         masking.put_on(self.bound_model, self.parameter_masks())
 
     def unwrap_model(self) -> nn.Module:
         """Take the masks off and return the bare model; masked weights stay zero."""
-        self.activations.take_off()
-        if self._fused:
-            self._fused.activations.take_off()
+        for pruner in self._family():
+            pruner.activations.take_off()
         masking.take_off(self.bound_model)
         return self.bound_model
 
@@ -175,17 +186,21 @@ class Pruner:
         for module, by_target in self.get_masks().items():
             for name, mask in by_target.items():
                 if mask is not None and not name.startswith("_"):
-                    found[f"{module}.{name}" if module else name] = mask.bool()
+                    found[full_name(module, name)] = mask.bool()
         return found
 
     # -- how -------------------------------------------------------------------------------------
+
+    def _family(self) -> list[Pruner]:
+        """Return this pruner and those that it was made from."""
+        return [self, *(self._fused._family() if self._fused else ())]
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for target in self.targets:
             if target.shape is not None:
                 module = self.bound_model.get_submodule(target.module)
-                tensors[target.name] = _dense(module, target.target)
+                tensors[target.name] = masking.dense(module, target.target)
         if self.activations.targets:
             tensors |= self.activations.observed(self._example())
         return tensors
@@ -226,13 +241,6 @@ class FPGMPruner(Pruner):
     criterion = "fpgm"
 
 
-def _dense(module: nn.Module, name: str) -> Tensor:
-    """Return a parameter as it is below a mask: what was masked may come back."""
-    layers = getattr(module, "parametrizations", {})
-    value = layers[name].original if name in layers else getattr(module, name)
-    return value.detach()
-
-
 def _units(
     targets: list[TargetSetting], tensors: Mapping[str, Tensor], criterion: str
 ) -> list[Selectable]:
@@ -251,9 +259,7 @@ def _units(
             assert isinstance(granularity, Granularity)
             shape = tuple(tensors[member.name].shape)
             parts.append(Part(member.name, granularity))
-            clusters = _lcm(
-                clusters, member.internal_metric_block or 1, granularity.clusters(shape)
-            )
+            clusters = lcm(clusters, member.internal_metric_block or 1, granularity.clusters(shape))
         shape = tuple(tensors[first.name].shape)
         blocks = parts[0].granularity.blocks(shape)
         if blocks % clusters:
@@ -261,7 +267,7 @@ def _units(
                 f"{first.name!r}: internal_metric_block {clusters} does not divide its "
                 f"{blocks} blocks"
             )
-        pooled = None if len(members) > 1 else first.global_group_id
+        pooled = first.global_group_id if first.dependency_group_id is None else None
         request = Request(
             torch.empty(0),
             sparsity=first.sparse_ratio,

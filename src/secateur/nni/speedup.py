@@ -76,11 +76,20 @@ class ModelSpeedup:
             TraceError: the forward failed on ``dummy_input``.
             ShrinkError, VerificationError: the model is as it was before.
         """
-        masking.take_off(self.model)
         parameters = parameter_masks(self.masks)
-        self.result = shrink(
-            self.model, parameters, self.dummy_input, inplace=True, verify=self.verify
-        )
+        on = masking.masks_on(self.model)
+        masking.take_off(self.model, bake=False)
+        try:
+            for name, mask in on.items():
+                given = parameters.get(name)
+                same = given is not None and given.shape == mask.shape
+                parameters[name] = mask & given.to(mask.device) if same else given or mask
+            self.result = shrink(
+                self.model, parameters, self.dummy_input, inplace=True, verify=self.verify
+            )
+        except BaseException:
+            masking.put_on(self.model, on)
+            raise
         others = [f"{m}.{t}" for m, ts in self.masks.items() for t in ts if t.startswith("_")]
         if others:
             self.result.notes.append(

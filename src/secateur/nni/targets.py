@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from secateur.errors import ConfigError, did_you_mean
 from secateur.granularity import Dim, Element, Granularity
@@ -39,6 +40,11 @@ _known: dict[str, dict[str, Setting]] = {
 def full_name(module: str, target: str) -> str:
     """Return "module.target"; the model itself has no name."""
     return f"{module}.{target}" if module else target
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the name of a module's class, also while its weights are masked."""
+    return type_before_parametrizations(module).__name__
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def target_settings(
     """
     known = _known_targets(module)
     targets = entry.target_names or tuple(dict.fromkeys([*known, *entry.target_settings]))
-    kind = type(module).__name__
+    kind = class_name(module)
     if not targets and not lenient:
         return [], [
             f"{name!r} is a {kind}, a class without known targets;"
@@ -189,7 +195,7 @@ def _record(
     return TargetSetting(
         module=name,
         target=target,
-        module_type=type(module).__name__,
+        module_type=class_name(module),
         shape=shape,
         granularity=granularity,
         align=align and Align(align.module_name or name, align.target_name, align.dims),

@@ -13,7 +13,7 @@ from secateur.types import Example
 from .config_list import TargetSetting, parse, resolve
 
 _KINDS = ("op_types", "op_names", "op_names_re")
-_SELECTORS = (*_KINDS, *(f"exclude_{kind}" for kind in _KINDS))
+_SELECTORS = (*_KINDS, *(f"exclude_{kind}" for kind in _KINDS), "op_partial_names")
 
 
 def auto_set_dependency_group_ids(

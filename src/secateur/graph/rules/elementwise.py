@@ -50,7 +50,7 @@ def _meet(
     elif zero == "any":
         result = either(*(d.zero for _, d in full))
     elif zero == "first":
-        result = full[0][1].zero if full[0][0] is tensors[0] else never
+        result = full[0][1].zero if full[0][0] is operands[0] else never
     else:
         result = never
     return Dim(axis, result, either(const, result))
@@ -108,7 +108,7 @@ def clamp_max(t: Typing, x: Typed, high: Any) -> Typed:
 
 
 @rule(
-    """add add_ sub sub_ rsub maximum minimum fmax fmin where logical_or logical_xor bitwise_or
+    """add add_ sub sub_ rsub maximum minimum fmax fmin logical_or logical_xor bitwise_or
     bitwise_xor hypot lerp lerp_"""
 )
 def sums(t: Typing, *operands: Any, **_: Any) -> Typed:
@@ -116,7 +116,7 @@ def sums(t: Typing, *operands: Any, **_: Any) -> Typed:
     return broadcast(t, *operands, zero="all")
 
 
-@rule("mul", "mul_", "logical_and", "bitwise_and", "special_xlog1py", "xlogy")
+@rule("mul", "mul_", "logical_and", "bitwise_and", "special_xlog1py")
 def products(t: Typing, *operands: Any) -> Typed:
     """Zero when one operand is."""
     return broadcast(t, *operands, zero="any")
@@ -149,9 +149,26 @@ def power(t: Typing, x: Any, exponent: Any) -> Typed:
     return broadcast(t, x, exponent, zero="first" if positive else "never")
 
 
-@rule("addcmul", "addcmul_", "addcdiv", "addcdiv_")
+@rule("addcmul", "addcmul_")
 def add_product(t: Typing, x: Typed, a: Typed, b: Typed, **_: Any) -> Typed:
     return broadcast(t, x, broadcast(t, a, b, zero="any"), zero="all")
+
+
+@rule("addcdiv", "addcdiv_")
+def add_quotient(t: Typing, x: Typed, a: Typed, b: Typed, **_: Any) -> Typed:
+    return broadcast(t, x, quotient(t, a, b), zero="all")
+
+
+@rule("xlogy")
+def times_logarithm(t: Typing, x: Any, y: Any) -> Typed:
+    """0 · log y is 0, but x · log 0 is not."""
+    return broadcast(t, x, y, zero="first")
+
+
+@rule("where.self")
+def where(t: Typing, condition: Typed, x: Typed, y: Typed) -> Typed:
+    """Zero when both choices are, whatever is chosen."""
+    return broadcast(t, broadcast(t, x, y, zero="all"), condition, zero="first")
 
 
 @rule("masked_fill", "masked_fill_")

@@ -98,5 +98,6 @@ def weight_norm(t: Typing, v: Typed, g: Typed, dim: int = 0) -> tuple[Any, ...]:
     for i, d in enumerate(v.dims):
         if i != dim:
             t.reduce(d)
+    t.reduce(v[dim], "divides by its own norm, which is 0 when masked")
     kept = replace(v[dim], zero=either(v[dim].zero, g[dim].zero), source=None)
     return v.but(dim, kept), Typed(tuple(t.never_zero(d) for d in g.dims))

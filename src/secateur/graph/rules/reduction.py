@@ -39,13 +39,23 @@ def add_up(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: An
 def norm(
     t: Typing, x: Typed, p: Any = 2, dim: Dims = None, keepdim: bool = False, **_: Any
 ) -> Typed:
-    """Neither does a p-norm."""
-    return _reduce(t, x, dim, keepdim, None)
+    """Neither does a p-norm, but for a negative p, which is led by the smallest."""
+    smallest = isinstance(p, (int, float)) and p < 0
+    harm = "takes an extreme value over the axis, zeros included" if smallest else None
+    out = _reduce(t, x, dim, keepdim, harm)
+    return Typed(tuple(map(t.never_zero, out.dims)), out.static) if smallest else out
 
 
-@rule("mean", "nanmean", "logsumexp")
+@rule("mean", "nanmean")
 def mean(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
     return _reduce(t, x, dim, keepdim, "averages over the axis")
+
+
+@rule("logsumexp")
+def logsumexp(t: Typing, x: Typed, dim: Dims, keepdim: bool = False) -> Typed:
+    """A zero adds 1 to the sum of exponentials."""
+    out = _reduce(t, x, dim, keepdim, "sums exponentials over the axis, zeros included")
+    return Typed(tuple(map(t.never_zero, out.dims)), out.static)
 
 
 @rule("var", "std")

@@ -9,6 +9,7 @@ from typing import Any
 
 from secateur.graph.axes import concat
 from secateur.graph.conditions import every
+from secateur.graph.lengths import Origin
 from secateur.graph.typing import Dim, Typed, Typing
 
 from . import rule
@@ -20,7 +21,9 @@ def view(t: Typing, x: Typed, size: Sequence[int], *_: Any) -> Typed:
     shape = t.out[0]
     if 0 in shape:
         return t.opaque(shape)
-    origins = t.origins_of(size) if len(size) == len(shape) else [None] * len(shape)
+    origins: list[Origin | None] = [None] * len(shape)
+    if len(size) == len(shape):
+        origins = t.origins_of(size)
     old = [d for d in x.dims if d.size != 1]
     made: list[Dim] = []
     new: list[int] = []
@@ -31,6 +34,8 @@ def view(t: Typing, x: Typed, size: Sequence[int], *_: Any) -> Typed:
         new.append(want)
         run = _run(old, new)
         if run:
+            if len(new) > 1 and not any(origins):  # unflatten passes the sizes of one dimension
+                origins[len(made) : len(made) + len(new)] = t.origins_of(new)
             made += _reshape(t, old[:run], new)
             old, new = old[run:], []
     made += [t.fresh(1) for _ in new]
@@ -111,6 +116,8 @@ def expand(t: Typing, x: Typed, size: Sequence[int], **_: Any) -> Typed:
         dim = x[old] if old >= 0 else None
         if dim is None or dim.size != want:
             dim = t.fresh(want, zero=False)
+            if not any(origins):  # repeat_interleave passes the number of copies alone
+                origin = t.origin_of(want)
         if want != 1:
             t.name(dim.axis, origin)
         dims.append(dim)
@@ -216,13 +223,22 @@ def slice_(
     before, piece, after = t.pieces(old, [low, high - low, n - high])
     if low:
         head = before if start is None or start > 0 else t.join(piece, after)
-        t.name(head.axis, t.origin_of(start or 0))
+        _bounded(t, old, head, t.origin_of(start or 0))
     if end is not None and high < n:
         head = after if end < 0 else t.join(before, piece)
-        t.name(head.axis, t.origin_of(end))
+        origin, length = t.origin_of(end), t.origin_of(high - low)
+        if origin is None and length is not None:  # narrow passes the length
+            head, origin = piece, length
+        _bounded(t, old, head, origin)
     if step == 1:
         return x.but(dim, piece)
     return x.but(dim, _every(t, piece, step, t.out[0][dim]))
+
+
+def _bounded(t: Typing, whole: Dim, piece: Dim, origin: Origin | None) -> None:
+    if origin is None:  # tensor_split cuts where the length of the whole says
+        t.freeze(whole, "it is cut where an operation computes")
+    t.name(piece.axis, origin)
 
 
 def _every(t: Typing, dim: Dim, step: int, size: int) -> Dim:
@@ -250,6 +266,8 @@ def unbind(t: Typing, x: Typed, dim: int = 0) -> list[Typed]:
 @rule("flip", "roll", "fft_fftshift")
 def shuffle(t: Typing, x: Typed, *args: Any) -> Typed:
     """Positions change places."""
+    if t.reason.op.startswith("aten.roll"):
+        args = args[1:]  # how far
     dims = args[-1] if args and isinstance(args[-1], (list, tuple)) else range(len(x))
     out = x
     for d in dims or range(len(x)):

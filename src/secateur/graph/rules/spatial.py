@@ -62,13 +62,13 @@ def pad(t: Typing, x: Typed, amounts: Sequence[int], value: float = 0) -> Typed:
         dim = len(x) - 1 - i
         if before or after:
             pair = (origins[2 * i], origins[2 * i + 1])
-            out = out.but(dim, _padded(t, x[dim], before, after, pair, value))
-    return out
+            out = out.but(dim, _padded(t, x[dim], before, after, pair))
+    if value == 0:
+        return out
+    return Typed(tuple(map(t.never_zero, out.dims)), out.static)  # the edges of space are not zero
 
 
-def _padded(
-    t: Typing, dim: Dim, before: int, after: int, origins: Sequence[Origin | None], value: float
-) -> Dim:
+def _padded(t: Typing, dim: Dim, before: int, after: int, origins: Sequence[Origin | None]) -> Dim:
     if before < 0 or after < 0:
         t.freeze(dim, "padding cuts it")
         return t.fresh(dim.size + before + after, "padding cuts it")
@@ -79,8 +79,7 @@ def _padded(
         if edge.size:
             t.name(edge, origin)
     axis = concat(edges[0], dim.axis, edges[1])
-    padded = Dim(axis, every(dim.zero), every(dim.const))
-    return padded if value == 0 else t.never_zero(padded)
+    return Dim(axis, every(dim.zero), every(dim.const))
 
 
 @rule("pixel_shuffle")
