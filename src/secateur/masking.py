@@ -21,9 +21,10 @@ class MaskedBy(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, order: tuple[str, ...] = ()):
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
+        self.order = order  # of the module's parameters: optimizers save their state by position
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask.to(weight.dtype)
@@ -81,7 +82,8 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if own is not None:
             own.mask.copy_(mask)
         else:
-            parametrize.register_parametrization(module, tensor, MaskedBy(mask.clone()))
+            layer = MaskedBy(mask.clone(), tuple(module._parameters))
+            parametrize.register_parametrization(module, tensor, layer)
 
 
 def is_masked(model: nn.Module) -> bool:
@@ -111,6 +113,11 @@ def dense(module: nn.Module, tensor: str) -> Tensor:
 def take_off(model: nn.Module, *, bake: bool = True) -> None:
     """Take all masks off; with ``bake`` the masked weights stay zero, else they are as before."""
     for module in list(model.modules()):
+        order: tuple[str, ...] = ()
         for tensor in list(getattr(module, "parametrizations", {})):
-            if _own(module, tensor) is not None:
+            own = _own(module, tensor)
+            if own is not None:
+                order = order or own.order
                 parametrize.remove_parametrizations(module, tensor, leave_parametrized=bake)
+        for name in order:
+            module._parameters[name] = module._parameters.pop(name)

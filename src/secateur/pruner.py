@@ -75,6 +75,8 @@ class Pruner:
             return
         if any(s.group is None for s in self.selectables):
             raise ConfigError(f"of={self.config.of!r} needs granularity 'group' for all targets")
+        if any(s.request.sparsity is None for s in self.selectables):
+            raise ConfigError(f"of={self.config.of!r} needs a sparsity, not a threshold")
         if len({s.request.sparsity for s in self.selectables}) > 1:
             raise ConfigError(f"of={self.config.of!r} needs one sparsity for all targets")
 
@@ -150,6 +152,11 @@ class Pruner:
             whole = len(members) < len(family)  # a member that is not pruned keeps everything
             counts = [len(keeps[i]) if whole else int(keeps[i].sum()) for i in members]
             width = max(counts) if whole else round(sum(counts) / len(counts))
+            step = max((requests[i].round_to for i in members), default=1)
+            if width % step and not whole:
+                width = min(
+                    max(step, step * round(width / step)), *(len(keeps[i]) for i in members)
+                )
             for i in members:
                 if int(keeps[i].sum()) != width:
                     keeps[i] = select_count(requests[i].score, len(keeps[i]) - width)
@@ -164,13 +171,13 @@ class Pruner:
                     kind = re.sub(r"\d+", "#", each.name)
                     kinds.setdefault((kind, each.group.size), []).append(each.name)
             families |= {tuple(names) for names in kinds.values() if len(names) > 1}
-        return sorted(families)
+        return _joined(families)
 
     def _apply(self) -> None:
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, mask in self.masks.items():
-                parameters[name].mul_(mask.to(parameters[name].device))
+                parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
 
     def metrics(self) -> dict[str, float]:
         """Return what a logger shows: pruning steps made, and the share of positions masked."""
@@ -202,6 +209,16 @@ class Pruner:
         return cut_and_verify(
             self.model, self.structure, plan, masks, self.example, notes=list(self.notes), **options
         )
+
+
+def _joined(families: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the families, joined where they share a member: all of them keep equally many."""
+    joined: list[set[str]] = []
+    for family in sorted(families):
+        touching = [other for other in joined if other & set(family)]
+        joined = [other for other in joined if other not in touching]
+        joined.append(set(family).union(*touching))
+    return sorted(tuple(sorted(family)) for family in joined)
 
 
 def _scaled(request: Request, share: float) -> Request:

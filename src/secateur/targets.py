@@ -143,9 +143,10 @@ def chosen(name: str, module: nn.Module, target: Target) -> bool:
 
 
 def _request(target: Target, pool: Hashable, **options: float | int) -> Request:
+    given = target.sparsity is not None or target.threshold is not None
     return Request(
         torch.empty(0),
-        sparsity=target.sparsity,
+        sparsity=target.sparsity if given else target.min_sparsity,
         threshold=target.threshold,
         min_sparsity=target.min_sparsity,
         max_sparsity=target.max_sparsity,

@@ -10,7 +10,7 @@ axis that mentions it follows, and the work is linear in the number of statement
 >>> unify(channels, product(heads, width))
 >>> left, right = cut(channels, 192)         # three of the twelve heads
 >>> [atom.size for atom in atoms(channels)]
-[3, 64, 9, 64]
+[3, 9, 64]
 >>> left.size, right.size
 (192, 576)
 """

@@ -30,7 +30,7 @@ from secateur.types import call_arguments
 
 from .activations import ActivationMasks
 from .config_list import TargetSetting, parse, resolve
-from .targets import full_name
+from .targets import full_name, is_activation
 
 NniMasks = dict[str, dict[str, Tensor | None]]
 
@@ -185,7 +185,7 @@ class Pruner:
         found: dict[str, Tensor] = {}
         for module, by_target in self.get_masks().items():
             for name, mask in by_target.items():
-                if mask is not None and not name.startswith("_"):
+                if mask is not None and not is_activation(name):
                     found[full_name(module, name)] = mask.bool()
         return found
 
@@ -306,6 +306,8 @@ def _aligned(
 
 
 def _boolean(target: TargetSetting, mask: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise MaskError(f"the mask of {target.name!r} is a {type(mask).__name__}, not a tensor")
     if target.shape is not None and tuple(mask.shape) != tuple(target.shape):
         raise MaskError(f"the mask of {target.name!r} is {tuple(mask.shape)}, not {target.shape}")
     if not bool(((mask == 0) | (mask == 1)).all()):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +19,8 @@ from secateur import masking
 from secateur.errors import MaskError
 from secateur.shrink import Result, shrink
 from secateur.types import Example
+
+from .targets import full_name, is_activation
 
 Masks = Mapping[str, Mapping[str, Tensor | None]]
 
@@ -76,21 +81,17 @@ class ModelSpeedup:
             TraceError: the forward failed on ``dummy_input``.
             ShrinkError, VerificationError: the model is as it was before.
         """
-        parameters = parameter_masks(self.masks)
         on = masking.masks_on(self.model)
+        parameters = _both(parameter_masks(self.masks), on)
         masking.take_off(self.model, bake=False)
         try:
-            for name, mask in on.items():
-                given = parameters.get(name)
-                same = given is not None and given.shape == mask.shape
-                parameters[name] = mask & given.to(mask.device) if same else given or mask
             self.result = shrink(
                 self.model, parameters, self.dummy_input, inplace=True, verify=self.verify
             )
         except BaseException:
             masking.put_on(self.model, on)
             raise
-        others = [f"{m}.{t}" for m, ts in self.masks.items() for t in ts if t.startswith("_")]
+        others = [full_name(m, t) for m, ts in self.masks.items() for t in ts if is_activation(t)]
         if others:
             self.result.notes.append(
                 f"masks of inputs and outputs cut nothing: {', '.join(others)}"
@@ -98,18 +99,29 @@ class ModelSpeedup:
         return self.model
 
 
+def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the product of the masks that were given and those that are on the model."""
+    found = {**on, **given}
+    for name, mask in on.items():
+        if found[name].shape == mask.shape:  # else ``shrink`` says what is wrong with it
+            found[name] = found[name].to(mask.device) & mask
+    return found
+
+
 def parameter_masks(masks: Masks) -> dict[str, Tensor]:
     """Return the masks of parameters by full name, as bool tensors; True is kept.
 
     Raises:
-        MaskError: a mask has values other than 0 and 1.
+        MaskError: a mask is no tensor, or has values other than 0 and 1.
     """
     found = {}
     for module, by_target in masks.items():
         for target, mask in by_target.items():
-            if mask is None or target.startswith("_"):
+            if mask is None or is_activation(target):
                 continue
-            name = f"{module}.{target}" if module else target
+            name = full_name(module, target)
+            if not isinstance(mask, Tensor):
+                raise MaskError(f"the mask of {name!r} is a {type(mask).__name__}, not a tensor")
             if not bool(((mask == 0) | (mask == 1)).all()):
                 raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
             found[name] = mask.bool()
@@ -120,17 +132,26 @@ def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
     """Return the masks of a file; see ``ModelSpeedup`` for the formats.
 
     Raises:
-        MaskError: the file holds no masks in NNI's format.
+        MaskError: the file is damaged, or holds no masks in NNI's format.
+        OSError: there is no such file.
     """
     path = Path(file)
-    if path.suffix == ".safetensors":
-        masks: dict[str, dict[str, Tensor | None]] = {}
-        for name, mask in load_file(path, device=str(map_location or "cpu")).items():
-            module, _, target = name.rpartition(".")
-            masks.setdefault(module, {})[target] = mask
-        return masks
-    loaded = torch.load(path, map_location=map_location, weights_only=True)
-    nested = isinstance(loaded, dict) and all(isinstance(v, dict) for v in loaded.values())
-    if not nested:
+    try:
+        if path.suffix == ".safetensors":
+            return _nested(load_file(path, device=str(map_location or "cpu")))
+        with torch.serialization.safe_globals([defaultdict, dict]):  # what NNI itself saved
+            loaded = torch.load(path, map_location=map_location, weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MaskError(f"{path} is no file of masks: {reason}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
         raise MaskError(f"{path} holds no masks of the form {{module: {{target: tensor}}}}")
     return loaded
+
+
+def _nested(flat: Mapping[str, Tensor]) -> Masks:
+    masks: dict[str, dict[str, Tensor | None]] = {}
+    for name, mask in flat.items():
+        module, _, target = name.rpartition(".")
+        masks.setdefault(module, {})[target] = mask
+    return masks

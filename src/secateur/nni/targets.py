@@ -142,7 +142,7 @@ def target_settings(
                 near = did_you_mean(target, _tensors(module))
                 problems.append(f"{name!r} ({kind}) has no target {target!r}.{near}")
             continue
-        if not _is_activation(target) and getattr(module, target) is None:
+        if not is_activation(target) and getattr(module, target) is None:
             continue  # a layer made with bias=False or affine=False
         written = _written(entry, known.get(target, Setting()), target, targets)
         try:
@@ -173,7 +173,7 @@ def _written(entry: Entry, known: Setting, target: str, targets: Collection[str]
 def _record(
     written: Mapping[str, Any], number: int, name: str, module: nn.Module, target: str, default: str
 ) -> TargetSetting:
-    tensor = None if _is_activation(target) else getattr(module, target)
+    tensor = None if is_activation(target) else getattr(module, target)
     if tensor is not None and is_lazy(tensor):
         raise ConfigError("has no shape yet; run the model once before it is pruned.")
     shape = None if tensor is None else tuple(tensor.shape)
@@ -242,13 +242,14 @@ def _aligns(module: nn.Module, target: str, align: AlignSetting | None) -> bool:
     return prod(source.shape[dim] for dim in align.dims) == tensor.numel()
 
 
-def _is_activation(target: str) -> bool:
+def is_activation(target: str) -> bool:
+    """Tell whether a target is an input or output of its module."""
     return target.startswith(("_input_", "_output_"))
 
 
 def _has(module: nn.Module, target: str) -> bool:
     value = getattr(module, target, False)
-    return _is_activation(target) or value is None or isinstance(value, Tensor)
+    return is_activation(target) or value is None or isinstance(value, Tensor)
 
 
 def _tensors(module: nn.Module) -> list[str]:

@@ -62,11 +62,11 @@ class Surgery:
         setattr(module, name, value)
 
     def mask(self, masks: Mapping[str, Tensor]) -> None:
-        """Multiply masks into the parameters."""
+        """Set masked weights to zero, also those that are NaN or infinite."""
         state = dict(self.model.named_parameters(remove_duplicate=False))
         for name, mask in masks.items():
             parameter = state[name]
-            self.set_data(parameter, parameter.data * mask.to(parameter.device))
+            self.set_data(parameter, parameter.data.masked_fill(~mask.to(parameter.device), 0))
 
     def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[Any, Any]]:
         """Apply a plan; return attribute → (before, after).

@@ -14,6 +14,7 @@ from secateur.errors import PlanError, did_you_mean
 from secateur.structure import Structure
 
 SCHEMA = 1
+MOST_POSITIONS = 1 << 20  # of a group; far beyond the size of any dimension that is pruned
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,18 @@ class Plan:
         Raises:
             PlanError: a group is unknown or frozen, a size is wrong, or nothing would be left.
         """
+        size = {g.name: g.size for g in (*structure.groups, *structure.frozen)}
+        wrong = [
+            f"group {name!r} has {size[name]} positions, and its keep mask {tuple(keep.shape)}"
+            for name, keep in keeps.items()
+            if name in size and tuple(keep.shape) != (size[name],)
+        ]
+        if wrong:
+            raise PlanError("\n".join(wrong))
         kept = {
             name: tuple(torch.nonzero(keep.cpu()).flatten().tolist())
             for name, keep in keeps.items()
-            if not bool(keep.all())
+            if name not in size or not bool(keep.all())
         }
         plan = cls(kept)
         plan.check(structure)
@@ -70,7 +79,8 @@ class Plan:
             f"groups {name!r} and {other!r} must keep equally many positions, not {mine} and "
             f"{counts.get(other, known[other].size)}"
             for other in known[name].sized
-            if counts.get(other, known[other].size) != mine and name < other
+            if counts.get(other, known[other].size) != mine
+            and (name < other or other not in counts)  # said once of two that are both cut
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -94,15 +104,24 @@ class Plan:
             data = json.loads(data) if isinstance(data, (str, bytes)) else data
             if data["schema"] > SCHEMA:
                 raise PlanError(f"plan schema {data['schema']} is newer than {SCHEMA}: upgrade")
-            keep = {
-                str(name): tuple(i for a, b in ranges for i in range(int(a), int(b) + 1))
-                for name, ranges in data["keep"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            keep = {str(name): _positions(ranges) for name, ranges in data["keep"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
         return cls(keep)
+
+
+def _positions(ranges: Any) -> tuple[int, ...]:
+    """Return what inclusive ranges stand for; ValueError where they are no ascending ranges."""
+    last = -1
+    for first, end in ranges:
+        if type(first) is not int or type(end) is not int or not last < first <= end:
+            raise ValueError(f"[{first!r}, {end!r}] is no range of positions after {last}")
+        if end > MOST_POSITIONS:  # a file must not be able to fill the memory
+            raise ValueError(f"[{first}, {end}] ends beyond position {MOST_POSITIONS}")
+        last = end
+    return tuple(i for first, end in ranges for i in range(first, end + 1))
 
 
 def _ranges(positions: Iterable[int]) -> Iterable[list[int]]:

@@ -141,9 +141,27 @@ def shrink(
     full = {structure.inferred.recording.names[n]: m.cpu() for n, m in masks.items()}
     for name, mask in group_masks(structure, done.keeps).items():
         full[name] = full[name] & mask if name in full else mask
-    return cut_and_verify(
+    runs = verify and not any(p.is_meta for p in model.parameters())
+    as_given = _outputs(model, masks, example_inputs) if runs and done.constants else []
+    result = cut_and_verify(
         model, structure, plan, full, example_inputs, notes=notes, inplace=inplace, verify=verify
     )
+    if as_given:
+        gap = difference(as_given, run(result.model, example_inputs))
+        result.notes.append(
+            f"masking those constants changes the outputs by {gap:.1e}, relative to the masks given"
+        )
+    return result
+
+
+def _outputs(model: nn.Module, masks: Mapping[str, Tensor], example: Example) -> list[list[Tensor]]:
+    """Return what the model computes under masks, and leave it as it was."""
+    surgery = Surgery(model)
+    try:
+        surgery.mask(masks)
+        return run(model, example)
+    finally:
+        surgery.undo()
 
 
 def cut_and_verify(

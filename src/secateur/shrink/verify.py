@@ -79,9 +79,11 @@ def difference(before: list[list[Tensor]], after: list[list[Tensor]]) -> float:
             if old.numel() == 0:
                 continue
             a, b = old.double(), new.double()
-            if not torch.equal(a.isfinite(), b.isfinite()):
-                return float("inf")
             finite = a.isfinite()
+            if not torch.allclose(a[~finite], b[~finite], equal_nan=True):
+                return float("inf")
+            if not torch.equal(finite, b.isfinite()):
+                return float("inf")
             if not bool(finite.any()):
                 continue
             scale = max(float(a[finite].abs().max()), 1e-12)

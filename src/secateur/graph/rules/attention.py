@@ -36,4 +36,11 @@ def attention(t: Typing, q: Typed, k: Typed, v: Typed, *rest: Any, **options: An
     batch = [Dim(d.axis, either(d.zero, v[i].zero), v[i].zero) for i, d in enumerate(q.dims[:-2])]
     length, width = t.never_zero(q[-2], False), Dim(v[-1].axis, v[-1].zero, v[-1].zero)
     out = Typed((*batch, length, width))
-    return (out, *(t.opaque(shape) for shape in t.out[1:])) if len(t.out) > 1 else out
+    return (out, *(_statistic(t, q, shape) for shape in t.out[1:])) if len(t.out) > 1 else out
+
+
+def _statistic(t: Typing, q: Typed, shape: tuple[int, ...]) -> Typed:
+    """One number for each query of each head, or something of no model's business."""
+    if shape == q.shape[:-1]:
+        return Typed(tuple(t.never_zero(d, False) for d in q.dims[:-1]))
+    return t.opaque(shape)

@@ -1,0 +1,56 @@
+"""How every benchmark records itself: JSON for machines, a Markdown table for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure depends on besides the code."""
+    return {
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table: the first column to the left, the others to the right.
+
+    >>> print(table(["net", "ms"], [["a", "1.0"]]))
+    | net | ms |
+    |:---|---:|
+    | a | 1.0 |
+    """
+    lines = [headings, [":---"] + ["---:"] * (len(headings) - 1), *rows]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    text[1] = text[1].replace(" ", "")
+    return "\n".join(text)
+
+
+def write(name: str, title: str, data: Any, text: str) -> None:
+    """Write results/<name>.json and .md, each whole or not at all, and print the text."""
+    about = machine()
+    facts = ", ".join(f"{key} {value}" for key, value in about.items())
+    _replace(FOLDER / f"{name}.json", json.dumps({"machine": about, "data": data}, indent=1))
+    _replace(FOLDER / f"{name}.md", f"# {title}\n\n{facts}\n\n{text}")
+    print(text)
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)

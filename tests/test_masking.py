@@ -1,0 +1,197 @@
+"""Masks on a live model: the parameter objects, paths and classes stay; all can be undone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import MaskError
+from secateur.masking import dense, is_masked, masks_on, put_on, take_off
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4))
+
+
+@pytest.fixture
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    names = ["0.weight", "0.bias", "2.weight"]
+    return {n: torch.rand(model.get_parameter(n).shape, generator=generator) > 0.5 for n in names}
+
+
+@pytest.fixture
+def example() -> Tensor:
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert list(a) == list(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_put_on_then_the_forward_uses_multiplied_weights(model, masks, example):
+    reference = copy.deepcopy(model)
+    put_on(model, masks)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            reference.get_parameter(name).mul_(mask)
+    assert is_masked(model)
+    assert torch.equal(model(example), reference(example))
+
+
+def test_put_on_then_the_model_has_the_same_parameter_objects(model, masks):
+    before = [id(p) for p in model.parameters()]
+    put_on(model, masks)
+    assert sorted(map(id, model.parameters())) == sorted(before)
+    assert isinstance(model[0], nn.Conv2d)
+    take_off(model)
+    assert [id(p) for p in model.parameters()] == before
+    assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+def test_put_on_when_a_mask_is_of_any_dtype_then_it_means_the_same(model, masks, dtype):
+    put_on(model, {name: mask.to(dtype) for name, mask in masks.items()})
+    assert_equal(masks_on(model), masks)
+
+
+def test_put_on_when_the_callers_mask_changes_then_the_models_does_not(model, masks):
+    put_on(model, masks)
+    expected = masks["0.weight"].clone()
+    masks["0.weight"].zero_()
+    assert torch.equal(masks_on(model)["0.weight"], expected)
+
+
+def test_put_on_when_done_twice_then_the_second_replaces_the_first_in_place(model, masks):
+    before = copy.deepcopy(model)
+    put_on(model, masks)
+    buffer = model[0].parametrizations.weight[0].mask
+    put_on(model, {name: ~mask for name, mask in masks.items()})
+    assert model[0].parametrizations.weight[0].mask is buffer
+    assert len(model[0].parametrizations.weight) == 1
+    assert torch.equal(model[0].weight, before[0].weight * ~masks["0.weight"])
+
+
+def test_put_on_when_the_same_mask_is_put_on_again_then_nothing_changes(model, masks, example):
+    put_on(model, masks)
+    before, keys = model(example), list(model.state_dict())
+    put_on(model, masks)
+    assert torch.equal(model(example), before)
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("bake", [True, False])
+def test_take_off_then_keys_are_plain_and_masked_weights_are_zero_if_baked(model, masks, bake):
+    before = state(model)
+    put_on(model, masks)
+    take_off(model, bake=bake)
+    assert not is_masked(model)
+    assert masks_on(model) == {}
+    expected = {n: v * masks[n] if bake and n in masks else v for n, v in before.items()}
+    assert_equal(state(model), expected)
+
+
+@pytest.mark.parametrize("bake", [True, False])
+def test_take_off_when_nothing_is_on_then_nothing_changes(model, bake):
+    before = state(model)
+    take_off(model, bake=bake)
+    assert_equal(state(model), before)
+
+
+@pytest.mark.parametrize("bake", [True, False])
+def test_take_off_when_an_optimizer_holds_the_parameters_then_it_still_trains_them(
+    model, masks, example, bake
+):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    put_on(model, masks)
+    take_off(model, bake=bake)
+    before = state(model)
+    model(example).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_take_off_when_a_parameter_was_frozen_then_it_stays_so(model, masks):
+    model[0].weight.requires_grad_(False)
+    put_on(model, masks)
+    take_off(model)
+    assert not model[0].weight.requires_grad
+    assert model[2].weight.requires_grad
+
+
+def test_deepcopy_when_masks_are_on_then_the_copy_is_masked_by_itself(model, masks, example):
+    put_on(model, masks)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(example), model(example))
+    put_on(twin, {name: torch.ones_like(mask) for name, mask in masks.items()})
+    assert_equal(masks_on(model), masks)
+    take_off(twin)
+    assert is_masked(model)
+
+
+def test_dense_when_a_mask_is_on_then_returns_what_is_below_it(model, masks):
+    before = model[0].weight.detach().clone()
+    assert torch.equal(dense(model[0], "weight"), before)
+    put_on(model, masks)
+    assert torch.equal(dense(model[0], "weight"), before)
+    assert not dense(model[0], "weight").requires_grad
+
+
+def test_put_on_when_the_model_is_cast_then_the_mask_follows(model, masks, example):
+    put_on(model, masks)
+    model.double()
+    assert model(example.double()).dtype == torch.float64
+
+
+def test_put_on_when_a_parameter_is_tied_then_each_place_has_its_mask_and_the_tie_holds():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    first, second = torch.ones(4, 4), torch.ones(4, 4)
+    first[0], second[1] = 0, 0
+    put_on(model, {"0.weight": first, "1.weight": second})
+    take_off(model)
+    assert model[1].weight is model[0].weight
+    assert torch.equal(model[0].weight == 0, (first * second) == 0)
+
+
+@pytest.mark.parametrize("on", [False, True], ids=["bare", "masked"])
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("0.wieght", (8, 3, 3, 3), r"no parameter '0.wieght'. Did you mean '0.weight'"),
+        ("9.weight", (8, 3, 3, 3), r"no parameter '9.weight'"),
+        ("0.weight", (8, 3), r"'0.weight' is \(8, 3\), not \(8, 3, 3, 3\)"),
+        ("0", (8,), r"no parameter '0'"),
+    ],
+)
+def test_put_on_when_a_mask_fits_nothing_then_says_so_and_changes_nothing(
+    model, masks, on, name, shape, message
+):
+    if on:
+        put_on(model, masks)
+    before, was_on = state(model), masks_on(model)
+    with pytest.raises(MaskError, match=message):
+        put_on(model, {"2.bias": torch.zeros(4), name: torch.zeros(shape)})
+    assert_equal(state(model), before)
+    assert_equal(masks_on(model), was_on)
+
+
+def test_put_on_when_a_weight_has_another_parametrization_then_says_what_to_do(model):
+    nn.utils.parametrizations.weight_norm(model[2])
+    before = state(model)
+    with pytest.raises(MaskError, match=r"'2.weight' has a parametrization already"):
+        put_on(model, {"0.bias": torch.zeros(8), "2.weight": torch.ones(4, 32)})
+    take_off(model)
+    assert_equal(state(model), before)

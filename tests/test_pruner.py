@@ -1,0 +1,570 @@
+"""``Pruner`` and ``prune``: from a config to a smaller model, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur
+from secateur import Config, Pruner, analyze, prune, schedules
+from secateur.errors import (
+    ConfigError,
+    NoMatchError,
+    ScoreError,
+    ShrinkError,
+    TraceError,
+    VerificationError,
+)
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class Net(nn.Module):
+    """A small residual network of four groups: the trunk, three blocks' inner channels."""
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.blocks = nn.ModuleList([Block(channels, channels * 3 // 2) for _ in range(3)])
+        self.fc = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class Broken(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no forward today")
+
+
+class Sly(Net):
+    """Computes with the width of the trunk, in a way that no operation shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.fc(x.mean((2, 3)) * (1.0 + 0.1 * float(x.shape[1])))
+
+
+class Halves(nn.Module):
+    """Two layers, in each of which two halves must keep equally many channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = nn.ModuleList([nn.Linear(6, 32, bias=False) for _ in range(2)])
+        self.left = nn.ModuleList([nn.Linear(16, 6) for _ in range(2)])
+        self.right = nn.ModuleList([nn.Linear(16, 6) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for pair, left, right in zip(self.pairs, self.left, self.right, strict=True):
+            a, b = pair(x).chunk(2, dim=-1)
+            x = x + left(torch.relu(a)) + right(torch.tanh(b))
+        return x
+
+
+EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+INNER = ["blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]
+ALL = {"stem": 32, **dict.fromkeys(INNER, 48)}
+
+
+def seeded(kind: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return kind().eval()
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return seeded(Net)
+
+
+@pytest.fixture
+def uneven(net: nn.Module) -> nn.Module:
+    """A network in which the weights of the blocks differ by factors."""
+    with torch.no_grad():
+        for block, scale in zip(net.blocks, (0.3, 1.0, 3.0), strict=True):
+            block.conv1.weight.mul_(scale * torch.linspace(0.5, 1.5, 48)[:, None, None, None])
+    return net
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(before: dict[str, Tensor], model: nn.Module) -> bool:
+    """Whether a model's state is as it was, NaN for NaN."""
+    now = model.state_dict()
+    return before.keys() == now.keys() and all(
+        before[n].shape == now[n].shape
+        and torch.allclose(before[n], now[n], rtol=0, atol=0, equal_nan=True)
+        for n in before
+    )
+
+
+# one shot
+
+
+def test_prune_when_called_then_every_group_loses_its_share(net):
+    result = prune(net, EXAMPLE, sparsity=0.25)
+    assert result.plan.counts == {name: size * 3 // 4 for name, size in ALL.items()}
+    assert result.verification is not None
+    assert result.verification.passed
+    assert result.notes == []
+
+
+def test_prune_when_called_then_the_model_is_untouched_and_the_result_has_its_class(net):
+    before = state(net)
+    result = prune(net, EXAMPLE, sparsity=0.5)
+    assert same(before, net)
+    assert type(result.model) is Net
+    assert result.model.stem.out_channels == 16
+
+
+def test_prune_when_inplace_then_this_very_model_is_smaller(net):
+    weight = net.stem.weight
+    result = prune(net, EXAMPLE, sparsity=0.5, inplace=True)
+    assert result.model is net
+    assert net.stem.weight is weight
+    assert len(weight) == 16
+
+
+def test_prune_when_called_twice_then_the_same_positions_go(net):
+    for criterion in ("l2", "random"):
+        first = prune(net, EXAMPLE, sparsity=0.5, criterion=criterion).plan
+        assert first == prune(net, EXAMPLE, sparsity=0.5, criterion=criterion).plan
+
+
+def test_prune_when_the_seed_differs_then_random_takes_others(net):
+    plans = [prune(net, EXAMPLE, 0.5, "random", seed=seed).plan for seed in (0, 1)]
+    assert plans[0] != plans[1]
+
+
+def test_prune_when_the_criterion_is_a_norm_then_the_weakest_channels_go(net):
+    weakest = [3, 17, 29]
+    with torch.no_grad():
+        net.blocks[1].conv1.weight[weakest] *= 0.01
+    result = prune(net, EXAMPLE, sparsity=3 / 48, names=["blocks.1.conv1"])
+    (kept,) = result.plan.keep.values()
+    assert set(range(48)) - set(kept) == set(weakest)
+
+
+def test_prune_when_a_config_or_a_dict_is_given_then_it_is_the_same_as_settings(net):
+    plan = prune(net, EXAMPLE, sparsity=0.5, criterion="l1", exclude=["stem"]).plan
+    settings = {"sparsity": 0.5, "criterion": "l1", "exclude": ["stem"]}
+    assert prune(net, EXAMPLE, config=Config(**settings)).plan == plan
+    assert prune(net, EXAMPLE, config=settings).plan == plan
+
+
+def test_prune_when_the_scope_is_global_then_weak_layers_lose_more(uneven):
+    local = prune(uneven, EXAMPLE, 0.5, names=INNER).plan.counts
+    overall = prune(uneven, EXAMPLE, 0.5, names=INNER, scope="global", normalize="none").plan.counts
+    assert set(local.values()) == {24}
+    weak, middle, strong = (overall.get(name, 48) for name in INNER)
+    assert weak < middle < strong
+    assert weak + middle + strong == sum(local.values())
+
+
+def test_prune_when_the_ratio_is_one_then_one_channel_stays_and_notes_say_so(net):
+    result = prune(net, EXAMPLE, sparsity=1.0)
+    assert result.plan.counts == dict.fromkeys(ALL, 1)
+    assert [note.partition(":")[0] for note in result.notes] == list(ALL)
+    assert all("keeps 1 of" in note and "instead of 0" in note for note in result.notes)
+    assert result.model(EXAMPLE).shape == (2, 5)
+
+
+def test_prune_when_the_ratio_is_zero_then_nothing_goes(net):
+    result = prune(net, EXAMPLE, sparsity=0.0)
+    assert result.plan.keep == {}
+    assert result.after == result.before
+
+
+def test_prune_when_a_threshold_is_given_then_what_scores_less_goes(net):
+    with torch.no_grad():
+        net.blocks[0].conv1.weight[:10] *= 1e-3
+    result = prune(
+        net, EXAMPLE, threshold=0.1, names=["blocks.0.conv1"], granularity="group", normalize="mean"
+    )
+    assert result.plan.keep == {"blocks.0.conv1": tuple(range(10, 48))}
+
+
+def test_prune_when_only_a_least_share_is_given_then_it_is_the_goal(net):
+    result = prune(net, EXAMPLE, config=Config(min_sparsity=0.25))
+    assert result.plan.counts == {name: size * 3 // 4 for name, size in ALL.items()}
+
+
+def test_prune_when_the_model_has_inexact_groups_then_they_stay_unless_asked_for():
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
+    )
+    example = torch.randn(3, 4)
+    assert set(prune(net, example, 0.5).plan.keep) == {"2"}
+    result = prune(net, example, 0.5, inexact=True)
+    assert set(result.plan.keep) == {"0", "2"}
+    assert any(note.startswith("inexact: 0:") for note in result.notes)
+
+
+# budgets and widths
+
+
+@pytest.mark.parametrize("of", ["params", "macs"])
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_prune_when_the_sparsity_is_of_a_cost_then_it_is_met_within_two_points(of, sparsity, scope):
+    net = seeded(lambda: Net(96))  # wide: one channel of each group at a time is a small step
+    result = prune(net, EXAMPLE, sparsity, of=of, scope=scope)
+    gone = 1 - getattr(result.after, of) / getattr(result.before, of)
+    assert sparsity <= gone < sparsity + 0.02
+    if of == "params":
+        count = sum(p.numel() for p in result.model.parameters())
+        assert count == result.after.params
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("of", ["channels", "macs"])
+def test_prune_when_widths_are_rounded_then_every_kept_count_is_a_multiple(uneven, scope, of):
+    result = prune(uneven, EXAMPLE, 0.4, round_to=8, scope=scope, of=of)
+    assert result.plan.counts
+    assert all(count % 8 == 0 for count in result.plan.counts.values())
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_prune_when_uniform_then_groups_of_one_kind_keep_equally_many(uneven, round_to):
+    options = {"scope": "global", "normalize": "none", "round_to": round_to}
+    free = prune(uneven, EXAMPLE, 0.4, **options).plan.counts
+    assert len({free.get(name, 48) for name in INNER}) > 1
+    even = prune(uneven, EXAMPLE, 0.4, uniform=True, **options).plan.counts
+    assert len({even[name] for name in INNER}) == 1
+    assert even[INNER[0]] % round_to == 0
+    assert even[INNER[0]] < 48
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_prune_when_groups_must_keep_equally_many_then_they_do(uniform):
+    model, example = seeded(Halves), torch.randn(4, 6)
+    with torch.no_grad():
+        model.pairs[0].weight[:16] *= 0.1
+        model.pairs[1].weight *= 2
+    pairs = [(g.name, *g.sized) for g in analyze(model, example).groups if g.sized]
+    assert len(pairs) == 4
+    options = {"scope": "global", "normalize": "none", "uniform": uniform}
+    result = prune(model, example, 0.5, **options)
+    counts = result.plan.counts
+    for family in pairs:
+        assert len({counts.get(name, 16) for name in family}) == 1, family
+    assert len(set(counts.values())) == (1 if uniform else 2)
+    assert result.verification.passed
+
+
+# selectors
+
+
+@pytest.mark.parametrize(
+    ("selector", "groups"),
+    [
+        ({"names": ["blocks.1.*"], "exclude": ["*2"]}, ["blocks.1.conv1"]),
+        ({"exclude": ["stem"]}, INNER),
+        ({"exclude": ["blocks.2.conv2"]}, INNER),
+        ({"exclude": ["blocks.0.*"]}, INNER[1:]),
+        ({"names": ["blocks.*.conv1"]}, INNER),
+        ({"types": ["Conv2d"]}, list(ALL)),
+        ({"types": ["Conv2d"], "exclude": ["blocks.?.conv1"]}, ["stem"]),
+        ({"exclude": ["fc"]}, list(ALL)),
+    ],
+    ids=str,
+)
+def test_prune_when_modules_are_selected_then_only_their_groups_lose_channels(
+    net, selector, groups
+):
+    assert list(prune(net, EXAMPLE, 0.5, **selector).plan.keep) == groups
+
+
+def test_prune_when_targets_differ_then_each_has_its_own_goal_and_later_ones_win(net):
+    config = Config(sparsity=0.5, targets=[{}, {"names": ["blocks.0.conv1"], "sparsity": 0.25}])
+    counts = prune(net, EXAMPLE, config=config).plan.counts
+    assert counts == {"stem": 16, INNER[0]: 36, INNER[1]: 24, INNER[2]: 24}
+
+
+@pytest.mark.parametrize(
+    ("selector", "hint"),
+    [
+        (
+            {"names": ["blokcs.0.conv1"]},
+            "'blokcs.0.conv1' matches none. Did you mean 'blocks.0.conv1'?",
+        ),
+        ({"types": ["conv2d"]}, "'conv2d' matches none. Did you mean 'Conv2d'?"),
+        ({"names": ["fc"]}, "selects nothing that can be pruned"),
+        ({"exclude": ["*"]}, "selects nothing that can be pruned"),
+    ],
+    ids=str,
+)
+def test_prune_when_a_selector_matches_nothing_then_no_match_error_hints(net, selector, hint):
+    before = state(net)
+    with pytest.raises(NoMatchError) as caught:
+        prune(net, EXAMPLE, 0.5, **selector)
+    assert hint in str(caught.value)
+    assert same(before, net)
+
+
+def test_prune_when_several_targets_match_nothing_then_all_are_told(net):
+    config = Config(sparsity=0.5, targets=[{"names": ["a"]}, {}, {"types": ["LSTM"]}])
+    with pytest.raises(NoMatchError) as caught:
+        prune(net, EXAMPLE, config=config)
+    assert len(caught.value.problems) == 2
+    assert caught.value.problems[0].startswith("targets[0] selects nothing")
+    assert caught.value.problems[1].startswith("targets[2] selects nothing")
+
+
+# other granularities
+
+
+def test_prune_when_the_granularity_is_element_then_the_share_of_each_weight_is_zero(net):
+    result = prune(net, EXAMPLE, 0.5, granularity="element", types=["Conv2d", "Linear"])
+    assert result.after == result.before, "single weights make no layer smaller"
+    for name, weight in result.model.named_parameters():
+        if weight.ndim > 1:
+            assert int((weight == 0).sum()) == weight.numel() // 2, name
+
+
+def test_prune_when_the_granularity_is_n_of_m_then_every_run_of_m_has_n_zeros(net):
+    result = prune(net, EXAMPLE, granularity="2:4", sparsity=0.5, names=["blocks.*"])
+    weight = result.model.blocks[1].conv2.weight
+    runs = weight.movedim(1, -1).reshape(-1, 4)
+    assert ((runs == 0).sum(1) == 2).all()
+
+
+def test_prune_when_n_of_m_does_not_fit_a_layer_then_config_error_says_exclude_it(net):
+    with pytest.raises(ConfigError, match="dimension 1 must be a multiple of 4; exclude it"):
+        prune(net, EXAMPLE, granularity="2:4", sparsity=0.5, types=["Conv2d"])
+
+
+def test_prune_when_the_granularity_is_out_channel_then_constants_of_norms_are_reported(net):
+    with torch.no_grad():
+        for block in net.blocks:
+            block.bn1.bias.fill_(0.5)
+    result = prune(net, EXAMPLE, 0.5, granularity="out_channel", names=["blocks.?.conv1"])
+    assert result.plan.counts == dict.fromkeys(INNER, 24)
+    assert sum("still emitted a constant" in note for note in result.notes) == 3
+    assert result.model.blocks[0].conv2.in_channels == 24
+
+
+def test_prune_when_channels_of_a_residual_are_masked_one_by_one_then_the_rest_is_reported(net):
+    result = prune(net, EXAMPLE, 0.5, granularity="out_channel", names=["stem", "blocks.?.conv2"])
+    assert any("masked in some slices but not in all" in note for note in result.notes)
+    assert len(result.plan.keep.get("stem", range(32))) > 16
+
+
+# schedules
+
+
+@pytest.mark.parametrize("schedule", list(schedules))
+def test_step_when_a_schedule_ends_then_the_goal_is_reached(net, schedule):
+    config = Config(sparsity=0.5, schedule=schedule, steps=4)
+    pruner = Pruner(net, config, EXAMPLE)
+    shares = [pruner.step()["sparsity"] for _ in range(4)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 0.5
+    expected = [schedules[schedule](k / 4) * 0.5 for k in (1, 2, 3, 4)]
+    assert shares == pytest.approx(expected, abs=1 / 48)
+    assert pruner.finish().plan.counts == {name: size // 2 for name, size in ALL.items()}
+
+
+def test_step_when_only_every_third_call_prunes_then_the_others_keep_the_masks(net):
+    config = Config(sparsity=0.5, schedule="linear", steps=2, every=3)
+    pruner = Pruner(net, config, EXAMPLE)
+    metrics = [pruner.step() for _ in range(8)]
+    assert [m["sparsity"] for m in metrics] == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5]
+    assert [m["pruning_step"] for m in metrics] == [0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_step_when_the_goal_is_reached_then_more_calls_change_no_mask(net):
+    pruner = Pruner(net, Config(sparsity=0.5), EXAMPLE)
+    pruner.step()
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    with torch.no_grad():
+        net.stem.weight.mul_(-3).add_(0.1)
+    pruner.step()
+    assert masks.keys() == pruner.masks.keys()
+    assert all(torch.equal(mask, pruner.masks[name]) for name, mask in masks.items())
+    assert (net.stem.weight[~masks["stem.weight"]] == 0).all()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_step_when_called_after_the_optimizer_then_masked_weights_stay_zero(net, optimizer):
+    config = Config(sparsity=0.5, schedule="cubic", steps=3, every=2)
+    pruner = Pruner(net, config, EXAMPLE)
+    net.train()
+    optimiser = optimizer(net.parameters(), lr=1e-2, weight_decay=1e-3)
+    parameters = {name: id(p) for name, p in net.named_parameters()}
+    for _ in range(9):
+        optimiser.zero_grad()
+        F.cross_entropy(net(EXAMPLE), torch.tensor([1, 3])).backward()
+        optimiser.step()
+        pruner.step()
+        for name, mask in pruner.masks.items():
+            assert (net.get_parameter(name)[~mask] == 0).all(), name
+    assert net.training
+    assert {name: id(p) for name, p in net.named_parameters()} == parameters
+    net.eval()
+    expected = net(EXAMPLE)
+    result = pruner.finish()
+    assert result.plan.counts == {name: size // 2 for name, size in ALL.items()}
+    torch.testing.assert_close(result.model(EXAMPLE), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_step_when_masks_are_made_then_they_cover_every_slice_of_a_group(net):
+    pruner = Pruner(net, Config(sparsity=0.5, names=["stem"]), EXAMPLE)
+    pruner.step()
+    gone = ~pruner.keeps["stem"]
+    for name in (
+        "stem.weight",
+        "blocks.1.conv2.weight",
+        "blocks.1.bn2.weight",
+        "blocks.1.bn2.bias",
+    ):
+        assert not pruner.masks[name][gone].any(), name
+    for name in ("blocks.0.conv1.weight", "fc.weight"):
+        assert not pruner.masks[name][:, gone].any(), name
+
+
+def test_finish_when_nothing_was_pruned_then_config_error(net):
+    pruner = Pruner(net, Config(sparsity=0.5, every=5), EXAMPLE)
+    pruner.step()
+    with pytest.raises(ConfigError, match="call step"):
+        pruner.finish()
+
+
+def test_finish_when_not_inplace_then_training_can_go_on(net):
+    pruner = Pruner(net, Config(sparsity=0.5, schedule="linear", steps=2), EXAMPLE)
+    pruner.step()
+    early = pruner.finish(inplace=False)
+    assert early.model is not net
+    assert net.stem.out_channels == 32
+    pruner.step()
+    assert pruner.finish().after.params < early.after.params
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({}, "needs sparsity"),
+        ({"sparsity": 0.5, "config": Config(sparsity=0.5)}, "not both"),
+        ({"sparsity": 0.5, "schedule": "linear", "steps": 3}, "use Pruner in your loop"),
+        ({"sparsity": 50}, "Did you mean 0.5?"),
+        ({"sparsity": 0.5, "criterion": "tailor"}, "unknown criterion 'tailor'"),
+        ({"sparsity": 0.5, "round_too": 8}, "unknown key 'round_too'. Did you mean 'round_to'?"),
+        ({"sparsity": 0.5, "of": "macs", "granularity": "element"}, "needs granularity 'group'"),
+        ({"threshold": 0.5, "of": "params"}, "needs a sparsity, not a threshold"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_prune_when_settings_are_wrong_then_config_error_and_the_model_is_untouched(
+    net, call, words
+):
+    before = state(net)
+    with pytest.raises(ConfigError) as caught:
+        prune(net, EXAMPLE, **call)
+    assert words in str(caught.value)
+    assert same(before, net)
+
+
+def test_pruner_when_a_budget_has_several_shares_then_config_error(net):
+    config = Config(sparsity=0.5, of="macs", targets=[{}, {"names": ["stem"], "sparsity": 0.2}])
+    with pytest.raises(ConfigError, match="needs one sparsity for all targets"):
+        Pruner(net, config, EXAMPLE)
+
+
+def test_pruner_when_a_target_has_no_goal_then_config_error_names_it(net):
+    with pytest.raises(ConfigError, match=r"targets\[1\] has no goal"):
+        Pruner(net, Config(targets=[{"sparsity": 0.5}, {"names": ["stem"]}]), EXAMPLE)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_prune_when_a_weight_is_not_finite_then_score_error_and_the_model_is_untouched(
+    net, value, inplace
+):
+    with torch.no_grad():
+        net.blocks[2].conv1.weight[4, 0, 0, 0] = value
+    before = state(net)
+    with pytest.raises(ScoreError, match=r"'blocks.2.conv1.weight' has weights that are NaN"):
+        prune(net, EXAMPLE, 0.5, inplace=inplace)
+    assert same(before, net)
+
+
+def test_step_when_a_weight_becomes_nan_then_score_error_and_the_masks_are_as_before(net):
+    pruner = Pruner(net, Config(sparsity=0.5, schedule="linear", steps=2), EXAMPLE)
+    pruner.step()
+    masks = dict(pruner.masks)
+    with torch.no_grad():
+        net.stem.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ScoreError):
+        pruner.step()
+    assert pruner.masks == masks
+    assert pruner.updates == 1
+    with torch.no_grad():
+        net.stem.weight[0, 0, 0, 0] = 1.0
+    assert pruner.step()["sparsity"] == 0.5
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_prune_when_the_forward_fails_then_trace_error_and_the_model_is_untouched(inplace):
+    model = seeded(Broken).train()
+    before = state(model)
+    with pytest.raises(TraceError, match="no forward today"):
+        prune(model, EXAMPLE, 0.5, inplace=inplace)
+    assert same(before, model)
+    assert model.training
+
+
+def test_prune_when_the_example_does_not_fit_then_trace_error_tells_its_shape(net):
+    with pytest.raises(TraceError, match=r"\(2, 4, 8, 8\)"):
+        prune(net, torch.zeros(2, 4, 8, 8), 0.5)
+
+
+def test_prune_when_the_cut_fails_inplace_then_weights_and_shapes_are_restored():
+    model = seeded(Sly)
+    before = state(model)
+    identities = [id(p) for p in model.parameters()]
+    with pytest.raises(VerificationError):
+        prune(model, EXAMPLE, 0.5, inplace=True)
+    assert same(before, model)
+    assert [id(p) for p in model.parameters()] == identities
+    assert model.stem.out_channels == 32
+
+
+def test_finish_when_the_cut_fails_then_the_masked_model_is_as_before():
+    model = seeded(Sly)
+    pruner = Pruner(model, Config(sparsity=0.5), EXAMPLE)
+    pruner.step()
+    before = state(model)
+    with pytest.raises(ShrinkError):
+        pruner.finish()
+    assert same(before, model)
+
+
+def test_prune_when_the_model_is_shared_then_analysis_can_be_reused(net):
+    structure = secateur.analyze(net, EXAMPLE)
+    twin = copy.deepcopy(net)
+    pruner = Pruner(twin, Config(sparsity=0.5), EXAMPLE, structure=structure)
+    pruner.step()
+    assert pruner.finish().plan == prune(net, EXAMPLE, 0.5).plan

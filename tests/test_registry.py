@@ -1,0 +1,86 @@
+"""A name for a function: one decorator, near names, shell patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from secateur import criteria, schedules
+from secateur.errors import UnknownNameError
+from secateur.registry import Registry
+
+
+@pytest.fixture
+def colours() -> Registry:
+    registry = Registry("colour")
+
+    @registry.register
+    def red() -> str:
+        return "#f00"
+
+    @registry.register
+    def dark_red() -> str:
+        return "#800"
+
+    @registry.register
+    def blue() -> str:
+        return "#00f"
+
+    return registry
+
+
+def test_register_when_decorating_then_the_function_itself_comes_back(colours):
+    def green() -> str:
+        return "#0f0"
+
+    assert colours.register(green) is green
+    assert colours["green"] is green
+
+
+def test_register_when_a_name_is_taken_then_value_error_and_the_first_stays(colours):
+    first = colours["red"]
+
+    def red() -> str:
+        return "other"
+
+    with pytest.raises(ValueError, match="colour 'red' is registered already"):
+        colours.register(red)
+    assert colours["red"] is first
+
+
+def test_registry_when_read_then_it_is_a_sorted_mapping(colours):
+    assert isinstance(colours, Mapping)
+    assert list(colours) == ["blue", "dark_red", "red"]
+    assert len(colours) == 3
+    assert "red" in colours
+    assert "green" not in colours
+    assert colours.get("green") is None
+    assert repr(colours) == "colour: blue, dark_red, red"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("*", ["blue", "dark_red", "red"]), ("*red", ["dark_red", "red"]), ("x*", []), ("R*", [])],
+)
+def test_search_when_given_a_shell_pattern_then_the_names_that_match(colours, pattern, found):
+    assert colours.search(pattern) == found
+
+
+def test_getitem_when_the_name_is_unknown_then_the_nearest_and_all_are_told(colours):
+    with pytest.raises(UnknownNameError) as caught:
+        colours["rde"]
+    assert str(caught.value) == (
+        "unknown colour 'rde'. Did you mean 'red'? Known: blue, dark_red, red."
+    )
+
+
+@pytest.mark.parametrize("name", [None, 3, ["red"], ("red",)])
+def test_getitem_when_the_name_is_no_text_then_unknown_name_error(colours, name):
+    with pytest.raises(UnknownNameError):
+        colours[name]
+
+
+def test_package_when_imported_then_its_criteria_and_schedules_are_registered():
+    assert {"magnitude", "l1", "l2", "fpgm", "random"} <= set(criteria)
+    assert {"constant", "linear", "cubic"} <= set(schedules)
