@@ -45,6 +45,8 @@ def pruned(dense: nn.Module, pruner: str, ratio: float, example: Tensor) -> dict
     masked = copy.deepcopy(compressor.unwrap_model())
     speedup = ModelSpeedup(copy.deepcopy(dense), example, masks)
     smaller = speedup.speedup_model()
+    if speedup.result is None:
+        raise RuntimeError("speedup_model() returned without a result")
     completed = copy.deepcopy(dense)
     with torch.no_grad():
         for name, keep in speedup.result.masks.items():

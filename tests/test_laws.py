@@ -26,7 +26,7 @@ from tests import zoo
 QUICK = ("resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0")
 TOLERANCE = 1e-5
 EXACT = 1e-9
-"""In float64, relative to what varies between inputs: no rounding and no constant hides an error."""
+"""In float64, relative to what varies between inputs, so that no constant hides an error."""
 
 
 def matrix(quick_scope: str) -> pytest.MarkDecorator:

@@ -1,4 +1,4 @@
-"""``Pruner`` and ``prune``: from a config to a smaller model, and what happens when it cannot be."""
+"""``Pruner`` and ``prune``: from a config to a smaller model, or to an error and no change."""
 
 from __future__ import annotations
 
@@ -340,6 +340,16 @@ def test_prune_when_the_granularity_is_element_then_the_share_of_each_weight_is_
     for name, weight in result.model.named_parameters():
         if weight.ndim > 1:
             assert int((weight == 0).sum()) == weight.numel() // 2, name
+
+
+def test_prune_when_the_granularity_is_element_then_norms_keep_their_scales_unless_named(net):
+    scale = net.blocks[0].bn1.weight
+    with torch.no_grad():
+        scale.copy_(torch.linspace(0.5, 1.5, 48))
+    free = prune(net, EXAMPLE, 0.5, granularity="element").model
+    assert torch.equal(free.blocks[0].bn1.weight, scale)
+    named = prune(net, EXAMPLE, 0.5, granularity="element", types=["BatchNorm2d"]).model
+    assert torch.equal(named.blocks[0].bn1.weight, scale[24:]), "without a scale it is no channel"
 
 
 def test_prune_when_the_granularity_is_n_of_m_then_every_run_of_m_has_n_zeros(net):

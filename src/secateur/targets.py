@@ -204,8 +204,9 @@ def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) ->
             shape = tuple(parameter.shape)
             granularity = granularity_from(target.granularity, transposed=stores_transposed(module))
             assert granularity is not None
-            if len(shape) < 2 and not target.types and target.granularity != "element":
-                continue  # a norm's weight has no channels of its own
+            vector = len(shape) < 2 and not target.types
+            if vector and (name == "weight" or target.granularity != "element"):
+                continue  # a norm's weight is a scale, and has no channels of its own
             seen.add(id(parameter))
             full = f"{path}.{name}" if path else name
             blocks = granularity.blocks(shape)

@@ -241,6 +241,17 @@ def test_shrink_when_a_masked_weight_is_not_finite_then_it_counts_as_zero(plain)
     assert same(plain.output(result), plain.masked(masks))
 
 
+def test_shrink_when_the_model_has_no_weights_then_it_is_cut_and_not_checked():
+    with torch.device("meta"):
+        model = Plain().eval()
+    masks = {"conv1.weight": torch.ones(6, 3, 3, 3, dtype=torch.bool)}
+    masks["conv1.weight"][[1, 4]] = False  # the norm's bias still emits a constant
+    result = shrink(model, masks, torch.zeros(2, 3, 8, 8))
+    assert result.plan.counts == {"conv1": 4}
+    assert result.model.conv2.weight.shape == (4, 4, 3, 3)
+    assert result.verification is None
+
+
 # several slices that disagree
 
 

@@ -18,7 +18,7 @@ from secateur.errors import MaskError, did_you_mean
 from secateur.graph.axes import Atom, atoms
 from secateur.graph.conditions import Condition, holds
 from secateur.graph.groups import Group, contains
-from secateur.graph.layout import Along, rows
+from secateur.graph.layout import Along, labels
 from secateur.graph.typing import Site
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -62,36 +62,63 @@ def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
         MaskError: a mask fits no parameter of the model.
     """
     check_masks(structure, masks)
-    names = structure.inferred.recording.names
-    masks = {names[name]: mask for name, mask in masks.items()}
+    slices = _Slices(structure, masks)
     done = Completion()
     sites: dict[int, list[Site]] = {}
     for site in structure.inferred.typing.sites:
         for atom in atoms(site.axis):
             sites.setdefault(id(atom), []).append(site)
     for group in structure.groups:
-        _complete_group(structure, group, sites.get(id(group.atom), []), masks, done)
+        _complete_group(group, sites.get(id(group.atom), []), slices, done)
     _balance(structure, done)
     return done
 
 
-def _complete_group(
-    structure: Structure, group: Group, sites: list[Site], masks: Masks, done: Completion
-) -> None:
-    touched = [m for m in group.members if m.tensor in masks and not bool(masks[m.tensor].all())]
+class _Slices:
+    """Which slices of which parameters are masked as a whole; each mask is read once."""
+
+    def __init__(self, structure: Structure, masks: Mapping[str, Tensor]):
+        self.structure = structure
+        self.masks: Masks = {}
+        for name, mask in masks.items():
+            name = structure.inferred.recording.names[name]  # tied names are one parameter
+            self.masks[name] = mask & self.masks[name] if name in self.masks else mask
+        self._alive: dict[tuple[str, int], Tensor] = {}
+
+    def alive(self, parameter: str, dim: int) -> Tensor:
+        """Return for each index of a dimension whether any of its weights is kept."""
+        key = (parameter, dim)
+        if key not in self._alive:
+            mask = self.masks[parameter]
+            others = tuple(d for d in range(mask.ndim) if d != dim)
+            self._alive[key] = (mask.any(others) if others else mask).cpu()
+        return self._alive[key]
+
+    def masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
+        """Return for each position of an atom whether all its weights are masked."""
+        axis = self.structure.tensor(parameter)[dim].axis
+        label = labels(axis, atom)
+        here = label >= 0
+        if not bool(here.any()):
+            return torch.ones(atom.size, dtype=torch.bool)
+        if parameter not in self.masks:
+            return torch.zeros(atom.size, dtype=torch.bool)
+        kept = torch.zeros(atom.size, dtype=torch.bool)
+        kept[label[here & self.alive(parameter, dim)]] = True
+        return ~kept
+
+
+def _complete_group(group: Group, sites: list[Site], slices: _Slices, done: Completion) -> None:
+    touched = [
+        m
+        for m in group.members
+        if m.tensor in slices.masks and not bool(slices.alive(m.tensor, m.dim).all())
+    ]
     if not touched:
         return
 
-    def masked(parameter: str, dim: int, atom: Atom) -> Tensor:
-        typed = structure.tensor(parameter)
-        if not contains(typed[dim].axis, atom):
-            return torch.ones(atom.size, dtype=torch.bool)
-        if parameter not in masks:
-            return torch.zeros(atom.size, dtype=torch.bool)
-        return ~rows(masks[parameter].cpu(), dim, typed[dim].axis, atom).any(1)
-
     def ask(condition: Condition) -> Tensor:
-        return holds(condition, group.atom, contains, masked)
+        return holds(condition, group.atom, contains, slices.masked)
 
     dead = torch.ones(group.size, dtype=torch.bool)
     silent = dead.clone()
@@ -103,7 +130,7 @@ def _complete_group(
         dead = silent = torch.zeros(group.size, dtype=torch.bool)
     asked = torch.zeros(group.size, dtype=torch.bool)
     for member in touched:
-        asked |= masked(member.tensor, member.dim, group.atom)
+        asked |= slices.masked(member.tensor, member.dim, group.atom)
     kept_anyway = int((asked & ~dead).sum())
     if kept_anyway:
         done.notes.append(
