@@ -600,7 +600,6 @@ def test_cut_when_a_group_is_inexact_then_the_difference_is_real_and_reported(ca
         assert any(name in note and "inexact" in note for note in result.notes)
 
 
-@pytest.mark.xfail(reason="x.shape is not traced: `is` on a method-wrapper", strict=False)
 def test_shape_when_code_computes_with_it_then_it_is_traced_as_size_is():
     case = features(lambda m, x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1))
     structure = structure_of(case)
@@ -786,7 +785,6 @@ def test_analyze_when_the_forward_fails_then_the_error_says_where_and_on_what():
     assert "Sequential failed on the example inputs ((2, 4))" in message
 
 
-@pytest.mark.xfail(reason="the hook leaves the module before the error is caught", strict=False)
 def test_analyze_when_a_module_fails_then_the_error_names_it():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(6, 2))
     with pytest.raises(TraceError, match=r"in '1'"):

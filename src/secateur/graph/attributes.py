@@ -47,6 +47,17 @@ class TracedInt(int):
             return result
         return TracedInt(result, Origin(Fraction(int(other))).times(self.origin, -1))
 
+    def __add__(self, other: Any) -> Any:
+        return _pinned(self, other, super().__add__(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return _pinned(self, other, super().__sub__(other))
+
+    def __rsub__(self, other: Any) -> Any:
+        return _pinned(self, other, super().__rsub__(other))
+
     def __neg__(self) -> TracedInt:
         return TracedInt(super().__neg__(), Origin(Fraction(-1)).times(self.origin))
 
@@ -62,6 +73,15 @@ def _combine(a: TracedInt, b: Any, result: Any, sign: int) -> Any:
         return result
     other = b.origin if isinstance(b, TracedInt) else Origin(Fraction(b))
     return TracedInt(result, a.origin.times(other, sign))
+
+
+def _pinned(a: TracedInt, b: Any, result: Any) -> Any:
+    """A sum is no product of factors: where it arrives as a size, its factors must stay."""
+    if not isinstance(b, int) or isinstance(b, bool) or result is NotImplemented:
+        return result
+    other = b.origin if isinstance(b, TracedInt) else Origin(Fraction(b))
+    pins = {*a.origin.factors, *other.factors}
+    return TracedInt(result, Origin(Fraction(int(result)), (), tuple(pins)))
 
 
 class Call:
@@ -95,7 +115,7 @@ def _origin(integer: int) -> Origin:
 
 
 def _absolute(origin: Origin) -> Origin:
-    return Origin(abs(origin.coefficient), origin.powers)
+    return Origin(abs(origin.coefficient), origin.powers, origin.pins)
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -119,7 +139,7 @@ class CallWatcher(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is _SHAPE or func is Tensor.size:
+        if func == _SHAPE or func is Tensor.size:  # a method-wrapper is made anew at each look
             return self._shape(func(*args, **(kwargs or {})), args)
         before = self.current
         self.current = Call(args, kwargs)

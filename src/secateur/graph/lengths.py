@@ -47,6 +47,12 @@ class Origin:
 
     coefficient: Fraction
     powers: tuple[tuple[Attribute | Size, int], ...] = ()
+    pins: tuple[Attribute | Size, ...] = ()  # went into a sum: they must stay as they are
+
+    @property
+    def factors(self) -> tuple[Attribute | Size, ...]:
+        """All that the integer was computed from."""
+        return (*(factor for factor, _ in self.powers), *self.pins)
 
     def times(self, other: Origin, sign: int = 1) -> Origin:
         """Return the product (or with ``sign=-1`` the quotient) of two origins."""
@@ -54,7 +60,8 @@ class Origin:
         for factor, exponent in other.powers:
             powers[factor] += sign * exponent
         left = tuple((f, e) for f, e in powers.items() if e)
-        return Origin(self.coefficient * other.coefficient**sign, left)
+        pins = tuple({*self.pins, *other.pins})
+        return Origin(self.coefficient * other.coefficient**sign, left, pins)
 
 
 # A polynomial: product of atoms (sorted by identity) → coefficient.
@@ -150,12 +157,18 @@ def solve(
     equations: list[Named] = []
     for named in names:
         origin = named.origin
-        if len(origin.powers) == 1:
+        if len(origin.powers) == 1 and not origin.pins:
             factor, power = origin.powers[0]
             if isinstance(factor, Attribute) and power == 1 and factor not in bindings:
                 bindings[factor] = (named.axis, origin.coefficient)
                 continue
         equations.append(named)
+    for named in names:
+        for pin in named.origin.pins:
+            if isinstance(pin, Size):
+                freeze(axis_of(pin), named.reason)
+            elif pin in bindings:
+                freeze(bindings[pin][0], named.reason)
     changed = True
     while changed:  # freezing an atom can break an equation that held
         changed = False

@@ -107,13 +107,18 @@ def _line() -> str:
 
 
 @contextmanager
-def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
+def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[list[str]]:
+    """Keep the path of the running module on the stack; yield the path of the one that failed."""
     paths = {id(module): path for path, module in model.named_modules()}
+
+    failed: list[str] = []
 
     def enter(module: nn.Module, _: Any) -> None:
         stack.append(paths.get(id(module), stack[-1]))
 
     def leave(module: nn.Module, _: Any, __: Any) -> None:
+        if sys.exc_info()[0] is not None and not failed:
+            failed.append(stack[-1])
         stack.pop()
 
     hooks = [
@@ -121,7 +126,7 @@ def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
         register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        yield
+        yield failed
     finally:
         for hook in hooks:
             hook.remove()
@@ -173,7 +178,7 @@ def record(model: nn.Module, example: Example) -> Recording:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(_module_paths(model, recorder.modules))
+        failed = stack.enter_context(_module_paths(model, recorder.modules))
         stack.enter_context(traced_attributes(model))
         try:
             with recorder, recorder.calls:
@@ -182,7 +187,7 @@ def record(model: nn.Module, example: Example) -> Recording:
             shapes = ", ".join(str(tuple(recording.shapes[i])) for i in recording.inputs)
             raise TraceError(
                 f"the forward of {type(model).__name__} failed on the example inputs "
-                f"({shapes or 'no tensors'}), in {recorder.modules[-1] or 'the model'!r}: "
+                f"({shapes or 'no tensors'}), in {''.join(failed) or 'the model'!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         recording.outputs = [recorder.ref(x).value for x in tensors_of(out)]

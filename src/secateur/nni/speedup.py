@@ -122,7 +122,7 @@ def parameter_masks(masks: Masks) -> dict[str, Tensor]:
             name = full_name(module, target)
             if not isinstance(mask, Tensor):
                 raise MaskError(f"the mask of {name!r} is a {type(mask).__name__}, not a tensor")
-            if not bool(((mask == 0) | (mask == 1)).all()):
+            if not torch.equal(mask.bool().to(mask.dtype), mask):
                 raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
             found[name] = mask.bool()
     return found
