@@ -164,7 +164,7 @@ def _of_groups(
     for group in structure.independent(inexact=config.inexact):
         makers = [m for m in group.members if m.role == "out"]
         owners = {m.tensor.rpartition(".")[0] for m in makers}
-        excluded = replace_goal(target)
+        excluded = _exclusions(target)
         if not any(chosen(o, modules[o], target) for o in owners if o in modules):
             continue
         if any(not chosen(o, modules[o], excluded) for o in owners if o in modules):
@@ -187,7 +187,7 @@ def _of_groups(
     return made
 
 
-def replace_goal(target: Target) -> Target:
+def _exclusions(target: Target) -> Target:
     """Return the target's exclusions alone, which hold for every slice of a group."""
     return Target(exclude=target.exclude, exclude_types=target.exclude_types)
 

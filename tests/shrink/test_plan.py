@@ -181,3 +181,13 @@ def test_from_json_when_anything_is_given_then_a_plan_or_a_plan_error(keep, sche
     except PlanError:
         return
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_plan_from_masks_and_from_scores_when_they_say_the_same_then_plans_are_equal():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    structure = analyze(net, torch.zeros(1, 3))
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[[1, 3]] = False
+    from_masks = Plan.from_masks(structure, {"0.weight": mask, "0.bias": mask[:, 0]})
+    scores = torch.tensor([4.0, 1.0, 3.0, 2.0])
+    assert from_masks == Plan.from_scores(structure, {"0": scores}, 0.5) == Plan({"0": (0, 2)})

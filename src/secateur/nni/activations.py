@@ -26,6 +26,7 @@ class ActivationMasks:
         self.model = model
         self.targets = targets
         self.masks: dict[str, Tensor] = {}
+        self._applied: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -54,6 +55,7 @@ class ActivationMasks:
     def put_on(self) -> None:
         """Register the hooks that apply the masks."""
         self.take_off()
+        self._applied = {name: _broadcastable(mask) for name, mask in self.masks.items()}
         if self.masks:
             self._hooks = self._register(self._apply)
 
@@ -63,10 +65,9 @@ class ActivationMasks:
             self._hooks.pop().remove()
 
     def _apply(self, target: TargetSetting, value: Tensor) -> Tensor:
-        mask = self.masks.get(target.name)
+        mask = self._applied.get(target.name)
         if mask is None:
             return value
-        mask = _broadcastable(mask)
         fits = (m in (1, n) for m, n in zip(mask.shape, value.shape, strict=False))
         if mask.ndim != value.ndim or not all(fits):
             raise MaskError(

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from secateur.errors import PlanError, did_you_mean
+from secateur.select import Request, select
 from secateur.structure import Structure
+
+from .complete import complete
 
 SCHEMA = 1
 MOST_POSITIONS = 1 << 20  # of a group; far beyond the size of any dimension that is pruned
@@ -46,6 +49,41 @@ class Plan:
         plan = cls(kept)
         plan.check(structure)
         return plan
+
+    @classmethod
+    def from_masks(cls, structure: Structure, masks: Mapping[str, Tensor]) -> Plan:
+        """Return the plan that masks allow, partial or not; see ``secateur.shrink.complete``.
+
+        Raises:
+            MaskError: a mask fits no parameter of the model.
+        """
+        return cls.from_keeps(structure, complete(structure, masks).keeps)
+
+    @classmethod
+    def from_scores(
+        cls, structure: Structure, scores: Mapping[str, Tensor], sparsity: float
+    ) -> Plan:
+        """Return the plan that removes the share ``sparsity`` of each group's lowest scores.
+
+        Args:
+            structure: of the model.
+            scores: group name → one score per position ``(size,)``; smaller matters less.
+            sparsity: in [0, 1]; ``floor(size * sparsity)`` positions go, and one always stays.
+
+        Raises:
+            ScoreError: a score is NaN or infinite.
+            PlanError: a group is unknown or frozen, or its scores have another size.
+
+        >>> import torch
+        >>> from secateur import analyze
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 2))
+        >>> structure = analyze(net, torch.zeros(1, 2))
+        >>> Plan.from_scores(structure, {"0": torch.tensor([4.0, 1.0, 3.0, 2.0])}, 0.5).keep
+        {'0': (0, 2)}
+        """
+        requests = [Request(score, sparsity=sparsity) for score in scores.values()]
+        keeps = select(requests, list(scores)).keeps
+        return cls.from_keeps(structure, dict(zip(scores, keeps, strict=True)))
 
     @property
     def counts(self) -> dict[str, int]:
