@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 
 from tests import zoo
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores between them
-    torch.set_num_threads(1)
+# Small tensors gain nothing from threads, and on a busy machine these wait for each other: the
+# same file took 157 s with two threads and 15 s with one.  Parallel is `pytest -n`, as `make test`.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

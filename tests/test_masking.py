@@ -137,8 +137,28 @@ def test_deepcopy_when_masks_are_on_then_the_copy_is_masked_by_itself(model, mas
     assert torch.equal(twin(example), model(example))
     put_on(twin, {name: torch.ones_like(mask) for name, mask in masks.items()})
     assert_equal(masks_on(model), masks)
+
+
+@pytest.mark.parametrize("bake", [True, False])
+def test_take_off_when_there_is_a_copy_then_the_copy_works_and_is_still_masked(
+    model, masks, example, bake
+):
+    put_on(model, masks)
+    before, twin = model(example), copy.deepcopy(model)
+    take_off(model, bake=bake)
+    assert torch.equal(twin(example), before)
+    assert_equal(masks_on(twin), masks)
     take_off(twin)
-    assert is_masked(model)
+    assert torch.equal(twin(example), before)
+    assert type(twin[0]) is nn.Conv2d
+
+
+def test_put_on_when_a_copy_gets_another_mask_then_the_original_does_not(model, masks, example):
+    put_on(model, {"0.weight": masks["0.weight"]})
+    before, twin = model(example), copy.deepcopy(model)
+    put_on(twin, masks)
+    assert list(masks_on(model)) == ["0.weight"]
+    assert torch.equal(model(example), before)
 
 
 def test_dense_when_a_mask_is_on_then_returns_what_is_below_it(model, masks):

@@ -357,3 +357,17 @@ def test_independent_when_half_of_each_is_kept_then_half_of_a_grid_is_left():
     structure = analysed("residual").structure
     count = structure.counter({g.name: g.size // 2 for g in structure.independent()})
     assert now(structure.tensor("grouped.weight")[0].axis, count) == 6  # of 12, and not a quarter
+
+
+def test_analyze_when_the_forward_reads_a_value_then_it_is_frozen_and_the_rest_is_not():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            y = self.b(self.a(x))
+            return y * 2 if y.sum().item() > 0 else y
+
+    structure = analyze(Reads(), torch.ones(2, 3))
+    assert [g.name for g in structure.groups] == ["a"]

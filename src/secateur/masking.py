@@ -55,6 +55,13 @@ def _own(module: nn.Module, tensor: str) -> MaskedBy | None:
     return next((layer for layer in layers if isinstance(layer, MaskedBy)), None)
 
 
+def _give_own_class(module: nn.Module) -> None:
+    """Separate a masked module from its copies: torch keeps what is parametrized in their class."""
+    if parametrize.is_parametrized(module):
+        kind = type(module)
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+
+
 def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Mask parameters by name; one that is masked already gets the new mask in place.
 
@@ -82,6 +89,7 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if own is not None:
             own.mask.copy_(mask)
         else:
+            _give_own_class(module)
             layer = MaskedBy(mask.clone(), tuple(module._parameters))
             parametrize.register_parametrization(module, tensor, layer)
 
@@ -118,6 +126,7 @@ def take_off(model: nn.Module, *, bake: bool = True) -> None:
             own = _own(module, tensor)
             if own is not None:
                 order = order or own.order
+                _give_own_class(module)
                 parametrize.remove_parametrizations(module, tensor, leave_parametrized=bake)
         for name in order:
             module._parameters[name] = module._parameters.pop(name)

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .config import Config, Target
 from .criteria import criteria, needs
@@ -132,7 +133,7 @@ def chosen(name: str, module: nn.Module, target: Target) -> bool:
     """Tell whether a target's selectors take a module."""
 
     def kind(patterns: Sequence[str]) -> bool:
-        return type(module).__name__ in patterns
+        return type_before_parametrizations(module).__name__ in patterns
 
     def named(patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import MaskError, ShrinkError, TraceError, VerificationError
-from secateur.masking import is_masked, masks_on
+from secateur.masking import is_masked, masks_on, take_off
 from secateur.nni.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner
 from secateur.nni.speedup import ModelSpeedup, load_masks
 from tests import zoo
@@ -116,8 +116,8 @@ def test_speedup_model_when_masks_are_still_on_then_the_result_is_the_same(netwo
     pruner = kind(model, CONVS)
     _, masks = pruner.compress()
     unwrapped = copy.deepcopy(model)
+    take_off(unwrapped)
     small = ModelSpeedup(model, example, masks).speedup_model()
-    kind(unwrapped, CONVS).unwrap_model()
     other = ModelSpeedup(unwrapped, example, masks).speedup_model()
     assert not is_masked(small)
     assert {n: p.shape for n, p in small.named_parameters()} == {

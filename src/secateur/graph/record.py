@@ -65,7 +65,9 @@ class _Recorder(TorchDispatchMode):
             return out
         seen = tuple(self.ref(a) for a in args)
         options = {k: self.ref(v) for k, v in kwargs.items()}
-        tensors = [out] if isinstance(out, Tensor) else list(out) if out is not None else []
+        tensors = (
+            [out] if isinstance(out, Tensor) else out if isinstance(out, (list, tuple)) else []
+        )
         outputs, updates = [], None
         for i, tensor in enumerate(t for t in tensors if isinstance(t, Tensor)):
             mine, written = _aliases(func, i, seen)

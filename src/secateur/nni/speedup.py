@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -139,14 +138,20 @@ def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
     try:
         if path.suffix == ".safetensors":
             return _nested(load_file(path, device=str(map_location or "cpu")))
-        with torch.serialization.safe_globals([defaultdict, dict]):  # what NNI itself saved
+        # NNI itself saves defaultdicts, which torch does not load as they are
+        with torch.serialization.safe_globals([(_plain, "collections.defaultdict"), dict]):
             loaded = torch.load(path, map_location=map_location, weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MaskError(f"{path} is no file of masks: {reason}") from error
+        raise MaskError(
+            f"{path} is no file of masks: it is damaged, or holds more than dicts of tensors"
+        ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
         raise MaskError(f"{path} holds no masks of the form {{module: {{target: tensor}}}}")
     return loaded
+
+
+def _plain(factory: object = None) -> dict[str, Any]:
+    return {}
 
 
 def _nested(flat: Mapping[str, Tensor]) -> Masks:
