@@ -10,11 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from secateur import demo
+from secateur.demo import tour
+from secateur.demo.digits import load_digits
 
 
 def test_load_digits_when_split_then_no_image_is_lost_and_classes_are_balanced() -> None:
-    data = demo.load_digits(0)
+    data = load_digits(0)
     assert len(data.train_labels) + len(data.test_labels) == 1797
     assert torch.bincount(data.test_labels).min() >= 55
 
@@ -23,11 +24,11 @@ def test_run_when_hardly_trained_then_same_network_is_saved_and_loss_of_accuracy
     tmp_path: Path,
 ) -> None:
     console = Console(file=io.StringIO(), width=120)
-    record = demo.run(tmp_path, epochs=2, fine_tune_epochs=1, console=console)
-    assert record.macs_kept <= demo.MACS_KEPT
+    record = tour.run(tmp_path, epochs=2, fine_tune_epochs=1, console=console)
+    assert record.macs_kept <= tour.MACS_KEPT
     assert record.predictions_that_differ == 0
-    assert record.output_difference < demo.SAME
-    assert (record.points_lost > demo.POINTS_LOST) == any("accuracy" in p for p in record.problems)
+    assert record.output_difference < tour.SAME
+    assert (record.points_lost > tour.POINTS_LOST) == any("accuracy" in p for p in record.problems)
     assert json.loads((tmp_path / "record.json").read_text())["macs_kept"] == record.macs_kept
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "model.safetensors",
@@ -48,9 +49,9 @@ def test_run_when_hardly_trained_then_same_network_is_saved_and_loss_of_accuracy
 def test_problems_when_one_promise_is_broken_then_it_alone_is_named(
     macs_kept: float, points_lost: float, differ: int, gap: float, word: str
 ) -> None:
-    (problem,) = demo._problems(macs_kept, points_lost, differ, gap)
+    (problem,) = tour._problems(macs_kept, points_lost, differ, gap)
     assert word in problem
 
 
 def test_problems_when_all_is_kept_then_none() -> None:
-    assert demo._problems(0.30, 1.0, 0, 1e-6) == ()
+    assert tour._problems(0.30, 1.0, 0, 1e-6) == ()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur import Plan, Result, analyze, prune
+from secateur import Plan, Result, analyze, prune, shrink
 from secateur.shrink.cut import Surgery
 
 
@@ -100,3 +100,12 @@ def test_save_when_saved_again_then_the_files_are_replaced(result, tmp_path):
     result.save(tmp_path)
     assert first.read_bytes() == bytes_before
     assert Plan.from_json((tmp_path / "plan.json").read_text()) == result.plan
+
+
+def test_shrink_when_two_names_of_a_tied_weight_have_masks_then_both_count():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    net[2].weight = net[0].weight
+    one, two = (torch.ones(4, 4, dtype=torch.bool) for _ in range(2))
+    one[0, 0], two[1, 1] = False, False
+    result = shrink(net, {"0.weight": one, "2.weight": two}, torch.zeros(1, 4))
+    assert torch.equal(result.masks["0.weight"], one & two)

@@ -138,9 +138,10 @@ def shrink(
             "that is not masked); their other slices are masked too"
         )
     plan = Plan.from_keeps(structure, done.keeps)
-    full = {structure.inferred.recording.names[n]: m.cpu() for n, m in masks.items()}
-    for name, mask in group_masks(structure, done.keeps).items():
-        full[name] = full[name] & mask if name in full else mask
+    names = structure.inferred.recording.names  # tied names are one parameter
+    full: Masks = {}
+    for name, mask in (*masks.items(), *group_masks(structure, done.keeps).items()):
+        full[names[name]] = full[names[name]] & mask.cpu() if names[name] in full else mask.cpu()
     runs = verify and not any(p.is_meta for p in model.parameters())
     as_given = _outputs(model, masks, example_inputs) if runs and done.constants else []
     result = cut_and_verify(
