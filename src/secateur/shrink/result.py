@@ -59,8 +59,8 @@ class Result:
         yield table
         yield f"checked: {self.verification}" if self.verification else "not checked (verify=False)"
         yield (
-            f"loads with: the same {self.structure.model} and its plan (plan.json), torch.export, "
-            "ONNX; not with an unpruned checkpoint's loader (shapes differ)"
+            f"loads with: a {self.structure.model} that was cut by the same plan (plan.json); not "
+            "with the dense model's loader, because shapes differ"
         )
         for note in self.notes:
             yield f"[yellow]note[/] {note}"
