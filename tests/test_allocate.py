@@ -1,4 +1,4 @@
-"""Budgets: the smallest ratio whose cost is low enough."""
+"""Budgets: the smallest ratio, and the fewest steps, whose cost is low enough."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.allocate import STEPS, ratio_for
+from secateur.allocate import STEPS, fewest, ratios_around
 
 
 @given(goal=st.floats(0, 1), power=st.integers(1, 4))
@@ -14,10 +14,10 @@ def test_ratio_when_the_cost_falls_smoothly_then_the_goal_is_met_to_the_last_ste
     def cost(ratio: float) -> float:
         return (1 - ratio) ** power
 
-    ratio = ratio_for(cost, goal)
-    assert 0 <= ratio <= 1
-    assert cost(ratio) <= goal
-    assert ratio == 0 or cost(ratio - 2.0**-STEPS) > goal
+    low, high = ratios_around(cost, goal)
+    assert cost(high) <= goal
+    assert low == high == 0 or cost(low) > goal
+    assert 0 <= high - low <= 2.0**-STEPS
 
 
 @given(goal=st.floats(0, 40))
@@ -25,15 +25,15 @@ def test_ratio_when_the_cost_falls_in_steps_then_the_first_step_that_is_low_enou
     def cost(ratio: float) -> float:
         return 40 - int(40 * ratio)
 
-    assert cost(ratio_for(cost, goal)) == int(goal)
+    assert cost(ratios_around(cost, goal)[1]) == int(goal)
 
 
 def test_ratio_when_the_dense_cost_is_low_enough_then_zero():
-    assert ratio_for(lambda ratio: 10 - ratio, 10) == 0
+    assert ratios_around(lambda ratio: 10 - ratio, 10) == (0, 0)
 
 
 def test_ratio_when_nothing_is_low_enough_then_one():
-    assert ratio_for(lambda ratio: 10 - ratio, 3) == 1
+    assert ratios_around(lambda ratio: 10 - ratio, 3) == (1, 1)
 
 
 def test_ratio_when_computed_then_the_cost_is_asked_for_at_most_once_per_halving():
@@ -43,5 +43,16 @@ def test_ratio_when_computed_then_the_cost_is_asked_for_at_most_once_per_halving
         asked.append(ratio)
         return 1 - ratio
 
-    assert ratio_for(cost, 0.3) == pytest.approx(0.7, abs=1e-6)
-    assert len(asked) == STEPS + 1
+    assert ratios_around(cost, 0.3) == pytest.approx((0.7, 0.7), abs=1e-6)
+    assert len(asked) == STEPS + 2
+
+
+@given(drops=st.lists(st.floats(0, 5), max_size=20), goal=st.floats(0, 60))
+def test_fewest_when_steps_are_taken_in_order_then_the_first_that_is_low_enough_is_found(
+    drops, goal
+):
+    def cost(steps: int) -> float:
+        return 50 - sum(drops[:steps])
+
+    enough = [k for k in range(len(drops)) if cost(k) <= goal]
+    assert fewest(len(drops), cost, goal) == (enough[0] if enough else len(drops))

@@ -236,6 +236,21 @@ def test_prune_when_the_sparsity_is_of_a_cost_then_it_is_met_within_two_points(o
         assert count == result.after.params
 
 
+@pytest.mark.parametrize("of", ["params", "macs"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
+def test_prune_when_the_network_is_narrow_then_the_cost_is_met_to_one_position(of, sparsity):
+    net = seeded(lambda: Net(12))
+    result = prune(net, EXAMPLE, sparsity, of=of)
+    goal = (1 - sparsity) * getattr(result.before, of)
+    assert getattr(result.after, of) <= goal
+    for name, count in result.plan.counts.items():  # one position more would have been too much
+        one_more = result.structure.cost({**result.plan.counts, name: count + 1})
+        if getattr(one_more, of) > goal:
+            break
+    else:
+        pytest.fail(f"any of {list(result.plan.counts)} could have kept one more")
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("of", ["channels", "macs"])
 def test_prune_when_widths_are_rounded_then_every_kept_count_is_a_multiple(uneven, scope, of):

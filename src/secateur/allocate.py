@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 STEPS = 24  # halvings: finer than one channel in ten million
 
 
-def ratio_for(cost: Callable[[float], float], goal: float) -> float:
-    """Return the smallest ratio in [0, 1] whose cost is at most ``goal``, by bisection.
+def ratios_around(cost: Callable[[float], float], goal: float) -> tuple[float, float]:
+    """Return two neighbouring ratios in [0, 1], by bisection: ``cost(low) > goal >= cost(high)``.
 
-    Costs that only fall with the ratio are assumed; where even 1.0 costs more than the goal
-    (something must stay, something is frozen), 1.0 is returned.
+    Costs that only fall with the ratio are assumed.  Where even 0 costs little enough both are 0,
+    and where 1 still costs more than the goal (something must stay, something is frozen), 1.
 
-    >>> round(ratio_for(lambda ratio: (1 - ratio) ** 2, 0.25), 3)
-    0.5
+    >>> [round(ratio, 3) for ratio in ratios_around(lambda ratio: (1 - ratio) ** 2, 0.25)]
+    [0.5, 0.5]
     """
     low, high = 0.0, 1.0
     if cost(low) <= goal:
-        return low
+        return low, low
+    if cost(high) > goal:
+        return high, high
     for _ in range(STEPS):
         middle = (low + high) / 2
         if cost(middle) <= goal:
             high = middle
         else:
             low = middle
-    return high
+    return low, high
+
+
+def fewest(count: int, cost: Callable[[int], float], goal: float) -> int:
+    """Return the smallest number of steps of ``count`` whose cost is at most ``goal``.
+
+    Costs that only fall with the number are assumed; ``count`` where none is low enough.
+
+    >>> fewest(10, lambda steps: 100 - 7 * steps, 50)
+    8
+    """
+    return bisect_left(range(count), True, key=lambda steps: cost(steps) <= goal)
