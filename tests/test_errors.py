@@ -32,6 +32,7 @@ def test_error_when_raised_then_one_except_catches_them_all(kind):
         (errors.MaskError, ValueError),
         (errors.ScoreError, ValueError),
         (errors.PlanError, ValueError),
+        (errors.FileError, ValueError),
         (errors.ShrinkError, RuntimeError),
         (errors.VerificationError, errors.ShrinkError),
         (errors.MissingExtraError, ImportError),

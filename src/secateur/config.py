@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .criteria import criteria
 from .errors import ConfigError, UnknownNameError
+from .io import write_text
 from .registry import Registry
 from .schedules import schedules
 from .settings import (
@@ -178,15 +179,7 @@ class Config(Target):
         if path.suffix != ".json":
             raise ConfigError(f"{path}: a config is saved as JSON; give a name that ends in .json.")
         text = json.dumps(self.model_dump(mode="json", exclude_unset=True), indent=2)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, text + "\n")
 
     def resolved_targets(self) -> tuple[Target, ...]:
         """Return the targets with every unset field taken from this config.

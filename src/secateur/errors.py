@@ -9,6 +9,7 @@ SecateurError
 ├── MaskError (ValueError)           a mask has the wrong shape, dtype or name
 ├── ScoreError (ValueError)          a weight or score is not finite
 ├── PlanError (ValueError)           a plan does not fit this model
+├── FileError (ValueError)           a file is damaged, foreign, or of another model
 ├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
 │   └── VerificationError            it runs, but differs from the masked model
 └── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -65,6 +66,10 @@ class ScoreError(SecateurError, ValueError):
 
 class PlanError(SecateurError, ValueError):
     """A plan names a group, position or attribute that this model does not have."""
+
+
+class FileError(SecateurError, ValueError):
+    """A file is missing, damaged, of another kind, or does not fit this model."""
 
 
 class ShrinkError(SecateurError, RuntimeError):
