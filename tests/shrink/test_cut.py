@@ -305,3 +305,23 @@ def test_mask_when_applied_then_masked_weights_are_zero_and_others_as_they_were(
     Surgery(model).mask({"conv.weight": mask})
     assert (model.conv.weight[2] == 0).all()
     assert torch.equal(model.conv.weight[mask], dense.conv.weight[mask])
+
+
+class Halves(nn.Module):
+    """A split along the last dimension, counted from the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = (8, 8)
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).split(self.parts, -1)
+        return self.last(left * right)
+
+
+def test_cut_when_sizes_are_followed_by_a_negative_dimension_then_each_attribute_follows():
+    model, x = Halves(), torch.randn(2, 6)
+    structure = analyze(model, x)
+    result = cut(model, structure, Plan({"first": (0, 2, 3)}), example=x)
+    assert result.model.parts == (3, 3)

@@ -101,9 +101,13 @@ class Call:
     def several(self, sizes: Sequence[int]) -> list[Origin | None]:
         """Return the origins of consecutive sizes; -1 on either side is "what is left"."""
         n = len(sizes)
-        for start in range(len(self.integers) - n, -1, -1):
-            run = self.integers[start : start + n]
-            if all(a == b or -1 in (a, b) for a, b in zip(run, sizes, strict=True)):
+        starts = range(len(self.integers) - n, -1, -1)
+        for left_over in ((), (-1,)):  # in split((8, 8), -1) the last integer is a dimension
+            for start in starts:
+                run = self.integers[start : start + n]
+                pairs = zip(run, sizes, strict=True)
+                if not all(a == b or a in left_over or b in left_over for a, b in pairs):
+                    continue
                 return [None if i == -1 else _origin(i) for i in run]
         return [None] * n
 
