@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from .errors import UnknownNameError, did_you_mean
-from .graph.axes import Atom
+from .graph.axes import Atom, Axis
 from .graph.cost import Cost, cost, human, macs
 from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
@@ -59,6 +59,11 @@ class Structure:
             hint = did_you_mean(name, r.names)
             raise UnknownNameError(f"{self.model} has no tensor {name!r}.{hint}")
         return self.inferred.types[value]
+
+    def family(self, axis: Axis) -> frozenset[str] | None:
+        """Return the groups that keep as many positions as the free atom ``axis``, it included."""
+        group = self._by_atom.get(id(axis))
+        return frozenset({group.name, *group.sized}) if group else None
 
     def independent(self, *, inexact: bool = False) -> tuple[Group, ...]:
         """Return groups of which no two share a grid, so that a share of each is a share of all.
@@ -137,7 +142,7 @@ class Structure:
             yield f"[dim]frozen[/] {names}{' …' if len(groups) > 4 else ''}: {why}"
 
 
-def analyze(model: nn.Module, example_inputs: Example) -> Structure:
+def analyze(model: nn.Module, example_inputs: Example, *, ragged: bool = False) -> Structure:
     """Infer what can be removed from a model from the operations of one forward.
 
     The model's parameters, buffers, modes and attributes are as before afterwards, also when its
@@ -146,6 +151,8 @@ def analyze(model: nn.Module, example_inputs: Example) -> Structure:
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        ragged: let each group of a grouped convolution keep channels of its own, equally many.
+            By default groups go as a whole, or channels at the same place of all groups.
 
     Returns:
         The structure; print it.
@@ -164,4 +171,5 @@ def analyze(model: nn.Module, example_inputs: Example) -> Structure:
     2.weight dim 0: 4
       4 frozen: it is the model's output (aten.addmm.default in '2')
     """
-    return Structure(type(model).__name__, Inferred(record(model, example_inputs)))
+    inferred = Inferred(record(model, example_inputs), ragged=ragged)
+    return Structure(type(model).__name__, inferred)

@@ -1,7 +1,8 @@
 """The axis algebra: what a tensor's dimension is made of, and when two dimensions are the same.
 
 An axis is an ``Atom`` (positions that can be kept or removed one by one), a ``Product`` (a
-flattened grid, outer to inner) or a ``Concat`` (pieces laid end to end).  ``unify`` says that two
+flattened grid, outer to inner), a ``Concat`` (pieces laid end to end) or ``Ragged`` (another axis
+in each block of a tensor's rows).  ``unify`` says that two
 axes are the same axis and refines both until they are; ``cut`` and ``factor`` refine one.  An atom
 that has been refined links to its definition, as in the union-find of any type inference, so every
 axis that mentions it follows, and the work is linear in the number of statements made.
@@ -25,7 +26,7 @@ from secateur.errors import AxisError
 
 
 class Axis:
-    """A number of positions; see the three subclasses."""
+    """A number of positions; see the four subclasses."""
 
     __slots__ = ("size",)
     size: int
@@ -76,8 +77,25 @@ class Concat(Axis):
         return f"[{' + '.join(map(repr, _flat(Concat, self.parts)))}]"
 
 
+class Ragged(Axis):
+    """Equally long axes, each in its own block of a tensor's dimension 0.
+
+    The input channels of a grouped convolution's weight: block i of its rows reads the i-th part.
+    It is a leaf to the algebra: it meets another axis of its kind, and is neither cut nor a grid.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Axis, ...]):
+        self.parts = parts
+        self.size = parts[0].size
+
+    def __repr__(self) -> str:
+        return f"{{{' | '.join(map(repr, self.parts))}}}"
+
+
 def find(axis: Axis) -> Axis:
-    """Return what an axis stands for now: a free atom, a product or a concatenation."""
+    """Return what an axis stands for now: a free atom, or how it is made of others."""
     seen: list[Atom] = []
     while isinstance(axis, Atom) and axis.link is not None:
         seen.append(axis)
@@ -127,7 +145,7 @@ def atoms(axis: Axis) -> Iterator[Atom]:
         axis = find(stack.pop())
         if isinstance(axis, Atom):
             yield axis
-        elif isinstance(axis, (Product, Concat)):
+        elif isinstance(axis, (Product, Concat, Ragged)):
             stack.extend(reversed(axis.parts))
 
 
@@ -149,6 +167,8 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
     axis = find(axis)
     if not 0 < at < axis.size:
         raise AxisError(f"cannot cut {axis!r} at {at}: it has {axis.size} positions")
+    if isinstance(axis, Ragged):
+        raise AxisError(f"{axis!r} is another axis in every block and cannot be cut at {at}")
     if isinstance(axis, Atom):
         first_piece, second_piece = Atom(at), Atom(axis.size - at)
         _define(axis, Concat((first_piece, second_piece)))
@@ -195,6 +215,8 @@ def factor(axis: Axis, inner: int) -> tuple[Axis, Axis]:
         raise AxisError(f"{axis!r} of {axis.size} positions has no rows of {inner}")
     if inner == 1:
         return axis, Atom(1, frozen="a single column")
+    if isinstance(axis, Ragged):
+        raise AxisError(f"{axis!r} is another axis in every block, and no grid")
     if isinstance(axis, Atom):
         column, row = Atom(axis.size // inner), Atom(inner)
         _define(axis, Product((column, row)))
@@ -240,6 +262,8 @@ def _unify(a: Axis, b: Axis) -> None:
         a, b = b, a
     if isinstance(a, Atom):
         _bind(a, b)
+    elif isinstance(a, Ragged) or isinstance(b, Ragged):
+        _unify_ragged(a, b)
     elif isinstance(a, Concat) or isinstance(b, Concat):
         pieces, other = (a.parts, b) if isinstance(a, Concat) else (b.parts, a)  # type: ignore[attr-defined]
         for piece in pieces[:-1]:
@@ -248,6 +272,13 @@ def _unify(a: Axis, b: Axis) -> None:
         _unify(find(pieces[-1]), find(other))
     else:
         _unify_products(a, b)  # type: ignore[arg-type]
+
+
+def _unify_ragged(a: Axis, b: Axis) -> None:
+    if not isinstance(a, Ragged) or not isinstance(b, Ragged) or len(a.parts) != len(b.parts):
+        raise AxisError("only one of them is another axis in every block")
+    for one, other in zip(a.parts, b.parts, strict=True):
+        _unify(find(one), find(other))
 
 
 def _bind(atom: Atom, axis: Axis) -> None:
@@ -281,6 +312,8 @@ def _unify_products(a: Product, b: Product) -> None:
 
 def positions(axis: Axis, kept: Callable[[Atom], Sequence[int]]) -> list[int]:
     """Return the positions of an axis that are left when each atom keeps those that ``kept`` names.
+
+    A ``Ragged`` axis has no positions of its own; ask for those of its parts.
 
     >>> rows, columns = Atom(2), Atom(3)
     >>> positions(product(rows, columns), {rows: [0, 1], columns: [0, 2]}.__getitem__)

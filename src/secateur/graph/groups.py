@@ -197,4 +197,4 @@ def _params(inferred: Inferred, atom: Atom, members: list[Member]) -> int:
         for size, left in sizes:
             before, after = before * size, after * left
         total += before - after
-    return total
+    return round(total)

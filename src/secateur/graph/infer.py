@@ -17,10 +17,10 @@ from .typing import Dim, Reason, Typed, Typing
 class Inferred:
     """The types of all tensors of a forward, and what the rules said about their axes."""
 
-    def __init__(self, recording: Recording):
+    def __init__(self, recording: Recording, *, ragged: bool = False):
         self.recording = recording
         self.types: dict[int, Typed] = {}
-        self.typing = Typing()
+        self.typing = Typing(ragged)
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
         self._start()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.granularity import Granularity
 
-from .axes import Atom, Axis, Concat, find
+from .axes import Atom, Axis, Concat, Ragged, atoms, find
 
 
 def labels(axis: Axis, atom: Atom) -> Tensor:
@@ -37,8 +37,24 @@ def labels(axis: Axis, atom: Atom) -> Tensor:
     return grid
 
 
+def block(tensor: Tensor, axis: Axis, atom: Atom) -> tuple[Tensor, Axis]:
+    """Return the part of a tensor, as a view, where an axis is the one that the atom lies on.
+
+    That is the whole tensor, unless the axis is ``Ragged``: then it is one block of its rows.
+    """
+    axis = find(axis)
+    if not isinstance(axis, Ragged):
+        return tensor, axis
+    views = tensor.chunk(len(axis.parts))
+    for view, part in zip(views, axis.parts, strict=True):
+        if any(found is atom for found in atoms(part)):
+            return view, part
+    return tensor[:0], axis.parts[0]
+
+
 def rows(tensor: Tensor, dim: int, axis: Axis, atom: Atom) -> Tensor:
     """Return ``(atom.size, elements)``: all elements of a tensor that go with each position."""
+    tensor, axis = block(tensor, axis, atom)
     label = labels(axis, atom).to(tensor.device)
     moved = tensor.movedim(dim, 0).reshape(label.numel(), -1)[label >= 0]
     order = torch.argsort(label[label >= 0], stable=True)
@@ -60,8 +76,11 @@ class Along(Granularity):
         return rows(tensor, self.dim, self.axis, self.atom)
 
     def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
-        label = labels(self.axis, self.atom).to(keep.device)
+        mask = torch.ones(tuple(shape), dtype=torch.bool, device=keep.device)
+        part, axis = block(mask, self.axis, self.atom)
+        label = labels(axis, self.atom).to(keep.device)
         stays = (label < 0) | keep[label.clamp(min=0)]
         view = [1] * len(shape)
         view[self.dim] = -1
-        return stays.view(view).expand(shape).clone()
+        part &= stays.view(view)
+        return mask

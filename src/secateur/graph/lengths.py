@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
-from .axes import Atom, Axis, Concat, find, freeze
+from .axes import Atom, Axis, Concat, Ragged, find, freeze
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ class Sizing:
             if axis.frozen is not None:
                 return {(): Fraction(axis.size)}
             return {(self.leader(axis),): Fraction(1)}
+        if isinstance(axis, Ragged):  # its parts are sized together
+            return self.length(axis.parts[0])
         total: Polynomial = {} if isinstance(axis, Concat) else {(): Fraction(1)}
         for part in axis.parts:  # type: ignore[attr-defined]
             length = self.length(part)
@@ -240,12 +242,21 @@ def _value(polynomial: Polynomial, sizing: Sizing) -> Fraction:
     return total
 
 
+def _mean(lengths: Sequence[int]) -> int:
+    total = sum(lengths)
+    if total % len(lengths):
+        return cast(int, Fraction(total, len(lengths)))  # of no model, only of a question
+    return total // len(lengths)
+
+
 def now(axis: Axis, count: Callable[[Atom], int]) -> int:
     """Return the length of an axis when each free atom keeps ``count(atom)`` positions."""
     axis = find(axis)
     if isinstance(axis, Atom):
         return axis.size if axis.frozen is not None else count(axis)
     lengths = [now(part, count) for part in axis.parts]  # type: ignore[attr-defined]
+    if isinstance(axis, Ragged):  # the mean, so that a cost can be shared out among the parts
+        return _mean(lengths)
     if isinstance(axis, Concat):
         return sum(lengths)
     total = 1

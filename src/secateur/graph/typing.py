@@ -96,8 +96,12 @@ class Provenance(Protocol):
 
 @dataclass
 class Typing:
-    """What one trace has taught; the verbs of the rules append to it."""
+    """What one trace has taught; the verbs of the rules append to it.
 
+    With ``ragged`` every group of a grouped convolution has channels of its own to keep.
+    """
+
+    ragged: bool = False
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)

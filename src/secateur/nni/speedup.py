@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from secateur import masking
 from secateur.errors import MaskError
-from secateur.shrink import Result, shrink
+from secateur.shrink import Plan, Result, shrink
+from secateur.structure import Structure, analyze
 from secateur.types import Example
 
 from .targets import full_name, is_activation
@@ -85,7 +86,12 @@ class ModelSpeedup:
         masking.take_off(self.model, bake=False)
         try:
             self.result = shrink(
-                self.model, parameters, self.dummy_input, inplace=True, verify=self.verify
+                self.model,
+                parameters,
+                self.dummy_input,
+                structure=self._structure(parameters),
+                inplace=True,
+                verify=self.verify,
             )
         except BaseException:
             masking.put_on(self.model, on)
@@ -96,6 +102,19 @@ class ModelSpeedup:
                 f"masks of inputs and outputs cut nothing: {', '.join(others)}"
             )
         return self.model
+
+    def _structure(self, masks: dict[str, Tensor]) -> Structure:
+        """Return the reading of grouped convolutions under which the masks remove most.
+
+        Either whole groups go, or each group loses channels of its own.
+        """
+        structure = analyze(self.model, self.dummy_input)
+        if not any(
+            1 < getattr(m, "groups", 1) < getattr(m, "in_channels", 0) for m in self.model.modules()
+        ):
+            return structure
+        readings = [structure, analyze(self.model, self.dummy_input, ragged=True)]
+        return min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
 
 
 def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.graph.axes import atoms
-from secateur.structure import analyze
+from secateur.graph.axes import Axis, atoms
+from secateur.structure import Structure, analyze
 from secateur.types import Example
 
 from .config_list import TargetSetting, parse, resolve
@@ -22,8 +22,9 @@ def auto_set_dependency_group_ids(
     """Return a config_list in which modules that must lose the same channels share a group id.
 
     Modules are tied when their output channels are one axis: through a residual, a product, a
-    depthwise convolution.  A grouped convolution, and what is tied to it, also gets
-    ``internal_metric_block``, so that each of its groups loses equally many channels.
+    depthwise convolution.  What a grouped convolution reads or makes also gets
+    ``internal_metric_block``, so that each of its groups loses equally many channels; so does what
+    is split into halves that must stay equal.
 
     Raises:
         ConfigError: the config_list is wrong or does not fit the model.
@@ -43,25 +44,27 @@ def auto_set_dependency_group_ids(
     {'op_names': ['b'], 'sparse_ratio': 0.5, 'dependency_group_id': 'a'}
     """
     targets = [t for t in resolve(parse(config_list), model) if _is_weight(t)]
-    structure = analyze(model, dummy_input)
-    axis = {}
+    structure = analyze(model, dummy_input, ragged=True)
+    axis: dict[str, frozenset[int]] = {}
+    parts: dict[str, int] = {}
     for target in targets:
         dim = getattr(target.granularity, "dim", None)
         if dim is not None:
-            axis[target.module] = frozenset(map(id, atoms(structure.tensor(target.name)[dim].axis)))
+            found = structure.tensor(target.name)[dim].axis
+            axis[target.module] = frozenset(map(id, atoms(found)))
+            parts[target.module] = _equal_parts(structure, found)
     families: dict[frozenset[int], list[TargetSetting]] = {}
     for target in targets:
         if target.module in axis:
             families.setdefault(axis[target.module], []).append(target)
     added = []
     for members in families.values():
-        blocks = max(getattr(model.get_submodule(m.module), "groups", 1) for m in members)
-        depthwise = any(_depthwise(model.get_submodule(m.module)) for m in members)
+        blocks = parts[members[0].module]
         for member in members if len(members) > 1 or blocks > 1 else ():
             entry = _entry(config_list, member)
             if len(members) > 1:
                 entry["dependency_group_id"] = members[0].module
-            if blocks > 1 and not depthwise:
+            if blocks > 1:
                 entry["internal_metric_block"] = blocks
             added.append(entry)
     return [*config_list, *added]
@@ -74,9 +77,12 @@ def _is_weight(target: TargetSetting) -> bool:
     return target.target == "weight" and target.align is None and target.shape is not None
 
 
-def _depthwise(module: nn.Module) -> bool:
-    groups = getattr(module, "groups", 1)
-    return groups > 1 and groups == getattr(module, "in_channels", 0)
+def _equal_parts(structure: Structure, axis: Axis) -> int:
+    """Return the number of consecutive parts of an axis that must keep equally many positions."""
+    pieces = list(atoms(axis))
+    families = {structure.family(piece) for piece in pieces}
+    equal = {piece.size * len(pieces) for piece in pieces} == {axis.size}
+    return len(pieces) if equal and len(families) == 1 and families != {None} else 1
 
 
 def _entry(config_list: list[dict[str, Any]], target: TargetSetting) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from secateur.errors import MaskError, did_you_mean
-from secateur.graph.axes import Atom, atoms
+from secateur.graph.axes import Atom, Ragged, atoms, find
 from secateur.graph.conditions import Condition, holds
 from secateur.graph.groups import Group, contains
-from secateur.graph.layout import Along, labels
+from secateur.graph.layout import Along, labels, rows
 from secateur.graph.typing import Site
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -96,7 +96,9 @@ class _Slices:
 
     def masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
         """Return for each position of an atom whether all its weights are masked."""
-        axis = self.structure.tensor(parameter)[dim].axis
+        axis = find(self.structure.tensor(parameter)[dim].axis)
+        if isinstance(axis, Ragged):
+            return self._masked_in_block(parameter, dim, axis, atom)
         label = labels(axis, atom)
         here = label >= 0
         if not bool(here.any()):
@@ -106,6 +108,13 @@ class _Slices:
         kept = torch.zeros(atom.size, dtype=torch.bool)
         kept[label[here & self.alive(parameter, dim)]] = True
         return ~kept
+
+    def _masked_in_block(self, parameter: str, dim: int, axis: Ragged, atom: Atom) -> Tensor:
+        if not any(found is atom for found in atoms(axis)):
+            return torch.ones(atom.size, dtype=torch.bool)
+        if parameter not in self.masks:
+            return torch.zeros(atom.size, dtype=torch.bool)
+        return ~rows(self.masks[parameter], dim, axis, atom).any(1).cpu()
 
 
 def _complete_group(group: Group, sites: list[Site], slices: _Slices, done: Completion) -> None:

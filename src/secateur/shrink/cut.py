@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ShrinkError
-from secateur.graph.axes import Atom, positions
+from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
 from secateur.structure import Structure
 
@@ -88,10 +88,14 @@ class Surgery:
             if value not in structure.inferred.types or name not in state:
                 continue
             data = state[name].data
-            for dim, typed in enumerate(structure.inferred.types[value].dims):
-                index = positions(typed.axis, kept)
-                if len(index) != data.shape[dim]:
-                    data = data.index_select(dim, torch.tensor(index, device=data.device))
+            axes = [find(typed.axis) for typed in structure.inferred.types[value].dims]
+            for dim, axis in enumerate(axes):
+                if isinstance(axis, Ragged):  # first, while the blocks of rows are whole
+                    blocks = zip(data.chunk(len(axis.parts)), axis.parts, strict=True)
+                    data = torch.cat([_kept(rows, dim, part, kept) for rows, part in blocks])
+            for dim, axis in enumerate(axes):
+                if not isinstance(axis, Ragged):
+                    data = _kept(data, dim, axis, kept)
             if data.shape != state[name].shape:
                 self.set_data(state[name], data.contiguous())
 
@@ -139,6 +143,13 @@ class Surgery:
         size = tensor.shape[dim] * (getattr(module, times) if times else 1)
         if getattr(module, name) != size:
             self.set_attribute(module, name, size)
+
+
+def _kept(data: Tensor, dim: int, axis: Axis, kept: Callable[[Atom], Any]) -> Tensor:
+    index = positions(axis, kept)
+    if len(index) == data.shape[dim]:
+        return data
+    return data.index_select(dim, torch.tensor(index, device=data.device))
 
 
 def _restore(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from secateur.graph.axes import Ragged
 from secateur.graph.conditions import either, every
 from secateur.graph.typing import Dim, Typed, Typing
 
@@ -111,6 +112,8 @@ def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) ->
     t.name(row.axis, t.origin_of(groups))
     per_group = x.size // groups
     wide = weight[0].size // groups
+    if t.ragged and not transposed and per_group > 1 and wide > 1:
+        return _ragged(t, x, weight, groups)
     if transposed:  # weight (groups · in, out)
         t.same(x, weight[0])
         t.same(x, _grid(t, row, t.fresh(per_group)))
@@ -132,6 +135,20 @@ def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) ->
     if per_group == 1 == wide:  # depthwise: an input channel of zeros is an output channel of zeros
         zero = either(zero, x.zero)
     return Dim(weight[0].axis, zero, weight[0].zero)
+
+
+def _ragged(t: Typing, x: Dim, weight: Typed, groups: int) -> Dim:
+    """Each group keeps channels of its own, equally many; the number of groups stays."""
+    sides = []
+    for dim in (x, weight[0]):
+        pieces = t.pieces(dim, [dim.size // groups] * groups)
+        for piece in pieces[1:]:
+            t.equal(pieces[0], piece)
+        sides.append(pieces)
+    inputs = Ragged(tuple(piece.axis for piece in sides[0]))
+    t.same(weight[1], Dim(inputs))
+    t.contract(Dim(inputs, x.zero, x.const), weight[1])
+    return Dim(weight[0].axis, weight[0].zero, weight[0].zero)
 
 
 def _grid(t: Typing, row: Dim, column: Dim) -> Dim:
