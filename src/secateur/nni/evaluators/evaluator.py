@@ -1,0 +1,50 @@
+"""What every evaluator does: train for some steps and tell after each, and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import nn
+
+AfterStep = Callable[[], object]
+"""Called after each optimizer step, while the gradients are still there."""
+
+
+class Evaluator(Protocol):
+    """How a pruner trains and judges a model; another trainer is another class of this shape."""
+
+    dummy_input: Any
+    """Example inputs, for what must run the model once; None where there are none."""
+
+    def train(
+        self,
+        model: nn.Module,
+        after_step: AfterStep,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        """Train in place, at most so many optimizer steps and epochs.
+
+        Whatever the training raises comes through, and all hooks are gone then too.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the metric of the model as it is; larger is better.
+
+        Raises:
+            ConfigError: the evaluator was not told how.
+        """
+        ...
+
+
+def metric_in(result: object) -> object:
+    """Return the metric of what an evaluating function returned: NNI allows a tuple or a dict.
+
+    >>> metric_in({"default": 0.9, "loss": 1.0}), metric_in((0.8, "details")), metric_in(0.7)
+    (0.9, 0.8, 0.7)
+    """
+    if isinstance(result, dict):
+        return result.get("default", next(iter(result.values()), None))
+    return result[0] if isinstance(result, (tuple, list)) and result else result

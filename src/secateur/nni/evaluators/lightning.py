@@ -1,0 +1,62 @@
+"""``LightningEvaluator``: a live Lightning ``Trainer`` and its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import ConfigError
+
+from .evaluator import AfterStep
+
+
+class LightningEvaluator:
+    """Trains by ``trainer.fit``.
+
+    Args:
+        trainer: a ``lightning.pytorch.Trainer``; it is as before after each training.
+        data_module: what ``fit`` takes as data: a ``LightningDataModule`` or loaders.
+        dummy_input: example inputs.
+    """
+
+    def __init__(self, trainer: Any, data_module: Any, dummy_input: Any = None):
+        if not hasattr(trainer, "fit") or not hasattr(trainer, "callbacks"):
+            raise ConfigError(f"trainer must be a Lightning Trainer, got {trainer!r}")
+        self.trainer = trainer
+        self.data_module = data_module
+        self.dummy_input = dummy_input
+
+    def train(
+        self,
+        model: nn.Module,
+        after_step: AfterStep,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        """Fit the model, which is a LightningModule; see ``Evaluator``."""
+        from secateur.trainers.lightning import AfterOptimizerStep
+
+        callback = AfterOptimizerStep(after_step)
+        loop = self.trainer.fit_loop
+        before = loop.max_epochs, loop.epoch_loop.max_steps
+        if max_steps is not None:  # both limits count from the trainer's first fit
+            loop.epoch_loop.max_steps = self.trainer.global_step + max_steps
+            loop.max_epochs = -1 if max_epochs is None else loop.max_epochs
+        if max_epochs is not None:
+            loop.max_epochs = self.trainer.current_epoch + max_epochs
+        self.trainer.callbacks.append(callback)
+        try:
+            self.trainer.fit(model, self.data_module)
+        finally:
+            self.trainer.callbacks.remove(callback)
+            loop.max_epochs, loop.epoch_loop.max_steps = before
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the first metric that ``trainer.test`` reports, or the one named "default"."""
+        from .evaluator import metric_in
+
+        reported = self.trainer.test(model, self.data_module, verbose=False)
+        if not reported or not reported[0]:
+            raise ConfigError("trainer.test reported no metric; log one in the test_step")
+        return float(metric_in(reported[0]))  # type: ignore[arg-type]

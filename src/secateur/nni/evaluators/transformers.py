@@ -1,0 +1,77 @@
+"""``TransformersEvaluator``: a live Hugging Face ``Trainer``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import ConfigError
+
+from .evaluator import AfterStep
+
+
+class TransformersEvaluator:
+    """Trains by ``trainer.train()``.
+
+    Args:
+        trainer: a ``transformers.Trainer`` that was built with ``model=``; its arguments,
+            callbacks, optimizer and scheduler are as before after each training.
+        dummy_input: example inputs.
+
+    Raises:
+        ConfigError: ``trainer`` is no Trainer, or would make a new model at each training.
+    """
+
+    def __init__(self, trainer: Any, dummy_input: Any = None):
+        if not hasattr(trainer, "add_callback") or not hasattr(trainer, "args"):
+            raise ConfigError(f"trainer must be a Hugging Face Trainer, got {trainer!r}")
+        if getattr(trainer, "model_init", None) is not None:
+            raise ConfigError(
+                "the Trainer has a model_init, and would train a new model, not the pruned one; "
+                "build it with model=…"
+            )
+        self.trainer = trainer
+        self.dummy_input = dummy_input
+
+    def train(
+        self,
+        model: nn.Module,
+        after_step: AfterStep,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        """Train the trainer's model; see ``Evaluator``."""
+        from secateur.trainers.transformers import AfterOptimizerStep
+
+        trainer = self._owner_of(model)
+        args, callback = trainer.args, AfterOptimizerStep(after_step)
+        before = args.max_steps, args.num_train_epochs
+        made = trainer.optimizer, trainer.lr_scheduler
+        if max_steps is not None or max_epochs is not None:
+            args.max_steps = -1 if max_steps is None else max_steps
+        if max_epochs is not None:
+            args.num_train_epochs = max_epochs
+        trainer.add_callback(callback)
+        try:
+            trainer.train()
+        finally:
+            trainer.remove_callback(callback)
+            args.max_steps, args.num_train_epochs = before
+            trainer.optimizer, trainer.lr_scheduler = made
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the Trainer's ``metric_for_best_model``, or else minus its loss."""
+        trainer = self._owner_of(model)
+        metrics = trainer.evaluate()
+        name = trainer.args.metric_for_best_model or "loss"
+        value = float(metrics[name if name in metrics else f"eval_{name}"])
+        return value if trainer.args.greater_is_better else -value
+
+    def _owner_of(self, model: nn.Module) -> Any:
+        if self.trainer.model is not model:
+            raise ConfigError(
+                "the TransformersEvaluator's Trainer has another model than the one that is "
+                "pruned; give both the same"
+            )
+        return self.trainer

@@ -1,0 +1,52 @@
+"""Pruning in a Lightning ``Trainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch.utils.hooks import RemovableHandle
+
+from secateur.pruner import Pruner
+from secateur.shrink import Result
+
+
+class AfterOptimizerStep(Callback):
+    """Calls a function after each step of the first optimizer, while the gradients are there."""
+
+    def __init__(self, function: Callable[[], object]):
+        self.function = function
+        self._hook: RemovableHandle | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._hook = trainer.optimizers[0].register_step_post_hook(lambda *_: self.function())
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not call it then
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+
+class PruningCallback(AfterOptimizerStep):
+    """Steps a pruner while a ``Trainer`` fits, and logs.
+
+    Args:
+        pruner: a ``Pruner`` of the very LightningModule that is fitted, or of a part of it.
+        finish: cut the model at the end of the fit; ``result`` then tells what was done.
+    """
+
+    def __init__(self, pruner: Pruner, *, finish: bool = False):
+        super().__init__(pruner.step)
+        self.pruner = pruner
+        self.finish = finish
+        self.result: Result | None = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        pl_module.log_dict(self.pruner.metrics())
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.finish:
+            self.result = self.pruner.finish()
