@@ -21,6 +21,10 @@ from .schedules import schedules as schedules
 from .shrink import Plan as Plan
 from .shrink import Result as Result
 from .shrink import Verification as Verification
+from .shrink import apply_plan as apply_plan
+from .shrink import load_plans as load_plans
+from .shrink import load_pruned as load_pruned
+from .shrink import save_pruned as save_pruned
 from .shrink import shrink as shrink
 from .structure import Structure as Structure
 from .structure import analyze as analyze
@@ -36,9 +40,13 @@ __all__ = [
     "Target",
     "Verification",
     "analyze",
+    "apply_plan",
     "criteria",
     "errors",
+    "load_plans",
+    "load_pruned",
     "prune",
+    "save_pruned",
     "schedules",
     "shrink",
 ]

@@ -1,17 +1,12 @@
-"""What comes back: a table that a person reads, and files that load into a fresh model."""
+"""What comes back: a table that a person reads."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur import Plan, Result, analyze, prune, shrink
-from secateur.shrink.cut import Surgery
+from secateur import Result, prune, shrink
 
 
 class Net(nn.Module):
@@ -63,43 +58,6 @@ def test_print_when_nothing_was_removed_then_it_says_nothing():
 def test_costs_when_pruned_then_they_are_those_of_the_models(result):
     assert result.before.params == sum(p.numel() for p in Net().parameters())
     assert result.after.params == sum(p.numel() for p in result.model.parameters())
-
-
-def test_save_when_loaded_into_a_fresh_model_then_it_computes_the_same(result, tmp_path):
-    folder = result.save(tmp_path / "deep" / "small")
-    plan = Plan.from_json((folder / "plan.json").read_text())
-    assert plan == result.plan
-
-    fresh = Net()
-    Surgery(fresh).cut(analyze(fresh, EXAMPLE), plan)
-    state = load_file(folder / "model.safetensors")
-    lacking = fresh.load_state_dict(state, strict=False)
-    assert lacking.unexpected_keys == []
-    assert lacking.missing_keys == ["head.weight"], "tied parameters are written once"
-    assert fresh.head.weight is fresh.embed.weight
-    with torch.no_grad():
-        assert torch.equal(fresh.eval()(EXAMPLE), result.model.eval()(EXAMPLE))
-
-
-def test_save_when_written_then_the_record_is_complete_and_no_temporary_file_stays(
-    result, tmp_path: Path
-):
-    folder = result.save(tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "plan.json"]
-    record = json.loads((folder / "plan.json").read_text())
-    assert record["model"] == "Net"
-    assert record["tied"] == {"head.weight": "embed.weight"}
-    assert record["keep"].keys() == result.plan.keep.keys()
-    assert record["attributes"] == {k: list(v) for k, v in result.attributes.items()}
-
-
-def test_save_when_saved_again_then_the_files_are_replaced(result, tmp_path):
-    (tmp_path / "plan.json").write_text("old")
-    first = result.save(tmp_path) / "model.safetensors"
-    bytes_before = first.read_bytes()
-    result.save(tmp_path)
-    assert first.read_bytes() == bytes_before
-    assert Plan.from_json((tmp_path / "plan.json").read_text()) == result.plan
 
 
 def test_shrink_when_two_names_of_a_tied_weight_have_masks_then_both_count():

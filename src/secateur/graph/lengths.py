@@ -11,8 +11,9 @@ Lengths are polynomials in the lengths of free atoms: a product multiplies, a co
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, cast
@@ -31,6 +32,27 @@ class Attribute:
     def __str__(self) -> str:
         where = f"{self.path}.{self.name}" if self.path else self.name
         return where if self.index is None else f"{where}[{self.index}]"
+
+    @classmethod
+    def parse(cls, text: str, paths: Collection[str]) -> Attribute:
+        """Return the attribute that was written as ``text``; ValueError where it is none.
+
+        Args:
+            text: as ``str`` writes it.
+            paths: of the modules; the longest that the text starts with is its module.
+
+        >>> Attribute.parse("block.1.config.sizes[2]", ["", "block", "block.1"])
+        Attribute(path='block.1', name='config.sizes', index=2)
+        """
+        words, path = text.split("."), ""
+        for cut in range(len(words) - 1, 0, -1):
+            if ".".join(words[:cut]) in paths:
+                path, words = ".".join(words[:cut]), words[cut:]
+                break
+        match = re.fullmatch(r"((?:[A-Za-z]\w*\.)*[A-Za-z]\w*)(?:\[(\d{1,6})\])?", ".".join(words))
+        if match is None:
+            raise ValueError(f"{text!r} is no attribute of a module")
+        return cls(path, match[1], int(match[2]) if match[2] else None)
 
 
 @dataclass(frozen=True)

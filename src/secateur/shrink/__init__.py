@@ -1,10 +1,11 @@
-"""From masks to a smaller model: complete the masks, plan, cut, verify."""
+"""From masks to a smaller model and its files: complete the masks, plan, cut, verify, save."""
 
 from __future__ import annotations
 
 from .complete import Completion, complete, group_masks
+from .files import load_plans, load_pruned, save_pruned
 from .plan import Plan
-from .result import Result, cut_and_verify, shrink
+from .result import Result, apply_plan, cut_and_verify, shrink
 from .verify import Verification
 
 __all__ = [
@@ -12,8 +13,12 @@ __all__ = [
     "Plan",
     "Result",
     "Verification",
+    "apply_plan",
     "complete",
     "cut_and_verify",
     "group_masks",
+    "load_plans",
+    "load_pruned",
+    "save_pruned",
     "shrink",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
 from secateur.structure import Structure
 
+from .history import HELD_AS, History, Shape
 from .plan import Plan
 
 # What torch's own layers say of themselves: attribute → (tensor, dimension, × attribute).  Their
@@ -56,10 +58,27 @@ class Surgery:
             tensor.grad = None  # of the old shape
         tensor.data = data
 
-    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
-        before = getattr(module, name)
-        self._undo.append(lambda: setattr(module, name, before))
+    def set_attribute(self, module: Any, name: str, value: Any) -> None:
+        """Set what may or may not be there already."""
+        if hasattr(module, name):
+            before = getattr(module, name)
+            self._undo.append(lambda: setattr(module, name, before))
+        else:
+            self._undo.append(lambda: delattr(module, name))
         setattr(module, name, value)
+
+    def set_tensor(self, tensor: Tensor, data: Tensor) -> None:
+        """Give a parameter or buffer other contents; one without any (on ``meta``) is replaced."""
+        if not tensor.is_meta:
+            self.set_data(tensor, data.to(tensor.device))
+            return
+        new = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+        for module in self.model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name in [n for n, held in table.items() if held is tensor]:
+                    self._undo.append(partial(table.__setitem__, name, tensor))
+                    table[name] = new
 
     def mask(self, masks: Mapping[str, Tensor]) -> None:
         """Set masked weights to zero, also those that are NaN or infinite."""
@@ -68,7 +87,7 @@ class Surgery:
             parameter = state[name]
             self.set_data(parameter, parameter.data.masked_fill(~mask.to(parameter.device), 0))
 
-    def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[Any, Any]]:
+    def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[int, int]]:
         """Apply a plan; return attribute → (before, after).
 
         Raises:
@@ -76,12 +95,16 @@ class Surgery:
         """
         plan.check(structure)
         kept = {id(structure[n].atom): list(keep) for n, keep in plan.keep.items()}
-        self._cut_tensors(structure, lambda atom: kept.get(id(atom), range(atom.size)))
+        shapes = self._cut_tensors(structure, lambda atom: kept.get(id(atom), range(atom.size)))
         changed = self._set_sizes(structure, structure.counter(plan))
-        self._set_descriptions()
+        self.describe()
+        self.set_attribute(self.model, HELD_AS, History.of(self.model).then(plan, shapes, changed))
         return changed
 
-    def _cut_tensors(self, structure: Structure, kept: Callable[[Atom], Any]) -> None:
+    def _cut_tensors(
+        self, structure: Structure, kept: Callable[[Atom], Any]
+    ) -> dict[str, tuple[Shape, Shape]]:
+        changed: dict[str, tuple[Shape, Shape]] = {}
         r = structure.inferred.recording
         state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for name, value in (*r.parameters.items(), *r.buffers.items()):
@@ -97,12 +120,14 @@ class Surgery:
                 if not isinstance(axis, Ragged):
                     data = _kept(data, dim, axis, kept)
             if data.shape != state[name].shape:
+                changed[name] = tuple(state[name].shape), tuple(data.shape)
                 self.set_data(state[name], data.contiguous())
+        return changed
 
     def _set_sizes(
         self, structure: Structure, count: Callable[[Atom], int]
-    ) -> dict[str, tuple[Any, Any]]:
-        changed: dict[str, tuple[Any, Any]] = {}
+    ) -> dict[str, tuple[int, int]]:
+        changed: dict[str, tuple[int, int]] = {}
         for attribute, (axis, factor) in structure.inferred.attributes.items():
             before, after = axis.size / factor, now(axis, count) / factor
             if before == after:
@@ -112,20 +137,26 @@ class Surgery:
                     f"{attribute} would have to become {after}, which is no whole number; "
                     "use round_to, or keep the groups that it names"
                 )
-            module = self.model.get_submodule(attribute.path)
-            self._set_size(module, attribute, int(after))
+            self.set_size(attribute, int(after))
             changed[str(attribute)] = (int(before), int(after))
         return changed
 
-    def _set_size(self, module: nn.Module, attribute: Attribute, size: int) -> None:
+    def set_size(self, attribute: Attribute, size: int) -> None:
+        """Set an integer that a module, or an object that it holds, keeps alone or in a tuple."""
+        *way, name = attribute.name.split(".")
+        holder: Any = self.model.get_submodule(attribute.path)
+        for step in way:
+            holder = getattr(holder, step)
         if attribute.index is None:
-            self.set_attribute(module, attribute.name, size)
+            self.set_attribute(holder, name, size)
             return
-        sizes = list(getattr(module, attribute.name))
+        kind = type(getattr(holder, name))
+        sizes = list(getattr(holder, name))
         sizes[attribute.index] = size
-        self.set_attribute(module, attribute.name, type(getattr(module, attribute.name))(sizes))
+        self.set_attribute(holder, name, kind(sizes))
 
-    def _set_descriptions(self) -> None:
+    def describe(self) -> None:
+        """Let torch's own layers say the sizes that they now have."""
         for module in self.model.modules():
             for classes, says in _SAYS:
                 if isinstance(module, classes):

@@ -13,11 +13,13 @@ from torch import Tensor
 from secateur.errors import PlanError, did_you_mean
 from secateur.select import Request, select
 from secateur.structure import Structure
+from secateur.types import Masks
 
-from .complete import complete
+from .complete import complete, group_masks
 
 SCHEMA = 1
 MOST_POSITIONS = 1 << 20  # of a group; far beyond the size of any dimension that is pruned
+MOST_IN_ALL = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,19 @@ class Plan:
         """How many positions each group keeps."""
         return {name: len(positions) for name, positions in self.keep.items()}
 
+    def masks(self, structure: Structure) -> Masks:
+        """Return the complete masks that this plan amounts to.
+
+        Raises:
+            PlanError: it does not fit the model.
+        """
+        self.check(structure)
+        keeps = {}
+        for name, kept in self.keep.items():
+            keeps[name] = torch.zeros(structure[name].size, dtype=torch.bool)
+            keeps[name][list(kept)] = True
+        return group_masks(structure, keeps)
+
     def check(self, structure: Structure) -> None:
         """Raise a ``PlanError`` with all reasons why this plan does not fit a model, if any."""
         known = {g.name: g for g in structure.groups}
@@ -142,6 +157,9 @@ class Plan:
             data = json.loads(data) if isinstance(data, (str, bytes)) else data
             if data["schema"] > SCHEMA:
                 raise PlanError(f"plan schema {data['schema']} is newer than {SCHEMA}: upgrade")
+            listed = [_counted(ranges) for ranges in data["keep"].values()]
+            if sum(listed) > MOST_IN_ALL:
+                raise ValueError(f"it keeps {sum(listed)} positions, more than {MOST_IN_ALL}")
             keep = {str(name): _positions(ranges) for name, ranges in data["keep"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, PlanError):
@@ -150,15 +168,20 @@ class Plan:
         return cls(keep)
 
 
-def _positions(ranges: Any) -> tuple[int, ...]:
-    """Return what inclusive ranges stand for; ValueError where they are no ascending ranges."""
-    last = -1
+def _counted(ranges: Any) -> int:
+    """Return how many positions inclusive ranges hold; ValueError where they do not ascend."""
+    last, total = -1, 0
     for first, end in ranges:
         if type(first) is not int or type(end) is not int or not last < first <= end:
             raise ValueError(f"[{first!r}, {end!r}] is no range of positions after {last}")
         if end > MOST_POSITIONS:  # a file must not be able to fill the memory
             raise ValueError(f"[{first}, {end}] ends beyond position {MOST_POSITIONS}")
+        total += end - first + 1
         last = end
+    return total
+
+
+def _positions(ranges: Any) -> tuple[int, ...]:
     return tuple(i for first, end in ranges for i in range(first, end + 1))
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secateur.errors import ShrinkError, VerificationError
+from secateur.errors import PlanError, ShrinkError, VerificationError
 from secateur.graph.cost import Cost, human
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
 from .complete import complete, group_masks
 from .cut import Surgery
+from .files import load_plans, save_pruned
 from .plan import Plan
 from .verify import Verification, difference, run, tolerance_of
 
@@ -72,26 +71,8 @@ class Result:
         return captured.get()
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write ``model.safetensors`` and ``plan.json``, each to a temporary file first.
-
-        Tied parameters are written once.
-        """
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        names = self.structure.inferred.recording.names
-        state = {k: v for k, v in self.model.state_dict().items() if names.get(k, k) == k}
-        temporary = path / "model.safetensors.tmp"
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary)
-        temporary.replace(path / "model.safetensors")
-        record = self.plan.to_json() | {
-            "model": self.structure.model,
-            "attributes": {k: list(v) for k, v in self.attributes.items()},
-            "tied": {k: v for k, v in names.items() if k != v},
-        }
-        temporary = path / "plan.json.tmp"
-        temporary.write_text(json.dumps(record, indent=1))
-        temporary.replace(path / "plan.json")
-        return path
+        """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""
+        return save_pruned(self.model, directory)
 
 
 def shrink(
@@ -151,6 +132,52 @@ def shrink(
         gap = difference(as_given, run(result.model, example_inputs))
         result.notes.append(
             f"masking those constants changes the outputs by {gap:.1e}, relative to the masks given"
+        )
+    return result
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Plan | Sequence[Plan] | str | os.PathLike[str],
+    example_inputs: Example,
+    *,
+    verify: bool = True,
+) -> Result:
+    """Cut a deep copy of a dense model, with its own weights, by a plan.
+
+    Args:
+        model: any module; it is not touched.
+        plan: a plan, several that follow each other, or a directory that ``save_pruned`` wrote.
+        example_inputs: as for ``analyze``.
+        verify: compare the smaller with the masked model.
+
+    Raises:
+        FileError: the directory holds no plan.
+        PlanError: the plan does not fit the model.
+        ShrinkError, VerificationError: it could not be cut.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> apply_plan(net, Plan({"0": (0, 1, 5)}), torch.zeros(1, 4)).model[0].out_features
+    3
+    """
+    if isinstance(plan, (str, os.PathLike)):
+        plan = load_plans(plan)
+    plans = [plan] if isinstance(plan, Plan) else list(plan)
+    if not plans:
+        raise PlanError("there is no plan to apply")
+    model = copy.deepcopy(model)
+    for step in plans:
+        structure = analyze(model, example_inputs)
+        result = cut_and_verify(
+            model,
+            structure,
+            step,
+            step.masks(structure),
+            example_inputs,
+            notes=[],
+            inplace=True,
+            verify=verify,
         )
     return result
 

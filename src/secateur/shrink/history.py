@@ -1,0 +1,56 @@
+"""How a pruned model came from the dense one of its class: what a file must say to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .plan import Plan
+
+Shape = tuple[int, ...]
+
+HELD_AS = "_pruning_history"  # an attribute of the model, which survives a deep copy
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that pruning changed in a model but for the values of its tensors.
+
+    A pruned model carries its own, so that it can be trained on, copied, pruned again and saved.
+
+    Attributes:
+        steps: the plans that were applied, one after the other.
+        shapes: parameter or buffer → its shape in the dense model, and now.
+        attributes: attribute, as in ``block.heads`` or ``block.sizes[1]`` → its value, likewise.
+    """
+
+    steps: tuple[Plan, ...] = ()
+    shapes: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> History:
+        """Return the history of a model; that of a dense one is empty."""
+        return vars(model).get(HELD_AS, cls())
+
+    def then(
+        self,
+        plan: Plan,
+        shapes: Mapping[str, tuple[Shape, Shape]],
+        attributes: Mapping[str, tuple[int, int]],
+    ) -> History:
+        """Return this history with one plan more, and what it changed."""
+        return History(
+            (*self.steps, plan), _chain(self.shapes, shapes), _chain(self.attributes, attributes)
+        )
+
+
+def _chain(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of both: from what was before the first to what is after the second."""
+    changes = dict(first)
+    for name, (before, after) in second.items():
+        changes[name] = (changes.get(name, (before,))[0], after)
+    return {name: change for name, change in changes.items() if change[0] != change[1]}
