@@ -19,12 +19,14 @@ quick = settings(deadline=None, max_examples=100)
 
 def origin(*factors: Attribute | Size | int | Fraction, over: Attribute | None = None) -> Origin:
     """Return the product of factors, divided by one attribute."""
-    result = Origin(Fraction(1))
+    result = Origin.of(1)
     for factor in factors:
-        number = isinstance(factor, (int, Fraction))
-        one = Origin(Fraction(factor)) if number else Origin(Fraction(1), ((factor, 1),))
-        result = result.times(one)
-    return result.times(Origin(Fraction(1), ((over, 1),)), -1) if over else result
+        result = result.times(Origin.of(factor))
+    if over is None:
+        return result
+    quotient = result.over(Origin.of(over))
+    assert quotient is not None
+    return quotient
 
 
 class Equations:
@@ -73,12 +75,38 @@ def test_attribute_when_it_names_two_axes_then_they_keep_equally_many_positions(
     assert first.frozen is second.frozen is None
 
 
-def test_attribute_when_it_names_one_axis_and_its_double_then_both_are_frozen():
-    # 2 · a = b could be kept by removing two of b for each of a; that is not expressed
+def test_attribute_when_it_names_one_axis_and_its_double_then_the_double_is_two_equal_pieces():
     narrow, wide = Atom(4), Atom(8)
-    Equations((narrow, origin(WIDTH)), (wide, origin(2, WIDTH)))
-    assert narrow.frozen
-    assert wide.frozen
+    solved = Equations((narrow, origin(WIDTH)), (wide, origin(2, WIDTH)))
+    assert solved.tied == [{narrow, *atoms(wide)}]
+    assert [piece.size for piece in atoms(wide)] == [4, 4]
+
+
+def test_attribute_when_it_names_half_and_a_third_then_pieces_of_one_size_are_tied():
+    half, third = Atom(6), Atom(4)  # 2 · 6 = 3 · 4
+    solved = Equations(
+        (half, origin(WIDTH, Fraction(1, 2))), (third, origin(WIDTH, Fraction(1, 3)))
+    )
+    assert solved.tied == [{*atoms(half), *atoms(third)}]
+    assert {piece.size for piece in (*atoms(half), *atoms(third))} == {2}
+
+
+def test_attribute_when_code_adds_it_to_another_then_the_sum_is_the_two_axes_in_length():
+    first, second, both = Atom(8), Atom(4), Atom(12)
+    total = origin(WIDTH).plus(origin(OTHER))
+    Equations((first, origin(WIDTH)), (second, origin(OTHER)), (concat(first, second), total))
+    assert first.frozen is second.frozen is None
+    Equations((first, origin(WIDTH)), (second, origin(OTHER)), (both, total))
+    assert first.frozen == second.frozen == both.frozen == "written at 12"
+
+
+def test_attribute_when_both_sides_have_a_factor_in_common_then_the_rest_is_compared():
+    heads, width, other = Atom(4), Atom(8), Atom(8)
+    solved = Equations(
+        (product(heads, width), origin(WIDTH)), (product(heads, other), origin(WIDTH))
+    )
+    assert solved.tied == [{width, other}]
+    assert heads.frozen is None
 
 
 def test_attribute_when_one_of_its_axes_is_frozen_then_the_other_is_for_the_same_equation():
@@ -230,11 +258,8 @@ def test_polynomials_when_evaluated_then_they_agree_with_counting(sizes, tree, o
     assert add(p, p, -1) == {}
 
 
-NAMES = st.lists(
-    st.tuples(AXES, st.lists(st.sampled_from([HEADS, WIDTH, OTHER]), max_size=2), st.booleans()),
-    min_size=1,
-    max_size=5,
-)
+FACTORS = st.lists(st.sampled_from([0, 1, 2]), max_size=2)  # numbers of attributes
+NAMES = st.lists(st.tuples(AXES, FACTORS, st.booleans(), FACTORS), min_size=1, max_size=5)
 
 
 @quick
@@ -249,34 +274,45 @@ def test_solve_when_a_cut_is_allowed_then_every_size_in_the_code_is_still_right(
     sizes, trees, values, equal, seed
 ):
     made = [Atom(n) for n in sizes]
-    value = dict(zip((HEADS, WIDTH, OTHER), values, strict=True))
+    attributes = [Attribute("attention", f"n{i}", None, n) for i, n in enumerate(values)]
+    value: dict[Attribute | Size, Fraction] = {a: Fraction(a.value) for a in attributes}
+
+    def passed(expression: Origin) -> Fraction:
+        total = Fraction(0)
+        for term in expression.terms:
+            product_of = term.coefficient
+            for factor, power in term.powers:
+                product_of *= value[factor] ** power
+            total += product_of
+        return total
+
     names = []
-    for tree, factors, inverse in trees:
+    for tree, factors, inverse, more in trees:
         axis = build(tree, made)
-        expression = origin(*factors)
+        expression = origin(*(attributes[i] for i in factors))
         if inverse and factors:  # a / b in place of a · b
-            expression = origin(*factors[:-1], over=factors[-1])
-        scale = Fraction(axis.size)
-        for factor, power in expression.powers:
-            scale /= Fraction(value[factor]) ** power
-        names.append((axis, expression.times(Origin(scale))))
+            over = attributes[factors[-1]]
+            expression = origin(*(attributes[i] for i in factors[:-1]), over=over)
+        if more:  # a sum, and a literal that makes it right
+            expression = expression.plus(origin(*(attributes[i] for i in more)))
+            expression = expression.plus(origin(axis.size - passed(expression)))
+        else:
+            expression = expression.times(origin(axis.size / passed(expression)))
+        names.append((axis, expression))
     pairs = [(build(a, made), build(b, made)) for a, b in equal]
     solved = Equations(*names, equal=[(a, b) for a, b in pairs if a.size == b.size])
 
     random, count = Random(seed), {}
-    for atom in made:
+    for atom in (piece for whole in made for piece in atoms(whole)):
         if atom.frozen is None:
             count.setdefault(solved.sizing.leader(atom), random.randint(1, atom.size))
 
     def kept(atom: Atom) -> int:
         return count[solved.sizing.leader(atom)]
 
-    after = value | {a: now(axis, kept) / c for a, (axis, c) in solved.bindings.items()}
+    value |= {a: now(axis, kept) / c for a, (axis, c) in solved.bindings.items()}
     for axis, expression in names:
-        passed = expression.coefficient
-        for factor, power in expression.powers:
-            passed *= Fraction(after[factor]) ** power
-        assert passed == now(axis, kept), (axis, expression)
+        assert passed(expression) == now(axis, kept), (axis, expression)
     for a, b in pairs:
         if a.size == b.size:
             assert now(a, kept) == now(b, kept)

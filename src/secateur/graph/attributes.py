@@ -1,87 +1,142 @@
 """The integers in Python code: where each one came from when it arrives as a size.
 
-While a model is watched, its modules' integers are replaced by ``TracedInt``, an ``int`` that
-remembers its origin through multiplication and division, and ``x.shape`` hands out such integers
-too.  ``Call`` holds those of the torch function that is running, so that a rule can ask where the
-``64`` in ``view(2, 12, 64)`` came from.  Afterwards every attribute is as it was.
+While a model is watched, the integers of its modules, and of the plain objects that these hold (a
+config), are replaced by ``TracedInt``, an ``int`` that remembers its origin through arithmetic;
+``x.shape`` hands out such integers too.  ``Call`` holds those of the torch function that is
+running, so that a rule can ask where the ``64`` in ``view(2, 12, 64)`` came from.  Where one
+becomes a float (``head_dim ** -0.5``), that is noted.  Afterwards every attribute is as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .lengths import Attribute, Origin, Size
 
+Note = Callable[[Origin], None]
+
 
 class TracedInt(int):
-    """An integer with an origin."""
+    """An integer with an origin; ``note`` is told of origins that become a float."""
 
     origin: Origin
+    note: Note
 
-    def __new__(cls, value: int, origin: Origin) -> TracedInt:
+    def __new__(cls, value: int, origin: Origin, note: Note) -> TracedInt:
         self = super().__new__(cls, value)
         self.origin = origin
+        self.note = note
         return self
 
     def __mul__(self, other: Any) -> Any:
-        return _combine(self, other, super().__mul__(other), 1)
+        if not _is_integer(other):
+            return self._as_number(super().__mul__(other), other)
+        return self._now(super().__mul__(other), self.origin.times(origin_of(other)))
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Any) -> Any:
         result = super().__floordiv__(other)
-        exact = isinstance(other, int) and other and int(self) % int(other) == 0
-        return _combine(self, other, result, -1) if exact else result
+        return self._divided(result, self, other) if _is_integer(other) else result
 
     def __rfloordiv__(self, other: Any) -> Any:
         result = super().__rfloordiv__(other)
-        exact = isinstance(other, int) and int(other) % int(self) == 0
-        if not exact:
-            return result
-        return TracedInt(result, Origin(Fraction(int(other))).times(self.origin, -1))
+        return self._divided(result, other, self) if _is_integer(other) else result
+
+    def _divided(self, result: int, above: int, below: int) -> TracedInt:
+        exact = None if int(above) % int(below) else origin_of(above).over(origin_of(below))
+        return self._now(result, exact or _mixed(result, above, below))
+
+    def __mod__(self, other: Any) -> Any:
+        result = super().__mod__(other)
+        return self._now(result, _mixed(result, self, other)) if _is_integer(other) else result
+
+    def __rmod__(self, other: Any) -> Any:
+        result = super().__rmod__(other)
+        return self._now(result, _mixed(result, self, other)) if _is_integer(other) else result
 
     def __add__(self, other: Any) -> Any:
-        return _pinned(self, other, super().__add__(other))
+        if not _is_integer(other):
+            return self._as_number(super().__add__(other), other)
+        return self._now(super().__add__(other), self.origin.plus(origin_of(other)))
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
-        return _pinned(self, other, super().__sub__(other))
+        if not _is_integer(other):
+            return self._as_number(super().__sub__(other), other)
+        return self._now(super().__sub__(other), self.origin.plus(origin_of(other), -1))
 
     def __rsub__(self, other: Any) -> Any:
-        return _pinned(self, other, super().__rsub__(other))
+        if not _is_integer(other):
+            return self._as_number(super().__rsub__(other), other)
+        return self._now(super().__rsub__(other), origin_of(other).plus(self.origin, -1))
 
     def __neg__(self) -> TracedInt:
-        return TracedInt(super().__neg__(), Origin(Fraction(-1)).times(self.origin))
+        return self._now(super().__neg__(), self.origin.times(Origin.of(-1)))
+
+    def __pos__(self) -> TracedInt:
+        return self
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        result = super().__pow__(other, modulus)
+        if not _is_integer(other) or other < 0 or modulus is not None:
+            return self._as_number(result, other)
+        origin = Origin.of(1)
+        for _ in range(int(other)):
+            origin = origin.times(self.origin)
+        return self._now(result, origin)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._as_number(super().__truediv__(other), other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._as_number(super().__rtruediv__(other), other)
+
+    def __float__(self) -> float:  # math.sqrt asks for it, too
+        self.note(self.origin)
+        return super().__float__()
+
+    def _now(self, value: int, origin: Origin) -> TracedInt:
+        return TracedInt(value, origin, self.note)
+
+    def _as_number(self, result: Any, other: Any) -> Any:
+        """Note that a float is computed from this integer; a tensor's own rule sees it."""
+        if result is not NotImplemented or isinstance(other, float):
+            self.note(self.origin)
+        return result
 
     def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+    def __copy__(self) -> int:
         return int(self)
 
     def __reduce__(self) -> Any:
         return int, (int(self),)
 
 
-def _combine(a: TracedInt, b: Any, result: Any, sign: int) -> Any:
-    if not isinstance(b, int) or isinstance(b, bool) or result is NotImplemented:
-        return result
-    other = b.origin if isinstance(b, TracedInt) else Origin(Fraction(b))
-    return TracedInt(result, a.origin.times(other, sign))
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _pinned(a: TracedInt, b: Any, result: Any) -> Any:
-    """A sum is no product of factors: where it arrives as a size, its factors must stay."""
-    if not isinstance(b, int) or isinstance(b, bool) or result is NotImplemented:
-        return result
-    other = b.origin if isinstance(b, TracedInt) else Origin(Fraction(b))
-    pins = {*a.origin.factors, *other.factors}
-    return TracedInt(result, Origin(Fraction(int(result)), (), tuple(pins)))
+def origin_of(integer: int) -> Origin:
+    """Return where an integer came from; it is a literal when nobody knows."""
+    return integer.origin if isinstance(integer, TracedInt) else Origin.of(int(integer))
+
+
+def _mixed(result: int, a: int, b: int) -> Origin:
+    """Return the origin of what no sum of terms can say: its factors must stay."""
+    factors = (*origin_of(a).factors, *origin_of(b).factors)
+    return Origin.of(int(result)).pinned_to(factors)
 
 
 class Call:
@@ -93,10 +148,11 @@ class Call:
     def one(self, size: int) -> Origin | None:
         """Return the origin of one size: an expression, a literal, or None if not given."""
         same = [i for i in self.integers if i == size]
-        traced = next((i for i in same if isinstance(i, TracedInt)), None)
-        if traced is not None:
-            return _absolute(traced.origin)
-        return Origin(Fraction(abs(size))) if same else None
+        return (
+            _absolute(next((i for i in same if isinstance(i, TracedInt)), same[0]))
+            if same
+            else None
+        )
 
     def several(self, sizes: Sequence[int]) -> list[Origin | None]:
         """Return the origins of consecutive sizes; -1 on either side is "what is left"."""
@@ -108,18 +164,14 @@ class Call:
                 pairs = zip(run, sizes, strict=True)
                 if not all(a == b or a in left_over or b in left_over for a, b in pairs):
                     continue
-                return [None if i == -1 else _origin(i) for i in run]
+                return [None if i == -1 else _absolute(i) for i in run]
         return [None] * n
 
 
-def _origin(integer: int) -> Origin:
-    return _absolute(
-        integer.origin if isinstance(integer, TracedInt) else Origin(Fraction(integer))
-    )
-
-
-def _absolute(origin: Origin) -> Origin:
-    return Origin(abs(origin.coefficient), origin.powers, origin.pins)
+def _absolute(integer: int) -> Origin:
+    """Return the origin of |integer|: a negative bound counts from the end."""
+    origin = origin_of(integer)
+    return origin.times(Origin.of(-1)) if integer < 0 else origin
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -135,9 +187,10 @@ def _integers(value: Any) -> Iterator[int]:
 class CallWatcher(TorchFunctionMode):
     """Keeps ``current``, the running torch function's integers, and makes shapes remember."""
 
-    def __init__(self, value_of: Callable[[Tensor], int | None]):
+    def __init__(self, value_of: Callable[[Tensor], int | None], note: Note):
         super().__init__()
         self.value_of = value_of
+        self.note = note
         self.current: Call = Call()
 
     def __torch_function__(
@@ -145,6 +198,12 @@ class CallWatcher(TorchFunctionMode):
     ) -> Any:
         if func == _SHAPE or func is Tensor.size:  # a method-wrapper is made anew at each look
             return self._shape(func(*args, **(kwargs or {})), args)
+        if func is F.scaled_dot_product_attention:
+            self._scale(args, kwargs or {})
+        elif func in _MAKE_VALUES:
+            for integer in _integers(args[:1]):
+                if isinstance(integer, TracedInt):
+                    self.note(integer.origin)
         before = self.current
         self.current = Call(args, kwargs)
         try:
@@ -158,25 +217,37 @@ class CallWatcher(TorchFunctionMode):
             return shape
         if isinstance(shape, int):
             dim = int(args[1]) % args[0].dim() if len(args) > 1 else 0
-            return TracedInt(shape, Origin(Fraction(1), ((Size(value, dim), 1),)))
+            return TracedInt(shape, Origin.of(Size(value, dim)), self.note)
         return torch.Size(
-            TracedInt(s, Origin(Fraction(1), ((Size(value, d), 1),))) for d, s in enumerate(shape)
+            TracedInt(s, Origin.of(Size(value, d)), self.note) for d, s in enumerate(shape)
         )
 
+    def _scale(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Attention without a scale computes one from the width, where no operation shows it."""
+        query = args[0] if args else kwargs["query"]
+        value = self.value_of(query)
+        if kwargs.get("scale") is None and len(args) < 7 and value is not None:
+            self.note(Origin.of(Size(value, query.dim() - 1)))
 
+
+_MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
 @contextmanager
-def traced_attributes(model: nn.Module) -> Iterator[None]:
-    """Replace every integer that a module holds by a ``TracedInt``, and put all back afterwards."""
+def traced_attributes(model: nn.Module, note: Note) -> Iterator[None]:
+    """Replace every integer that the model holds by a ``TracedInt``; put all back afterwards.
+
+    Those of its modules, and of the objects that hang on them: of an object that several modules
+    share, each integer is one attribute.
+    """
+    holders = list(_holders(model))
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
-    for path, module in model.named_modules():
-        held = vars(module)
+    for path, prefix, held in holders:
         for name, value in list(held.items()):
             if name.startswith("_"):
                 continue
-            traced = _trace(value, path, name)
+            traced = _trace(value, Attribute(path, prefix + name), note)
             if traced is not value:
                 before.append((held, name, value, traced))
                 held[name] = traced
@@ -186,15 +257,50 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
         for held, name, value, traced in before:
             if held.get(name) is traced:
                 held[name] = value
-        for module in model.modules():  # what the forward itself stored
-            for name, value in list(vars(module).items()):
-                if isinstance(value, TracedInt):
-                    vars(module)[name] = int(value)
+        for _, _, held in holders:  # what the forward itself stored
+            for name, value in list(held.items()):
+                plain = _plain(value)
+                if plain is not value:
+                    held[name] = plain
 
 
-def _trace(value: Any, path: str, name: str, index: int | None = None) -> Any:
+def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (path of the module, prefix of the names, attributes) of all that holds integers."""
+    seen: set[int] = set()
+
+    def objects(path: str, prefix: str, held: dict[str, Any]) -> Iterator[Any]:
+        for name, value in list(held.items()):
+            if id(value) in seen or name.startswith("_") or not _is_plain_object(value):
+                continue
+            seen.add(id(value))
+            yield path, f"{prefix}{name}.", vars(value)
+            yield from objects(path, f"{prefix}{name}.", vars(value))
+
+    for path, module in model.named_modules():
+        yield path, "", vars(module)
+        yield from objects(path, "", vars(module))
+
+
+def _is_plain_object(value: Any) -> bool:
+    if isinstance(value, (type, nn.Module, Tensor, ModuleType, FunctionType, MethodType)):
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict)
+
+
+def _trace(value: Any, attribute: Attribute, note: Note) -> Any:
     if type(value) is int:
-        return TracedInt(value, Origin(Fraction(1), ((Attribute(path, name, index), 1),)))
-    if type(value) in (tuple, list) and index is None and any(type(v) is int for v in value):
-        return type(value)(_trace(v, path, name, i) for i, v in enumerate(value))
+        held = Attribute(attribute.path, attribute.name, attribute.index, value)
+        return TracedInt(value, Origin.of(held), note)
+    several = type(value) in (tuple, list) and attribute.index is None
+    if not several or not any(type(v) is int for v in value):
+        return value
+    parts = [Attribute(attribute.path, attribute.name, i) for i in range(len(value))]
+    return type(value)(_trace(v, part, note) for v, part in zip(value, parts, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TracedInt):
+        return int(value)
+    if type(value) in (tuple, list, torch.Size) and any(isinstance(v, TracedInt) for v in value):
+        return type(value)(map(_plain, value))
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -63,6 +63,7 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
     inexact = _inexact(inferred, [atom for atom, _ in where.values() if atom.frozen is None])
     names = _names(where)
     sized = {id(a): c for c in inferred.sizing.classes() for a in c}
+    _spread(inexact, sized, names)
     grids = _grids(inferred)
     free: list[Group] = []
     frozen: list[Group] = []
@@ -144,6 +145,17 @@ def _inexact(inferred: Inferred, free: list[Atom]) -> dict[int, Reason]:
                 why = site.reason.why or "is summed over positions that are not zero when masked"
                 found.setdefault(id(atom), _because(site, why))
     return found
+
+
+def _spread(
+    inexact: dict[int, Reason], sized: dict[int, list[Atom]], names: dict[int, str]
+) -> None:
+    """What must keep as many positions as an inexact group cannot be cut without it."""
+    for key in list(inexact):
+        for atom in sized.get(key, ()):
+            if id(atom) not in inexact and key in names:
+                why = f"must keep as many positions as {names[key]!r}, which {inexact[key].why}"
+                inexact[id(atom)] = replace(inexact[key], why=why)
 
 
 def _because(site: Site, why: str) -> Reason:

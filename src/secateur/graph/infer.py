@@ -7,11 +7,11 @@ from typing import Any
 from secateur.errors import AxisError, RuleError
 
 from .axes import Atom, freeze
-from .conditions import Masked
-from .lengths import Size, Sizing, solve
+from .conditions import ALWAYS, Masked
+from .lengths import Attribute, Size, Sizing, solve
 from .program import Op, Recording, Ref
 from .rules import rule_for
-from .typing import Dim, Reason, Typed, Typing
+from .typing import COMPUTES, Dim, Reason, Site, Typed, Typing
 
 
 class Inferred:
@@ -33,6 +33,7 @@ class Inferred:
                     freeze(dim.axis, reason)
         t = self.typing
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing)
+        self._numbers()
 
     def _start(self) -> None:
         shapes = self.recording.shapes
@@ -43,7 +44,9 @@ class Inferred:
                 dims.append(Dim(dim.axis, Masked(name, i), source=(name, i)))
             self.types[value] = Typed(tuple(dims), static=True)
         for name, value in self.recording.buffers.items():
-            fresh = [self.typing.fresh(size, zero=False) for size in shapes[value]]
+            # an index, a mask or a count says something of every position
+            fixed = "a buffer of integers" if value in self.recording.integers else None
+            fresh = [self.typing.fresh(size, fixed, zero=False) for size in shapes[value]]
             dims = [Dim(d.axis, d.zero, source=(name, i)) for i, d in enumerate(fresh)]
             self.types[value] = Typed(tuple(dims), static=True)
         for value in self.recording.inputs:
@@ -60,6 +63,21 @@ class Inferred:
 
     def _axis_of(self, size: Size) -> Any:
         return self.types[size.value].dims[size.dim].axis
+
+    def _numbers(self) -> None:
+        """A scale that the code derives from a size differs between masked and cut."""
+        seen: set[int] = set()
+        found = [
+            (n.origin, Reason(COMPUTES, "float", n.module, n.line)) for n in self.recording.numbers
+        ]
+        for origin, reason in (*self.typing.numbers, *found):
+            for factor in origin.factors:
+                axis = self._axis_of(factor) if isinstance(factor, Size) else None
+                if isinstance(factor, Attribute) and factor in self.attributes:
+                    axis = self.attributes[factor][0]
+                if axis is not None and id(axis) not in seen:
+                    seen.add(id(axis))
+                    self.typing.sites.append(Site(axis, ALWAYS, ALWAYS, reason, reason.why))
 
     def _type(self, x: Any) -> Any:
         if isinstance(x, Ref):

@@ -1,8 +1,8 @@
 """Integers in Python code, as equations on lengths.
 
-A size that a model's code passes to ``view``, ``split`` or ``pad`` has an ``Origin``: a number
-times powers of module attributes (``self.num_heads``) and of tensor sizes (``x.shape[1]``).  After
-the cut the code will pass that expression again, so it must equal the axis's new length: one
+A size that a model's code passes to ``view``, ``split`` or ``pad`` has an ``Origin``: a sum of
+products of numbers, module attributes (``self.num_heads``) and tensor sizes (``x.shape[1]``).
+After the cut the code will pass that expression again, so it must equal the axis's new length: one
 equation.  A literal can never follow and freezes its axis; an attribute follows by being set; two
 axes named by one attribute must keep the same number of positions (they are ``sized`` together).
 
@@ -16,18 +16,23 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
-from .axes import Atom, Axis, Concat, Ragged, find, freeze
+from .axes import Atom, Axis, Concat, Ragged, cut, find, freeze
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer that a module holds: ``path`` of the module, ``name``, ``index`` in a tuple."""
+    """An integer that a module, or an object that it holds, keeps.
+
+    ``path`` of the module; ``name``, dotted when an object of the module holds it
+    (``config.num_heads``); ``index`` in a tuple.  ``value`` is what it holds while traced.
+    """
 
     path: str
     name: str
     index: int | None = None
+    value: int = field(default=0, compare=False, repr=False)
 
     def __str__(self) -> str:
         where = f"{self.path}.{self.name}" if self.path else self.name
@@ -45,9 +50,9 @@ class Attribute:
         Attribute(path='block.1', name='config.sizes', index=2)
         """
         words, path = text.split("."), ""
-        for cut in range(len(words) - 1, 0, -1):
-            if ".".join(words[:cut]) in paths:
-                path, words = ".".join(words[:cut]), words[cut:]
+        for end in range(len(words) - 1, 0, -1):
+            if ".".join(words[:end]) in paths:
+                path, words = ".".join(words[:end]), words[end:]
                 break
         match = re.fullmatch(r"((?:[A-Za-z]\w*\.)*[A-Za-z]\w*)(?:\[(\d{1,6})\])?", ".".join(words))
         if match is None:
@@ -63,27 +68,78 @@ class Size:
     dim: int
 
 
+Factor: TypeAlias = Attribute | Size
+
+
 @dataclass(frozen=True)
-class Origin:
+class Term:
     """``coefficient · Π factorᵉ``; a literal has no factors."""
 
     coefficient: Fraction
-    powers: tuple[tuple[Attribute | Size, int], ...] = ()
-    pins: tuple[Attribute | Size, ...] = ()  # went into a sum: they must stay as they are
+    powers: tuple[tuple[Factor, int], ...] = ()
 
-    @property
-    def factors(self) -> tuple[Attribute | Size, ...]:
-        """All that the integer was computed from."""
-        return (*(factor for factor, _ in self.powers), *self.pins)
-
-    def times(self, other: Origin, sign: int = 1) -> Origin:
-        """Return the product (or with ``sign=-1`` the quotient) of two origins."""
+    def times(self, other: Term, sign: int = 1) -> Term:
+        """Return the product (or with ``sign=-1`` the quotient) of two terms."""
         powers = Counter(dict(self.powers))
         for factor, exponent in other.powers:
             powers[factor] += sign * exponent
         left = tuple((f, e) for f, e in powers.items() if e)
-        pins = tuple({*self.pins, *other.pins})
-        return Origin(self.coefficient * other.coefficient**sign, left, pins)
+        return Term(self.coefficient * other.coefficient**sign, left)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A sum of terms.  ``pins`` went into something else: they must stay as they are."""
+
+    terms: tuple[Term, ...]
+    pins: tuple[Factor, ...] = ()
+
+    @classmethod
+    def of(cls, what: Factor | int | Fraction) -> Origin:
+        """Return the origin of a literal, an attribute or a size."""
+        if isinstance(what, (int, Fraction)):
+            return cls((Term(Fraction(what)),))
+        return cls((Term(Fraction(1), ((what, 1),)),))
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """All that the integer was computed from."""
+        return (*(factor for term in self.terms for factor, _ in term.powers), *self.pins)
+
+    @property
+    def single(self) -> Term | None:
+        """The only term, or None."""
+        return self.terms[0] if len(self.terms) == 1 and not self.pins else None
+
+    def times(self, other: Origin) -> Origin:
+        """Return the product of two origins."""
+        return _sum((a.times(b) for a in self.terms for b in other.terms), self, other)
+
+    def over(self, other: Origin) -> Origin | None:
+        """Return the quotient of two origins, or None where it is no sum of terms."""
+        divisor = other.single
+        if divisor is None or not divisor.coefficient:
+            return None
+        return _sum((a.times(divisor, -1) for a in self.terms), self, other)
+
+    def plus(self, other: Origin, sign: int = 1) -> Origin:
+        """Return the sum (or with ``sign=-1`` the difference) of two origins."""
+        scaled = (Term(sign * b.coefficient, b.powers) for b in other.terms)
+        return _sum((*self.terms, *scaled), self, other)
+
+    def pinned_to(self, factors: Sequence[Factor]) -> Origin:
+        """Return this number, computed from factors in a way that no sum of terms can say."""
+        return Origin(self.terms, tuple(dict.fromkeys((*self.pins, *factors))))
+
+
+def _sum(terms: Any, a: Origin, b: Origin) -> Origin:
+    total: dict[frozenset[tuple[Factor, int]], Term] = {}
+    for term in terms:
+        key = frozenset(term.powers)
+        before = total[key].coefficient if key in total else Fraction(0)
+        total[key] = Term(before + term.coefficient, term.powers)
+    left = tuple(term for term in total.values() if term.coefficient)
+    return Origin(left or (Term(Fraction(0)),), tuple(dict.fromkeys((*a.pins, *b.pins))))
 
 
 # A polynomial: product of atoms (sorted by identity) → coefficient.
@@ -102,7 +158,7 @@ class Sizing:
         key = id(atom)
         self.members[key] = atom
         while (above := self._leader.setdefault(key, key)) != key:
-            key = above
+            self._leader[key] = key = self._leader.setdefault(above, above)
         return key
 
     def tie(self, a: Atom, b: Atom) -> None:
@@ -111,10 +167,18 @@ class Sizing:
 
     def classes(self) -> list[list[Atom]]:
         """Return the sets of two or more atoms that are sized together."""
+        return [found for found in self._sets().values() if len(found) > 1]
+
+    def tied(self, key: int) -> list[Atom]:
+        """Return all atoms that are sized with a leader, itself included."""
+        return self._sets().get(key, [])
+
+    def _sets(self) -> dict[int, list[Atom]]:
         sets: dict[int, list[Atom]] = {}
         for atom in list(self.members.values()):
-            sets.setdefault(self.leader(atom), []).append(atom)
-        return [found for found in sets.values() if len(found) > 1]
+            if atom.link is None:
+                sets.setdefault(self.leader(atom), []).append(atom)
+        return sets
 
     def length(self, axis: Axis) -> Polynomial:
         """Return the length of an axis after any cut; what is frozen counts as a number."""
@@ -159,12 +223,15 @@ class Named:
     reason: Any
 
 
+Bindings: TypeAlias = dict[Attribute, tuple[Axis, Fraction]]
+
+
 def solve(
     names: Sequence[Named],
     pairs: Sequence[tuple[Axis, Axis, Any]],
     axis_of: Callable[[Size], Axis],
     sizing: Sizing,
-) -> dict[Attribute, tuple[Axis, Fraction]]:
+) -> Bindings:
     """Make every equation true for all cuts: set attributes, tie atoms, freeze the rest.
 
     Args:
@@ -177,14 +244,14 @@ def solve(
         For each attribute that some axis names alone: that axis and the factor c such that the
         attribute must be set to ``length(axis) / c``.
     """
-    bindings: dict[Attribute, tuple[Axis, Fraction]] = {}
+    bindings: Bindings = {}
     equations: list[Named] = []
     for named in names:
-        origin = named.origin
-        if len(origin.powers) == 1 and not origin.pins:
-            factor, power = origin.powers[0]
+        term = named.origin.single
+        if term and len(term.powers) == 1:
+            factor, power = term.powers[0]
             if isinstance(factor, Attribute) and power == 1 and factor not in bindings:
-                bindings[factor] = (named.axis, origin.coefficient)
+                bindings[factor] = (named.axis, term.coefficient)
                 continue
         equations.append(named)
     for named in names:
@@ -217,51 +284,93 @@ def _sides(
     sizing: Sizing,
 ) -> tuple[Polynomial, Polynomial]:
     """Return both sides of an equation, with all denominators multiplied out."""
-    sides: list[Polynomial] = [sizing.length(named.axis), {(): named.origin.coefficient}]
-    unbound = False
-    for factor, power in named.origin.powers:
+    lengths: dict[Factor, Polynomial] = {}
+    for factor in named.origin.factors:
         if isinstance(factor, Size):
-            length = sizing.length(axis_of(factor))
+            lengths[factor] = sizing.length(axis_of(factor))
         elif factor in bindings:
             axis, c = bindings[factor]
-            length = multiply(sizing.length(axis), {(): 1 / c})
+            lengths[factor] = multiply(sizing.length(axis), {(): 1 / c})
         else:  # an attribute that no axis follows keeps its value
-            unbound = True
-            continue
-        side = 1 if power > 0 else 0
-        for _ in range(abs(power)):
-            sides[side] = multiply(sides[side], length)
-    left, right = sides
-    if unbound:  # its value is what makes the equation true of the model as it stands
-        right = multiply(right, {(): _value(left, sizing) / _value(right, sizing)})
+            lengths[factor] = {(): Fraction(factor.value)}
+    below: Counter[Factor] = Counter()
+    for term in named.origin.terms:
+        for factor, power in term.powers:
+            below[factor] = max(below[factor], -power)
+    left = _power(sizing.length(named.axis), below, lengths)
+    right: Polynomial = {}
+    for term in named.origin.terms:
+        powers = Counter(below)
+        powers.update(dict(term.powers))
+        right = add(right, _power({(): term.coefficient}, powers, lengths))
     return left, right
 
 
+def _power(
+    start: Polynomial, powers: Mapping[Factor, int], lengths: Mapping[Factor, Polynomial]
+) -> Polynomial:
+    for factor, power in powers.items():
+        for _ in range(power):
+            start = multiply(start, lengths[factor])
+    return start
+
+
 def _balance(left: Polynomial, right: Polynomial, reason: Any, sizing: Sizing) -> bool:
-    """Make two lengths equal for all cuts: tie two atoms, or freeze; True if anything changed."""
-    difference = add(left, right, -1)
+    """Make two lengths equal for all cuts: tie atoms, or freeze; True if anything changed."""
+    difference = _reduced(add(left, right, -1))
     terms = list(difference.items())
     if len(terms) == 2 and all(len(term) == 1 for term, _ in terms):
         (a,), (b,) = terms[0][0], terms[1][0]
-        if terms[0][1] == -terms[1][1] and sizing.members[a].size == sizing.members[b].size:
-            sizing.tie(sizing.members[a], sizing.members[b])
+        if _tie(a, b, terms[0][1], -terms[1][1], sizing):
             return True
     frozen = False
     for key in {key for term in difference for key in term}:
-        for atom in [a for a in sizing.members.values() if sizing.leader(a) == key]:
+        for atom in sizing.tied(key):
             if atom.frozen is None:
                 freeze(atom, reason)
                 frozen = True
     return frozen
 
 
-def _value(polynomial: Polynomial, sizing: Sizing) -> Fraction:
-    total = Fraction(0)
-    for term, c in polynomial.items():
-        for key in term:
-            c = c * sizing.members[key].size
-        total += c
-    return total
+def _reduced(difference: Polynomial) -> Polynomial:
+    """Divide out what all terms have in common: lengths are never zero."""
+    if len(difference) < 2:
+        return difference
+    common = Counter(next(iter(difference)))
+    for term in difference:
+        common &= Counter(term)
+    if not common:
+        return difference
+    return {tuple(sorted((Counter(term) - common).elements())): c for term, c in difference.items()}
+
+
+def _tie(a: int, b: int, p: Fraction, q: Fraction, sizing: Sizing) -> bool:
+    """Make p·a = q·b true for all cuts, where it is true now: pieces of one size on both sides."""
+    if p * q <= 0 or p * sizing.members[a].size != q * sizing.members[b].size:
+        return False
+    ratio = p / q
+    if sizing.members[a].size % ratio.denominator:
+        return False
+    pieces = [
+        part
+        for key, count in ((a, ratio.denominator), (b, ratio.numerator))
+        for atom in sizing.tied(key)
+        for part in _pieces(atom, count)
+    ]
+    for part in pieces[1:]:
+        sizing.tie(pieces[0], part)
+    return True
+
+
+def _pieces(atom: Atom, count: int) -> list[Atom]:
+    """Return an atom as equal pieces laid end to end."""
+    parts: list[Atom] = []
+    rest: Axis = atom
+    size = atom.size // count
+    for _ in range(count - 1):
+        piece, rest = cut(rest, size)
+        parts.append(piece)  # type: ignore[arg-type]
+    return [*parts, find(rest)]  # type: ignore[list-item]
 
 
 def _mean(lengths: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .lengths import Origin
 from .typing import Provenance
 
 
@@ -34,6 +35,15 @@ class Op:
         return str(self.func)
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number that the code computed from a size: it changes when the size does."""
+
+    origin: Origin
+    module: str
+    line: str
+
+
 @dataclass
 class Recording:
     """All operations of one forward, and what the tensors are."""
@@ -41,9 +51,11 @@ class Recording:
     ops: list[Op] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     itemsize: list[int] = field(default_factory=list)
+    integers: set[int] = field(default_factory=set)  # values of an integer or bool type
     owner: list[int] = field(default_factory=list)  # the value whose memory this one is
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)  # canonical names
     buffers: dict[str, int] = field(default_factory=dict)
+    numbers: list[Number] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one

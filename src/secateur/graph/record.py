@@ -25,7 +25,8 @@ from secateur.errors import TraceError
 from secateur.types import Example, call_arguments
 
 from .attributes import CallWatcher, traced_attributes
-from .program import Op, Recording, Ref
+from .lengths import Origin
+from .program import Number, Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
 
@@ -36,7 +37,7 @@ class _Recorder(TorchDispatchMode):
         self.recording = recording
         self.values: Any = WeakTensorKeyDictionary()
         self.modules: list[str] = [""]
-        self.calls = CallWatcher(lambda tensor: self.values.get(tensor))
+        self.calls = CallWatcher(lambda tensor: self.values.get(tensor), self.note)
 
     def new(self, tensor: Tensor, owner: int | None = None) -> int:
         """Give a tensor its number (a new one when it was written to in place)."""
@@ -44,9 +45,16 @@ class _Recorder(TorchDispatchMode):
         value = len(r.shapes)
         r.shapes.append(tuple(map(int, tensor.shape)))
         r.itemsize.append(tensor.element_size())
+        if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
+            r.integers.add(value)
         r.owner.append(value if owner is None else r.owner[owner])
         self.values[tensor] = value
         return value
+
+    def note(self, origin: Origin) -> None:
+        """Write down that the code computes a number, and no size, from an integer."""
+        if origin.factors:
+            self.recording.numbers.append(Number(origin, self.modules[-1], _line()))
 
     def ref(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -181,7 +189,7 @@ def record(model: nn.Module, example: Example) -> Recording:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         failed = stack.enter_context(_module_paths(model, recorder.modules))
-        stack.enter_context(traced_attributes(model))
+        stack.enter_context(traced_attributes(model, recorder.note))
         try:
             with recorder, recorder.calls:
                 out = model(*args, **kwargs)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from secateur.errors import AxisError
 
 from .axes import Atom, Axis, concat, cut, factor, freeze, product, unify
 from .conditions import ALWAYS, Condition, Never, either, every
 from .lengths import Named, Origin
+
+COMPUTES = "the code computes a number from its size"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Typing:
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    numbers: list[tuple[Origin, Reason]] = field(default_factory=list)
     consumed: set[tuple[str, int]] = field(default_factory=set)  # parameter dims that are inputs
     # The operation being typed:
     reason: Reason = field(default_factory=lambda: Reason("not yet"))
@@ -201,8 +204,14 @@ class Typing:
     def name(self, axis: Axis, origin: Origin | None) -> None:
         """Say that the code passes ``origin`` as the length of an axis; None says nothing."""
         if origin is not None:
-            why = "its size is written in the code" if not origin.powers else "its size is computed"
+            why = "its size is computed" if origin.factors else "its size is written in the code"
             self.names.append(Named(axis, origin, self.because(why)))
+
+    def number(self, value: Any) -> None:
+        """Say that an operation computes with a number, which may be the size of an axis."""
+        origin = self.origin_of(value) if type(value) is int else None
+        if origin is not None and origin.factors:
+            self.numbers.append((origin, self.because(COMPUTES)))
 
     def origin_of(self, size: int) -> Origin | None:
         """Return what the code passed for one size of this operation, or None if torch made it."""

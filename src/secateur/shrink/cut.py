@@ -144,16 +144,18 @@ class Surgery:
     def set_size(self, attribute: Attribute, size: int) -> None:
         """Set an integer that a module, or an object that it holds, keeps alone or in a tuple."""
         *way, name = attribute.name.split(".")
-        holder: Any = self.model.get_submodule(attribute.path)
+        held = vars(self.model.get_submodule(attribute.path))
         for step in way:
-            holder = getattr(holder, step)
-        if attribute.index is None:
-            self.set_attribute(holder, name, size)
-            return
-        kind = type(getattr(holder, name))
-        sizes = list(getattr(holder, name))
-        sizes[attribute.index] = size
-        self.set_attribute(holder, name, kind(sizes))
+            held = vars(held[step])
+        before = held[name]
+        value: Any = size
+        if attribute.index is not None:
+            sizes = list(before)
+            sizes[attribute.index] = size
+            value = type(before)(sizes)
+        # past properties and validators, which may compare it with what is not set yet
+        self._undo.append(lambda: held.__setitem__(name, before))
+        held[name] = value
 
     def describe(self) -> None:
         """Let torch's own layers say the sizes that they now have."""

@@ -18,6 +18,8 @@ def broadcast(t: Typing, *operands: Any, zero: str) -> Typed:
     ``"first"`` is, or ``"never"`` for sure.
     """
     tensors = [o for o in operands if isinstance(o, Typed)]
+    for operand in operands:
+        t.number(operand)
     rank = max(map(len, tensors))
     dims = []
     for place in range(-rank, 0):
