@@ -23,7 +23,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def call(name: str, rows: Tensor) -> Tensor:
-    wanted = {"generator": seeded()}
+    wanted = {"generator": seeded(), "grad": torch.randn(rows.shape, generator=seeded(1))}
     return criteria[name](rows, **{key: wanted[key] for key in needs(criteria[name])})
 
 
@@ -133,6 +133,7 @@ def test_needs_when_asked_then_reads_the_signature():
         "l2": (),
         "magnitude": (),
         "random": ("generator",),
+        "taylor": ("grad",),
     }
 
 

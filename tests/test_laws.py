@@ -18,6 +18,7 @@ import secateur
 from secateur import Config, Group, Plan, Pruner, Result, Structure
 from secateur.criteria import criteria, needs
 from secateur.graph.layout import rows
+from secateur.pruner import calibrate
 from secateur.select import Request, select
 from secateur.shrink import cut_and_verify, group_masks
 from secateur.types import Masks
@@ -123,10 +124,9 @@ def score(dense: Dense, group: Group, criterion: str) -> Tensor:
     axis = dense.structure.tensor(maker.tensor)[maker.dim].axis
     weight = dense.model.get_parameter(maker.tensor).detach()
     function = criteria[criterion]
-    seeded = {"generator": torch.Generator().manual_seed(0)}
-    found = function(
-        rows(weight, maker.dim, axis, group.atom), **{key: seeded[key] for key in needs(function)}
-    )
+    blocks = rows(weight, maker.dim, axis, group.atom)
+    seeded = {"generator": torch.Generator().manual_seed(0), "grad": blocks.cos()}
+    found = function(blocks, **{key: seeded[key] for key in needs(function)})
     return found / found.mean()
 
 
@@ -161,7 +161,10 @@ def test_prune_when_called_then_equals_the_masked_model_and_is_deterministic(
     dense: Dense, criterion: str, scope: str, record_property
 ):
     settings = {"sparsity": 0.5, "criterion": criterion, "scope": scope}
-    result = secateur.prune(dense.model, dense.example, **settings)
+    data = (
+        {"batches": [dense.example], "loss": loss} if "grad" in needs(criteria[criterion]) else {}
+    )
+    result = secateur.prune(dense.model, dense.example, **settings, **data)
     record_property("relative", check_laws(dense, result))
     assert result.verification is not None
     assert result.verification.exact
@@ -171,8 +174,12 @@ def test_prune_when_called_then_equals_the_masked_model_and_is_deterministic(
     if scope == "local":
         assert set(result.plan.keep) == chosen
 
-    again = Pruner(
-        copy.deepcopy(dense.model), Config(**settings), dense.example, structure=dense.structure
-    )
-    again.step()
+    again = Pruner(dense.model, Config(**settings), dense.example, structure=dense.structure)
+    if data:
+        calibrate(again, **data)
+    again.decide()
     assert Plan.from_keeps(dense.structure, again.keeps) == result.plan
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()

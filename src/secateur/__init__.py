@@ -15,6 +15,7 @@ from .config import Target as Target
 from .criteria import criteria as criteria
 from .graph.cost import Cost as Cost
 from .graph.groups import Group as Group
+from .methods import methods as methods
 from .pruner import Pruner as Pruner
 from .pruner import prune as prune
 from .schedules import schedules as schedules
@@ -45,6 +46,7 @@ __all__ = [
     "errors",
     "load_plans",
     "load_pruned",
+    "methods",
     "prune",
     "save_pruned",
     "schedules",

@@ -154,8 +154,13 @@ class Config(Target):
 
     targets: Annotated[tuple[Target, ...], BeforeValidator(_stored_targets)] = ()
     schedule: Annotated[str, _known(schedules)] = "constant"
+    start: int = Field(0, ge=0, description="calls of step() before pruning begins (warm-up)")
     steps: Count = Field(1, description="pruning steps until the goal")
     every: Count = Field(1, description="calls of step() for one pruning step")
+    method: str | None = Field(None, description="a name in secateur.methods")
+    method_options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="settings of the method, as its docstring lists them"
+    )
     of: Literal["channels", "params", "macs"] = Field(
         "channels", description="what the sparsity is a share of"
     )
@@ -163,6 +168,9 @@ class Config(Target):
     uniform: bool = Field(False, description="the same kept count for all groups of one kind")
     inexact: bool = Field(False, description="also prune groups whose removal is inexact")
     seed: int = Field(0, ge=0, lt=2**63)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # fields may hold a dict
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -180,6 +188,14 @@ class Config(Target):
             raise ConfigError(f"{path}: a config is saved as JSON; give a name that ends in .json.")
         text = json.dumps(self.model_dump(mode="json", exclude_unset=True), indent=2)
         write_text(path, text + "\n")
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """Return a copy in which fields that were not given have other defaults.
+
+        >>> Config(sparsity=0.5).with_defaults({"scope": "global", "sparsity": 0.1}).sparsity
+        0.5
+        """
+        return type(self)(**{**defaults, **self._given()})
 
     def resolved_targets(self) -> tuple[Target, ...]:
         """Return the targets with every unset field taken from this config.

@@ -27,11 +27,12 @@ from .registry import F, Registry
 
 STATISTICS: dict[str, str] = {
     "generator": "a torch.Generator, seeded by the run; it needs no data",
+    "grad": "the loss's gradient for the rows; the criterion is computed at every optimizer step, "
+    "and its scores are averaged over the steps since the last pruning step",
 }
 """Each name that a criterion may ask for, and what is passed under it.
 
-A statistic adds itself here where it is defined; it has the shape of ``rows`` unless it says
-otherwise.
+It has the shape of ``rows`` unless it says otherwise; ``secateur.stats`` collects it.
 """
 
 TILE_ELEMENTS = 1 << 22
@@ -151,6 +152,23 @@ def fpgm(rows: Tensor) -> Tensor:
             total[i : i + tile] += between.sum(dim=1)
             total[j : j + tile] += between.sum(dim=0)
     return total.to(_score_dtype(rows))
+
+
+@criteria.register
+def taylor(rows: Tensor, *, grad: Tensor) -> Tensor:
+    r"""First-order estimate of what the loss loses without a block: :math:`\sum (w \cdot g)^2`.
+
+    Args:
+        rows: weights, ``(blocks, elements)``.
+        grad: the loss's gradient for them, of the same shape.
+
+    >>> taylor(torch.tensor([[1.0, -3.0], [0.0, 2.0]]), grad=torch.tensor([[1.0, 1.0], [9.0, 1.0]]))
+    tensor([10.,  4.])
+
+    Molchanov et al., 2019, arXiv:1906.10771
+    """
+    kind = _score_dtype(rows)
+    return (rows.to(kind) * grad.to(kind)).square().sum(1)
 
 
 @criteria.register

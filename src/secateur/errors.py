@@ -10,6 +10,7 @@ SecateurError
 ├── ScoreError (ValueError)          a weight or score is not finite
 ├── PlanError (ValueError)           a plan does not fit this model
 ├── FileError (ValueError)           a file is damaged, foreign, or of another model
+├── DivergenceError (RuntimeError)   processes that train together decided differently
 ├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
 │   └── VerificationError            it runs, but differs from the masked model
 └── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -78,6 +79,10 @@ class ShrinkError(SecateurError, RuntimeError):
 
 class VerificationError(ShrinkError):
     """The smaller model runs but differs from the masked model; the model is as it was before."""
+
+
+class DivergenceError(SecateurError, RuntimeError):
+    """Processes that train one model together would prune it differently."""
 
 
 class MissingExtraError(SecateurError, ImportError):

@@ -1,33 +1,141 @@
 """Masks on a live model: put on, changed in place, baked in.
 
-A mask is a ``torch.nn.utils.parametrize`` parametrization with one buffer, so the parameter object,
-the module's path and ``isinstance`` stay as they are, and the dense weight survives below the mask.
+While masks are on, a module has a class of its own, made from its class, in which ``weight`` reads
+as ``weight * mask``.  Nothing else changes: the parameter stays where it is under its plain name,
+so that optimizers, their saved state, DDP, FSDP2 and ``load_state_dict`` see what they always saw,
+and the dense weight survives below its mask.  ``state_dict`` writes what the forward computes with:
+masked values, in copies of the parameters.
+
+``torch.nn.utils.parametrize`` does the same by moving the parameter into a submodule, which renames
+keys, reorders ``parameters()`` and costs more at each access; hence not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.utils import parametrize
 
 from .errors import MaskError, did_you_mean
 
+SMALLEST_ROW = 32
+"""Elements that share a mask value; shorter runs are faster with one value each (measured)."""
 
-class MaskedBy(nn.Module):
-    """Multiplies a parameter by a mask of 0 and 1."""
 
-    mask: Tensor
+def put_on(model: nn.Module, masks: Mapping[str, Tensor], *, differentiable: bool = False) -> None:
+    """Mask parameters by name; one that is masked already gets the new mask in place.
 
-    def __init__(self, mask: Tensor, order: tuple[str, ...] = ()):
-        super().__init__()
-        self.register_buffer("mask", mask, persistent=False)
-        self.order = order  # of the module's parameters: optimizers save their state by position
+    A parameter that is used under several names has one mask: the product of those given.
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask.to(weight.dtype)
+    Args:
+        model: any module; before or after ``fully_shard``, compiled later or not.
+        masks: parameter name → tensor of the parameter's shape, 0 or False where it is masked.
+        differentiable: each backward adds to ``mask.grad`` (see ``mask_of``) the gradient of the
+            loss for the mask, which is that of the masked weight times the weight, in masked places
+            too: the straight-through gradient of learned scores.
+
+    Raises:
+        MaskError: no such parameter, one with another parametrization, or a mask of another shape;
+            then nothing is changed.
+
+    >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> put_on(net, {"0.weight": torch.tensor([[True, False]])})
+    >>> int((net[0].weight == 0).sum()), is_masked(net), list(net.state_dict())
+    (1, True, ['0.weight'])
+    >>> take_off(net)
+    >>> int((net[0].weight == 0).sum()), is_masked(net)
+    (1, False)
+    """
+    found = {name: _find(model, name) for name in masks}
+    combined: dict[int, Tensor] = {}
+    for name, (module, tensor) in found.items():
+        parameter = cast(Tensor, module._parameters[tensor])
+        if masks[name].shape != parameter.shape:
+            expected = tuple(parameter.shape)
+            raise MaskError(f"the mask of {name!r} is {tuple(masks[name].shape)}, not {expected}")
+        mask = masks[name].detach().bool()
+        other = combined.get(id(parameter))
+        combined[id(parameter)] = mask if other is None else mask & other.to(mask.device)
+    for module, tensor, place in _places(model):
+        if id(place) in combined:
+            _set(module, tensor, place, combined[id(place)], differentiable)
+
+
+def is_masked(model: nn.Module) -> bool:
+    """Tell whether any mask is on."""
+    return any(mask_of(module, tensor) is not None for module, tensor, _ in _places(model))
+
+
+def masks_on(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks that are on, by parameter name; True is kept."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for tensor, parameter in module._parameters.items():
+            mask = mask_of(module, tensor)
+            if mask is not None and parameter is not None:
+                full = mask.detach().bool().expand(parameter.shape)
+                found[f"{path}.{tensor}" if path else tensor] = full.clone()
+    return found
+
+
+def mask_of(module: nn.Module, tensor: str) -> Tensor | None:
+    """Return the mask that a module's parameter is multiplied by, or None.
+
+    It is of the parameter's dtype, and of its shape or one that broadcasts to it.
+    """
+    return module._buffers.get(_buffer(tensor)) if _is_ours(type(module)) else None
+
+
+def dense(module: nn.Module, tensor: str) -> Tensor:
+    """Return a parameter as it is below its mask, if one is on."""
+    parameter = module._parameters.get(tensor)
+    return (getattr(module, tensor) if parameter is None else parameter).detach()
+
+
+def take_off(model: nn.Module, *, bake: bool = True) -> None:
+    """Take all masks off; with ``bake`` the masked weights stay zero, else they are as before."""
+    for module, tensor, parameter in list(_places(model)):
+        mask = mask_of(module, tensor)
+        if mask is None:
+            continue
+        if bake:
+            with torch.no_grad():
+                parameter.copy_(masked(parameter, mask))
+        del module._buffers[_buffer(tensor)]
+        module._non_persistent_buffers_set.discard(_buffer(tensor))
+    for module in model.modules():
+        # FSDP2 puts a class above ours, which then stays: it does nothing where no mask is
+        if "_masked_names" in vars(type(module)):
+            module.__class__ = cast("type[nn.Module]", type(module).__base__)
+
+
+def masked(parameter: Tensor, mask: Tensor) -> Tensor:
+    """Return a parameter with zeros where its mask is 0; DTensors stay sharded as they are."""
+    if isinstance(parameter, DTensor) and not isinstance(mask, DTensor):
+        whole = [Replicate()] * parameter.device_mesh.ndim
+        mask = DTensor.from_local(mask.detach(), parameter.device_mesh, whole, run_check=False)
+    return parameter * mask
+
+
+def _buffer(tensor: str) -> str:
+    return f"{tensor}_mask"
+
+
+def _is_ours(kind: type) -> bool:
+    return hasattr(kind, "_masked_names")
+
+
+def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Yield every place of every parameter; one that is tied has several."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield module, name, parameter
 
 
 def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -36,97 +144,100 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         module = model.get_submodule(path)
     except AttributeError:
         module = None
-    if module is None or not isinstance(getattr(module, tensor, None), Tensor):
-        stored = (n for n, _ in model.named_parameters(remove_duplicate=False))
-        known = [n.replace("parametrizations.", "").removesuffix(".original") for n in stored]
-        raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
-    if parametrize.is_parametrized(module, tensor) and _own(module, tensor) is None:
+    if module is not None and parametrize.is_parametrized(module, tensor):
         raise MaskError(
             f"{name!r} has a parametrization already (as weight_norm makes one), which could not "
             "keep the zeros of a mask; torch.nn.utils.parametrize.remove_parametrizations first"
         )
+    if module is None or module._parameters.get(tensor) is None:
+        known = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+        raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
+    if mask_of(module, tensor) is None and hasattr(module, _buffer(tensor)):
+        raise MaskError(
+            f"{name!r} cannot be masked: its module has an attribute {_buffer(tensor)!r} already"
+        )
     return module, tensor
 
 
-def _own(module: nn.Module, tensor: str) -> MaskedBy | None:
-    if not parametrize.is_parametrized(module, tensor):
-        return None
-    layers = cast(nn.ModuleList, cast(nn.ModuleDict, module.parametrizations)[tensor])
-    return next((layer for layer in layers if isinstance(layer, MaskedBy)), None)
-
-
-def _give_own_class(module: nn.Module) -> None:
-    """Separate a masked module from its copies: torch keeps what is parametrized in their class."""
-    if parametrize.is_parametrized(module):
-        kind = type(module)
-        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-
-
-def put_on(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Mask parameters by name; one that is masked already gets the new mask in place.
-
-    Raises:
-        MaskError: no such parameter, one with another parametrization, or a mask of another shape;
-            then nothing is changed.
-
-    >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
-    >>> put_on(net, {"0.weight": torch.tensor([[True, False]])})
-    >>> int((net[0].weight == 0).sum()), is_masked(net)
-    (1, True)
-    >>> take_off(net)
-    >>> int((net[0].weight == 0).sum()), is_masked(net)
-    (1, False)
-    """
-    found = {name: _find(model, name) for name in masks}
-    for name, (module, tensor) in found.items():
-        shape = tuple(getattr(module, tensor).shape)
-        if tuple(masks[name].shape) != shape:
-            raise MaskError(f"the mask of {name!r} is {tuple(masks[name].shape)}, not {shape}")
-    for name, (module, tensor) in found.items():
-        device = getattr(module, tensor).device
-        mask = masks[name].to(device=device, dtype=torch.bool)
-        own = _own(module, tensor)
-        if own is not None:
-            own.mask.copy_(mask)
+def _set(
+    module: nn.Module, tensor: str, parameter: Tensor, mask: Tensor, differentiable: bool
+) -> None:
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    small = _compact(mask).to(device=local.device, dtype=local.dtype)
+    own = mask_of(module, tensor)
+    with torch.no_grad():
+        if own is not None and own.shape == mask.shape:
+            own.copy_(mask)  # the same tensor, so that compiled code need not be compiled again
+        elif own is not None and own.shape == small.shape:
+            own.copy_(small)
         else:
-            _give_own_class(module)
-            layer = MaskedBy(mask.clone(), tuple(module._parameters))
-            parametrize.register_parametrization(module, tensor, layer)
+            if own is None:
+                kind = type(module)
+                names = vars(kind).get("_masked_names", ())
+                base = kind.__base__ if names else kind
+                module.__class__ = _masked_class(base, tuple(sorted({*names, tensor})))
+            module.register_buffer(_buffer(tensor), small.clone(), persistent=False)
+    cast(Tensor, mask_of(module, tensor)).requires_grad_(differentiable)
 
 
-def is_masked(model: nn.Module) -> bool:
-    """Tell whether any mask is on."""
-    return any(isinstance(module, MaskedBy) for module in model.modules())
+def _compact(mask: Tensor) -> Tensor:
+    """Return a mask without the dimensions along which it does not vary, where that is faster."""
+    small = mask
+    for dim in range(mask.ndim):
+        first = small.narrow(dim, 0, 1)
+        if small.shape[dim] > 1 and torch.equal(first.expand_as(small), small):
+            small = first
+    inner = 1  # elements of the mask's innermost run of equal values
+    for dim in reversed(range(mask.ndim)):
+        if small.shape[dim] != 1 or mask.shape[dim] == 1:
+            break
+        inner *= mask.shape[dim]
+    if small.numel() > 1 and 1 < inner < SMALLEST_ROW:
+        small = mask
+    return small.contiguous()
 
 
-def masks_on(model: nn.Module) -> dict[str, Tensor]:
-    """Return the masks that are on, by parameter name; True is kept."""
-    found = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for tensor in getattr(module, "parametrizations", {}):
-            own = _own(module, tensor)
-            if own is not None:
-                found[f"{path}.{tensor}" if path else tensor] = own.mask.clone()
-    return found
+def _reader(tensor: str) -> property:
+    buffer = _buffer(tensor)
+
+    def read(self: nn.Module) -> Tensor | None:
+        parameter = self._parameters[tensor]
+        mask = self._buffers.get(buffer)
+        return parameter if mask is None or parameter is None else parameter * mask
+
+    return property(read)
 
 
-def dense(module: nn.Module, tensor: str) -> Tensor:
-    """Return a parameter as it is below its mask, if one is on."""
-    if _own(module, tensor) is None:
-        return cast(Tensor, getattr(module, tensor)).detach()
-    layers = cast(nn.ModuleDict, module.parametrizations)[tensor]
-    return cast(Tensor, layers.original).detach()
+@cache
+def _masked_class(kind: Any, names: tuple[str, ...]) -> Any:
+    """Return the subclass of a module class whose parameters of these names read as masked."""
+
+    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super(made, self)._save_to_state_dict(destination, prefix, keep_vars)
+        for name in names:
+            mask, key = mask_of(self, name), prefix + name
+            if mask is not None and key in destination:
+                destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        _, arguments, *state = super(made, self).__reduce_ex__(protocol)
+        return (_rebuilt, (kind, names), *state)
+
+    made: Any = type(
+        kind.__name__,
+        (kind,),
+        {
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+            "__reduce_ex__": __reduce_ex__,
+            "_masked_names": names,
+            "_save_to_state_dict": _save_to_state_dict,
+            **{name: _reader(name) for name in names},
+        },
+    )
+    return made
 
 
-def take_off(model: nn.Module, *, bake: bool = True) -> None:
-    """Take all masks off; with ``bake`` the masked weights stay zero, else they are as before."""
-    for module in list(model.modules()):
-        order: tuple[str, ...] = ()
-        for tensor in list(getattr(module, "parametrizations", {})):
-            own = _own(module, tensor)
-            if own is not None:
-                order = order or own.order
-                _give_own_class(module)
-                parametrize.remove_parametrizations(module, tensor, leave_parametrized=bake)
-        for name in order:
-            module._parameters[name] = module._parameters.pop(name)
+def _rebuilt(kind: Any, names: tuple[str, ...]) -> Any:
+    return object.__new__(_masked_class(kind, names))

@@ -3,39 +3,66 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .allocate import fewest, ratios_around
+from . import masking
+from .budget import Budget
 from .config import Config
+from .distributed import check_same, whole
 from .errors import ConfigError
-from .graph.cost import macs, params
+from .methods import named
+from .optimizers import before_each_step, learning_rate_share
 from .schedules import schedules
-from .select import Request, select, select_count
+from .select import Request
 from .shrink import Plan, Result, cut_and_verify, group_masks
 from .shrink import shrink as shrink_masks
+from .stats import Statistics
 from .structure import Structure, analyze
-from .targets import scored, selectables
+from .targets import Selectable, scored
+from .targets import selectables as _selectables
 from .types import Example, Masks
+
+
+class Scaler(Protocol):
+    """A ``torch.amp.GradScaler``."""
+
+    def get_scale(self) -> float: ...
 
 
 class Pruner:
     """Decides what to remove, a little more at each step, and cuts it out at the end.
 
-    Each ``step`` computes scores from the weights as they are, selects, and sets the masked weights
-    to zero; call it after ``optimizer.step()``, so that what is masked stays zero while you train.
-    After ``steps`` pruning steps the goal is reached; more calls only keep the masks.
+    Your loop stays yours: call ``step`` after ``optimizer.step()``, as you would a learning-rate
+    scheduler, in every iteration (or once an epoch, if schedules are to count epochs).  While you
+    train, masks are on the model (``secateur.masking``): the optimizer, names and order of
+    parameters are as without them, the dense weights live on below, and what ``state_dict`` writes
+    is masked.  No optimizer is wrapped: gradients are read, and penalties added, by a public hook
+    just before the optimizer steps, when they are accumulated, unscaled, clipped and averaged.
+
+    The first ``start`` calls only watch.  Then every ``every``-th call is a *pruning step*: scores
+    are computed, and masks made that meet what the schedule asks for; after ``steps`` of them the
+    goal is reached, and more calls only keep the masks.
 
     Args:
-        model: any module; its weights are masked in place, its structure is not touched.
-        config: what to prune, and how much.
-        example: example inputs, as for ``analyze``.
+        model: any module; under DDP the bare one, not the wrapper.
+        config: what to prune, how much, and when.
+        example: example inputs, as for ``analyze``; None where ``selectables`` are given and the
+            model is not to be cut.
         structure: from ``analyze``, when it is known already.
+        selectables: what is decided on, in place of what the config's targets select.
+        scaler: your ``GradScaler``, if there is one; only methods with learned scores need it.
+
+    Attributes:
+        masks: parameter name → bool tensor of its shape, True is kept; of the last pruning step.
+        keeps: name of a group or target → bool tensor, one decision per position.
+        notes: what a user should know about the last pruning step.
+        on_prune: functions that are called with ``metrics()`` after each pruning step.
 
     Raises:
         ConfigError: the config does not fit the model.
@@ -55,165 +82,149 @@ class Pruner:
         self,
         model: nn.Module,
         config: Config | Mapping[str, Any],
-        example: Example,
+        example: Example = None,
         *,
         structure: Structure | None = None,
+        selectables: Sequence[Selectable] | None = None,
+        scaler: Scaler | None = None,
     ):
+        if masking.is_masked(model):
+            raise ConfigError("the model has masks on already: finish() the pruner they belong to")
         self.model = model
-        self.config = config if isinstance(config, Config) else Config.from_dict(config)
+        config = config if isinstance(config, Config) else Config.from_dict(config)
+        self.method = named(config.method, config.method_options)
+        self.config = config.with_defaults(self.method.defaults)
         self.example = example
-        self.structure = structure or analyze(model, example)
-        self.selectables = selectables(model, self.config, self.structure)
+        self.structure = structure
+        if selectables is None:
+            self.structure = structure or analyze(model, example)
+            selectables = _selectables(model, self.config, self.structure)
+        self.selectables = list(selectables)
+        self.budget = Budget(self.config, self.structure, self.selectables)
+        self.statistics = Statistics(self.selectables)
+        self.scaler = scaler
         self.keeps: dict[str, Tensor] = {}
         self.masks: Masks = {}
         self.notes: list[str] = []
+        self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
-        self._budgeted()
-
-    def _budgeted(self) -> None:
-        if self.config.of == "channels":
-            return
-        if any(s.group is None for s in self.selectables):
-            raise ConfigError(f"of={self.config.of!r} needs granularity 'group' for all targets")
-        if any(s.request.sparsity is None for s in self.selectables):
-            raise ConfigError(f"of={self.config.of!r} needs a sparsity, not a threshold")
-        if len({s.request.sparsity for s in self.selectables}) > 1:
-            raise ConfigError(f"of={self.config.of!r} needs one sparsity for all targets")
+        self._level = 0.0
+        self._optimizer = _LastStep()
+        self.method.attach(self)
+        self._unwatch = before_each_step(self._before_optimizer)
 
     @property
     def updates(self) -> int:
         """How many pruning steps have been made."""
-        return min(self.calls // self.config.every, self.config.steps)
+        return min(max(self.calls - self.config.start, 0) // self.config.every, self.config.steps)
+
+    @property
+    def share(self) -> float:
+        """The share of the goal that the schedule asks for now, in [0, 1]."""
+        if self.updates == 0:
+            return 0.0
+        return float(schedules[self.config.schedule](self.updates / self.config.steps))
 
     def step(self) -> dict[str, float]:
         """Prune up to where the schedule is, keep the masks on, and return ``metrics()``.
 
         Raises:
             ScoreError: a weight is NaN or infinite; no mask has changed.
+            ConfigError: the criterion needs gradients, and there were none.
+            DivergenceError: ranks would mask differently; no mask has changed.
         """
         before = self.updates
+        self._learn()
         self.calls += 1
-        if self.updates > before:
-            try:
-                share = schedules[self.config.schedule](self.updates / self.config.steps)
-                self._update(share)
-            except BaseException:
-                self.calls -= 1
-                raise
-        self._apply()
-        return self.metrics()
+        due = self.updates > before
+        try:
+            if due or (self.method.continuous and self.updates):
+                self.decide(self.share)
+        except BaseException:
+            self.calls -= 1
+            raise
+        masking.put_on(self.model, self.masks, differentiable=self.method.learns_masks)
+        metrics = self.metrics()
+        if due:
+            self.statistics.reset()
+            for report in self.on_prune:
+                report(metrics)
+        return metrics
 
-    def _update(self, share: float) -> None:
-        tensors = dict(self.model.named_parameters())
+    def decide(self, share: float = 1.0) -> Masks:
+        """Compute the masks for a share of the goal and return them, without putting them on.
+
+        Raises: as ``step``.
+        """
+        tensors = {n: whole(p.detach()) for n, p in self.model.named_parameters()}
         generator = torch.Generator().manual_seed(self.config.seed)
-        requests = []
         with torch.no_grad():
-            for each in self.selectables:
-                requests.append(_scaled(scored(each, each.score(tensors, generator)), share))
-        keeps, notes = self._select(requests)
+            given = self.method.scores()
+            scores = [
+                given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
+                for s in self.selectables
+            ]
+            requests = [
+                _scaled(scored(each, score), share)
+                for each, score in zip(self.selectables, scores, strict=True)
+            ]
+            keeps, notes = self.budget.select(requests)
+            masks: Masks = {}
+            for each, keep in zip(self.selectables, keeps, strict=True):
+                for name, mask in each.masks(keep, tensors).items():
+                    masks[name] = masks[name] & mask if name in masks else mask
+            masks = self.method.complete(masks)
+        check_same(masks)
+        gone = [s[~k].max() for s, k in zip(scores, keeps, strict=True) if not bool(k.all())]
+        self._level = float(torch.stack(gone).max()) if gone else 0.0
         self.notes = notes
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
-        masks: Masks = {}
-        for each, keep in zip(self.selectables, keeps, strict=True):
-            for name, mask in each.masks(keep, tensors).items():
-                masks[name] = masks[name] & mask if name in masks else mask
         self.masks = masks
+        return masks
 
-    def _select(self, requests: list[Request]) -> tuple[list[Tensor], list[str]]:
-        names = [s.name for s in self.selectables]
-        if self.config.of == "channels" or not requests or requests[0].sparsity is None:
-            return self._balanced(requests, names)
-        allowed = (1 - requests[0].sparsity) * self._cost({})
+    def observe(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """Read the gradients that parameters have now; optimizers' steps do it by themselves.
 
-        def at(ratio: float) -> tuple[list[Tensor], list[str]]:
-            return self._balanced([replace(r, sparsity=ratio) for r in requests], names)
-
-        low, high = ratios_around(lambda ratio: self._cost(self._counts(at(ratio)[0])), allowed)
-        keeps, notes = at(high)
-        return self._one_by_one(requests, at(low)[0], keeps, allowed), notes
-
-    def _one_by_one(
-        self, requests: list[Request], more: list[Tensor], fewer: list[Tensor], allowed: float
-    ) -> list[Tensor]:
-        """Return the first keeps on the way from ``more`` to ``fewer`` that cost little enough.
-
-        One ratio for all groups takes a position from many of them at once, which on a narrow
-        network is several percent; here they go in the order of the scores that are lost.
+        Args:
+            parameters: those to read, by default all of the model.
         """
-        place = {s.name: i for i, s in enumerate(self.selectables)}
-        units = [[place[n] for n in family if n in place] for family in self._families()]
-        alone = set(place.values()) - {i for unit in units for i in unit}
-        changing = [
-            unit
-            for unit in [*units, *([i] for i in sorted(alone))]
-            if any(not torch.equal(more[i], fewer[i]) for i in unit)
-        ]
+        only = None if parameters is None else {id(p) for p in parameters}
+        named = self.model.named_parameters()
+        self.statistics.observe({n: p for n, p in named if only is None or id(p) in only})
 
-        def lost(unit: list[int]) -> float:
-            return sum(float(requests[i].score[more[i] & ~fewer[i]].sum()) for i in unit)
+    def _before_optimizer(self, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        ours = [p for p in self.model.parameters() if id(p) in held]
+        if not ours:
+            return
+        self._optimizer.seen(optimizer, self.scaler)
+        self.observe(ours)
+        penalty = self.method.penalty()
+        if penalty is not None and penalty.requires_grad:
+            _add_gradient(penalty, [p for p in ours if p.requires_grad])
 
-        changing.sort(key=lost)
-
-        def after(steps: int) -> list[Tensor]:
-            done = {i for unit in changing[:steps] for i in unit}
-            return [fewer[i] if i in done else keep for i, keep in enumerate(more)]
-
-        steps = fewest(len(changing), lambda k: self._cost(self._counts(after(k))), allowed)
-        return after(steps)
-
-    def _counts(self, keeps: list[Tensor]) -> dict[str, int]:
-        return {s.name: int(k.sum()) for s, k in zip(self.selectables, keeps, strict=True)}
-
-    def _cost(self, counts: dict[str, int]) -> float:
-        measure = macs if self.config.of == "macs" else params
-        return measure(self.structure.inferred, self.structure.counter(counts))
-
-    def _balanced(
-        self, requests: list[Request], names: list[str]
-    ) -> tuple[list[Tensor], list[str]]:
-        """Select, then give equally many positions to groups that must keep equally many."""
-        selection = select(requests, names)
-        keeps, notes = list(selection.keeps), list(selection.notes)
-        place = {name: i for i, name in enumerate(names)}
-        for family in self._families():
-            members = [place[name] for name in family if name in place]
-            whole = len(members) < len(family)  # a member that is not pruned keeps everything
-            counts = [len(keeps[i]) if whole else int(keeps[i].sum()) for i in members]
-            width = max(counts) if whole else round(sum(counts) / len(counts))
-            step = max((requests[i].round_to for i in members), default=1)
-            if width % step and not whole:
-                width = min(
-                    max(step, step * round(width / step)), *(len(keeps[i]) for i in members)
-                )
-            for i in members:
-                if int(keeps[i].sum()) != width:
-                    keeps[i] = select_count(requests[i].score, len(keeps[i]) - width)
-        return keeps, notes
-
-    def _families(self) -> list[tuple[str, ...]]:
-        families = {tuple(sorted((g.name, *g.sized))) for g in self.structure.groups if g.sized}
-        if self.config.uniform:
-            kinds: dict[tuple[str, int], list[str]] = {}
-            for each in self.selectables:
-                if each.group is not None:
-                    kind = re.sub(r"\d+", "#", each.name)
-                    kinds.setdefault((kind, each.group.size), []).append(each.name)
-            families |= {tuple(names) for names in kinds.values() if len(names) > 1}
-        return _joined(families)
-
-    def _apply(self) -> None:
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, mask in self.masks.items():
-                parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+    def _learn(self) -> None:
+        """Let the method learn, unless the optimizer skipped this step (as a GradScaler may)."""
+        last = self._optimizer
+        if not last.fresh and not last.ever:  # an optimizer that is none of torch's
+            self.observe()
+        if last.fresh or not last.ever:
+            self.method.step(learning_rate_share=last.share, loss_scale=last.scale)
+        last.fresh = False
 
     def metrics(self) -> dict[str, float]:
-        """Return what a logger shows: pruning steps made, and the share of positions masked."""
+        """Return what a logger shows.
+
+        ``pruning_step``: pruning steps made; ``target``: the share of the goal asked for;
+        ``sparsity``: the share of positions masked; ``threshold``: the largest score among them.
+        """
         total = sum(len(keep) for keep in self.keeps.values())
         kept = sum(int(keep.sum()) for keep in self.keeps.values())
         return {
             "pruning_step": float(self.updates),
+            "target": self.share,
             "sparsity": 1 - kept / total if total else 0.0,
+            "threshold": self._level,
         }
 
     def finish(self, *, inplace: bool = True, verify: bool = True) -> Result:
@@ -225,28 +236,62 @@ class Pruner:
         """
         if not self.keeps:
             raise ConfigError("nothing is masked yet: call step() before finish()")
-        options = {"inplace": inplace, "verify": verify}
+        if self.structure is None:
+            raise ConfigError("finish() needs the example inputs that the pruner was made without")
+        model = self.model if inplace else copy.deepcopy(self.model)
+        on = masking.masks_on(model)
+        masking.take_off(model, bake=False)
+        try:
+            result = self._cut(model, verify)
+        except BaseException:
+            masking.put_on(model, on, differentiable=self.method.learns_masks)
+            raise
+        if inplace:
+            self._unwatch()
+        return result
+
+    def _cut(self, model: nn.Module, verify: bool) -> Result:
+        assert self.structure is not None
+        options = {"inplace": True, "verify": verify}
         if any(s.group is None for s in self.selectables):
             result = shrink_masks(
-                self.model, self.masks, self.example, structure=self.structure, **options
+                model, self.masks, self.example, structure=self.structure, **options
             )
             result.notes[:0] = self.notes
             return result
         plan = Plan.from_keeps(self.structure, self.keeps)
         masks = group_masks(self.structure, self.keeps)
         return cut_and_verify(
-            self.model, self.structure, plan, masks, self.example, notes=list(self.notes), **options
+            model, self.structure, plan, masks, self.example, notes=list(self.notes), **options
         )
 
 
-def _joined(families: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the families, joined where they share a member: all of them keep equally many."""
-    joined: list[set[str]] = []
-    for family in sorted(families):
-        touching = [other for other in joined if other & set(family)]
-        joined = [other for other in joined if other not in touching]
-        joined.append(set(family).union(*touching))
-    return sorted(tuple(sorted(family)) for family in joined)
+class _LastStep:
+    """What is known of the optimizer's last step."""
+
+    def __init__(self) -> None:
+        self.fresh = False  # there was one since the pruner's last
+        self.ever = False
+        self.share = 1.0
+        self.scale = 1.0
+        self.peaks: dict[int, float] = {}
+
+    def seen(self, optimizer: Optimizer, scaler: Scaler | None) -> None:
+        self.fresh = self.ever = True
+        self.share = learning_rate_share(optimizer, self.peaks)
+        self.scale = 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _add_gradient(penalty: Tensor, parameters: Sequence[Tensor]) -> None:
+    with torch.enable_grad():
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            penalty, parameters, allow_unused=True
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        before = parameter.grad
+        parameter.grad = gradient if before is None else before.add_(gradient)
 
 
 def _scaled(request: Request, share: float) -> Request:
@@ -271,6 +316,8 @@ def prune(
     config: Config | Mapping[str, Any] | None = None,
     inplace: bool = False,
     verify: bool = True,
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
     **settings: Any,
 ) -> Result:
     """Prune a model in one shot and return the smaller one.
@@ -283,6 +330,8 @@ def prune(
         config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
         inplace: cut this very model; by default a deep copy, so that the dense one is there still.
         verify: compare the smaller with the masked model.
+        batches: calibration data, for a criterion that needs gradients.
+        loss: ``(model, batch) → scalar``; its gradients on each batch are what is needed.
         settings: any other field of ``Config``: ``of="macs"``, ``scope="global"``, ``round_to=8``,
             ``exclude=["fc"]``, ``inexact=True``, …
 
@@ -310,17 +359,34 @@ def prune(
         config = Config.from_dict(config)
     if config.schedule != "constant" or config.steps != 1:
         raise ConfigError("prune() prunes in one shot; for a schedule use Pruner in your loop")
-    structure = analyze(model, example_inputs)
-    pruner = Pruner(
-        model if inplace else copy.deepcopy(model), config, example_inputs, structure=structure
-    )
-    before = {n: p.detach().clone() for n, p in model.named_parameters()} if inplace else {}
+    pruner = Pruner(model, config, example_inputs)
+    if batches is not None:
+        calibrate(pruner, batches, loss)
+    pruner.decide()
+    return pruner.finish(inplace=inplace, verify=verify)
+
+
+def calibrate(
+    pruner: Pruner,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+) -> None:
+    """Let a pruner see the gradients of some batches, in eval mode; the model is as before."""
+    if loss is None:
+        raise ConfigError("batches=… need loss=…, a function of (model, batch) that returns a loss")
+    model = pruner.model
+    training = {module: module.training for module in model.modules()}
+    gradients = [(p, p.grad) for p in model.parameters()]
+    model.eval()
     try:
-        for _ in range(config.every):
-            pruner.step()
-        return pruner.finish(inplace=True, verify=verify)
-    except BaseException:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters() if inplace else ():
-                parameter.copy_(before[name])
-        raise
+        for batch in batches:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            with torch.enable_grad():
+                loss(model, batch).backward()
+            pruner.observe()
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient

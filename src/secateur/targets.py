@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,26 +48,39 @@ class Selectable:
     normalize: str = "mean"
     group: Group | None = None
 
+    @property
+    def scoring(self) -> tuple[Part, ...]:
+        """The parts that have scores of their own; the others only follow the decision."""
+        return tuple(part for part in self.parts if part.scores)
+
     def score(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return one score per position: the mean over the parts, made comparable first.
+        """Return one score per position from the weights alone; see ``combine``.
 
         Raises:
             ScoreError: a tensor has a NaN or infinite weight.
         """
+        parts = self.scoring
+        return self.combine(
+            [self.part_score(p, tensors[p.tensor], generator=generator).cpu() for p in parts]
+        )
+
+    def part_score(self, part: Part, tensor: Tensor, **statistics: Any) -> Tensor:
+        """Return the criterion's score for each block of one part's tensor.
+
+        Raises:
+            ScoreError: the tensor has a NaN or infinite weight.
+        """
+        if not bool(tensor.isfinite().all()):
+            raise ScoreError(
+                f"{part.tensor!r} has weights that are NaN or infinite: nothing can be ranked"
+            )
         function = criteria[self.criterion]
-        options = {"generator": generator} if "generator" in needs(function) else {}
-        found = []
-        for part in self.parts:
-            if not part.scores:
-                continue
-            tensor = tensors[part.tensor]
-            if not bool(tensor.isfinite().all()):
-                raise ScoreError(
-                    f"{part.tensor!r} has weights that are NaN or infinite: nothing can be ranked"
-                )
-            score = function(part.granularity.rows(tensor), **options).float().cpu()
-            found.append(normalized(score, self.normalize))
-        return torch.stack(found).mean(0)
+        options = {name: statistics[name] for name in needs(function)}
+        return function(part.granularity.rows(tensor), **options).float()
+
+    def combine(self, scores: Sequence[Tensor]) -> Tensor:
+        """Return the mean of the parts' scores, each made comparable first."""
+        return torch.stack([normalized(score, self.normalize) for score in scores]).mean(0)
 
     def masks(self, keep: Tensor, tensors: Mapping[str, Tensor]) -> Masks:
         """Return the mask of every part's tensor for a bool decision ``(positions,)``."""

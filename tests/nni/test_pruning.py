@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError, MaskError, NoMatchError, ScoreError
+from secateur.masking import dense
 from secateur.nni.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner, Pruner
 
 PRUNERS = [LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner]
@@ -207,7 +208,7 @@ def test_compress_when_a_convolution_is_transposed_then_channels_are_the_other_d
 def test_compress_when_all_should_go_then_one_block_stays_and_the_notes_say_so(model, kind):
     pruner = kind(model, [{"op_names": ["conv"], "sparse_ratio": 1.0}])
     _, masks = pruner.compress()
-    scores = scores_of(kind, model.conv.parametrizations.weight.original, default(kind))
+    scores = scores_of(kind, dense(model.conv, "weight"), default(kind))
     gone = lowest(scores, len(scores) - 1)
     assert_same(masks, "conv.weight", mask_without(gone, model.conv.weight.shape, default(kind)))
     assert any("conv.weight" in note for note in pruner.notes)

@@ -1,0 +1,79 @@
+r"""Slim: scales that a penalty has made small are removed.
+
+Liu et al., 2017, "Learning Efficient Convolutional Networks through Network Slimming",
+arXiv:1708.06519: the loss gains :math:`\lambda \sum |\gamma|` over the scales of the batch norms,
+and the channels with the smallest :math:`|\gamma|` of the whole network go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from secateur.errors import NoMatchError
+from secateur.targets import Part, Selectable
+
+from .method import STRICT, Method, methods
+
+if TYPE_CHECKING:
+    from secateur.pruner import Pruner
+
+
+@methods.register
+@dataclass(config=STRICT, kw_only=True)
+class Slim(Method):
+    """Sparsity of norm scales by an L1 penalty (Liu et al., 2017, arXiv:1708.06519).
+
+    Scores are the absolute scales, and are compared over the whole network unless the config says
+    otherwise (``scope``, ``normalize``).  Scales that are masked are not penalised.
+    """
+
+    strength: Annotated[float, Field(ge=0)] = 1e-4
+    """The paper's lambda: weight of the sum of absolute scales in the loss."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {"scope": "global", "normalize": "none"}
+
+    def attach(self, pruner: Pruner) -> None:
+        self._pruner = pruner
+        self._scales: dict[str, list[Part]] = {}
+        shapes = {n: p.ndim for n, p in pruner.model.named_parameters()}
+        for each in pruner.selectables:
+            scales = [p for p in each.parts if shapes[p.tensor] == 1 and _is_scale(p.tensor)]
+            if scales:
+                self._scales[each.name] = scales
+        missing = [s.name for s in pruner.selectables if s.name not in self._scales]
+        if missing:
+            raise NoMatchError(
+                f"slim: no norm scales the channels of {', '.join(missing)}; exclude them"
+            )
+
+    def penalty(self) -> Tensor:
+        parameters = dict(self._pruner.model.named_parameters())
+        names = sorted({p.tensor for scales in self._scales.values() for p in scales})
+        masks = self._pruner.masks
+        total = torch.zeros(())
+        for name in names:
+            scale = parameters[name]
+            kept = scale if name not in masks else scale * masks[name].to(scale.device)
+            total = total.to(scale.device) + kept.abs().sum()
+        return self.strength * total
+
+    def scores(self) -> Mapping[str, Tensor]:
+        parameters = dict(self._pruner.model.named_parameters())
+        return {each.name: self._score(each, parameters) for each in self._pruner.selectables}
+
+    def _score(self, each: Selectable, parameters: Mapping[str, Tensor]) -> Tensor:
+        found = []
+        for part in self._scales[each.name]:
+            rows = part.granularity.rows(parameters[part.tensor].detach())
+            found.append(rows.abs().mean(1).float().cpu())
+        return each.combine(found)
+
+
+def _is_scale(tensor: str) -> bool:
+    return tensor.rpartition(".")[2] == "weight"

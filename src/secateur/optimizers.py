@@ -1,0 +1,65 @@
+"""The moment before an optimizer steps, seen from outside: nothing is wrapped or patched.
+
+By then gradients are accumulated over micro-batches, averaged over ranks, free of a loss scale and
+clipped, whatever training code runs: it is where gradients are read, and where a penalty adds its
+own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+_ended: list[RemovableHandle] = []
+
+
+def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None]:
+    """Call a bound method before each step of any optimizer; return what ends it.
+
+    It ends by itself when the method's object is gone.  Optimizers that compute the loss in their
+    step (a closure, as Lightning passes) are called back after the closure, when gradients exist.
+    """
+    while _ended:
+        _ended.pop().remove()
+    method = weakref.WeakMethod(callback)
+
+    def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        observe = method()
+        if observe is None:
+            _ended.append(handle)  # not now: torch is walking through its hooks
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            observe(optimizer)
+            return None
+
+        def observed() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            observe(optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": observed}
+        return (args[0], observed, *args[2:]), kwargs
+
+    handle = register_optimizer_step_pre_hook(hook)
+    return handle.remove
+
+
+def learning_rate_share(optimizer: Optimizer, peaks: dict[int, float]) -> float:
+    """Return the first group's learning rate as a share of its peak.
+
+    The peak is the rate that the scheduler started from (``initial_lr``), else the largest seen;
+    ``peaks`` remembers that between calls.
+    """
+    group = optimizer.param_groups[0]
+    rate = float(group["lr"])
+    peak = float(group.get("initial_lr", max(rate, peaks.get(id(optimizer), 0.0))))
+    peaks[id(optimizer)] = peak
+    return rate / peak if peak > 0 else 0.0
