@@ -42,6 +42,7 @@ layers: .venv/dev.stamp ## imports only point down
 bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.cifar
+	$(BIN)/python -m benchmarks.coverage
 
 clean: ## remove .venv and everything that a command made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build $(OUT)
@@ -56,9 +57,9 @@ $(BIN)/python:
 	$(PIP) -e '.[demo]'
 	@touch $@
 
-# torchvision is a source of models to prune and needs no compiled part of its own, so that it
+# torchvision and timm are sources of models to prune and need no compiled part, so that each
 # is installed without its dependencies and can never bring another torch.
 .venv/dev.stamp: $(INPUTS) | $(BIN)/python
 	$(PIP) -e '.[dev]' numpy pillow
-	$(PIP) --no-deps torchvision
+	$(PIP) --no-deps torchvision timm
 	@touch $@

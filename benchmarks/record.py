@@ -40,13 +40,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
-def write(name: str, title: str, data: Any, text: str) -> None:
+def write(name: str, title: str, data: Any, text: str, *, show: bool = True) -> None:
     """Write results/<name>.json and .md, each whole or not at all, and print the text."""
     about = machine()
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     _replace(FOLDER / f"{name}.json", json.dumps({"machine": about, "data": data}, indent=1))
     _replace(FOLDER / f"{name}.md", f"# {title}\n\n{facts}\n\n{text}")
-    print(text)
+    if show:
+        print(text)
 
 
 def _replace(path: Path, text: str) -> None:

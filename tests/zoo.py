@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.graph.record import tensors_of
+from secateur.types import Example, call_arguments
+
 TORCHVISION: dict[str, tuple[dict[str, Any], int]] = {
     "resnet18": ({}, 64),
     "resnet50": ({}, 64),
@@ -81,13 +84,28 @@ def build(name: str, *, batch: int = 2, seed: int = 0) -> tuple[nn.Module, Tenso
     return randomise(model, example, generator), example
 
 
-def randomise(model: nn.Module, example: Tensor, generator: torch.Generator) -> nn.Module:
+def randomise(model: nn.Module, example: Example, generator: torch.Generator) -> nn.Module:
     """Fill every parameter and BatchNorm statistic with random values, in place.
 
-    Weights keep the variance of their input (He et al. 2015), and running statistics are those of
-    the example, disturbed: activations stay of order 1 through any number of layers.
+    Weights keep the variance of their input (He et al. 2015), or less where the outputs would not
+    be finite and of order 1000 at most.  Running statistics are those of the example, disturbed:
+    activations stay of order 1 through any number of layers.
     """
+    for gain in (2.0, 1.0, 0.3, 0.1):
+        _randomise(model, example, generator, gain)
+        with torch.no_grad():
+            found = [x for x in _outputs(model, example) if x.is_floating_point()]
+        if all(bool(x.isfinite().all()) and float(x.abs().max()) < 1e3 for x in found):
+            break
+    return model
 
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    args, kwargs = call_arguments(example)
+    return list(tensors_of(model(*args, **kwargs)))
+
+
+def _randomise(model: nn.Module, example: Example, generator: torch.Generator, gain: float) -> None:
     def normal(tensor: Tensor, std: float, mean: float = 0.0) -> None:
         tensor.normal_(mean, std, generator=generator)
 
@@ -96,7 +114,7 @@ def randomise(model: nn.Module, example: Tensor, generator: torch.Generator) -> 
 
     def statistics(module: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].transpose(0, 1).flatten(1)
-        std = x.std(1).clamp_min(0.05)
+        std = x.std(1, correction=0).clamp_min(0.05)
         noise = torch.empty_like(std)
         normal(noise, 0.3)
         module.running_mean.copy_(x.mean(1) + noise * std)
@@ -107,19 +125,29 @@ def randomise(model: nn.Module, example: Tensor, generator: torch.Generator) -> 
     with torch.no_grad():
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.is_floating_point():
+                    continue
                 if parameter.dim() > 1 and name == "weight":
-                    normal(parameter, math.sqrt(2 / parameter[0].numel()))
-                elif name == "bias":
+                    normal(parameter, math.sqrt(gain / parameter[0].numel()))
+                elif squeezed(parameter) > 1:  # projections of other names, positions, biases
+                    normal(parameter, math.sqrt(gain / max(parameter.shape[-2:])))
+                elif "bias" in name:
                     normal(parameter, 0.3)
                 else:  # the weight of a norm, the scale of a layer
                     uniform(parameter)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if module.running_mean is None:
+                    continue
                 module.reset_running_stats()  # for those that the example does not reach
                 hooks.append(module.register_forward_pre_hook(statistics))
-        model(example)
+        _outputs(model, example)
     for hook in hooks:
         hook.remove()
-    return model
+
+
+def squeezed(tensor: Tensor) -> int:
+    """Return the number of dimensions that are not of size 1."""
+    return sum(size != 1 for size in tensor.shape)
 
 
 class CifarBlock(nn.Module):

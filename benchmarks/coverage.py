@@ -1,0 +1,330 @@
+"""Which models can be pruned, exactly or at all, how much of them, and what fails and why.
+
+Every model gets random weights.  Half of every exact group is cut, grids one axis at a time, and
+the smaller model is compared with the masked one; then inexact groups are cut as well, and the
+forward must run.  A model that is cut, differs, and was not reported inexact is SILENT: one of
+them fails the benchmark.  Each model runs in a process of its own with a limit on time; results
+are kept after each, so that a run that was stopped goes on where it was.
+
+    python -m benchmarks.coverage                                  everything that has no result yet
+    python -m benchmarks.coverage --family timm --only '*vit*' --again
+    python -m benchmarks.coverage --failed --ours                  what failed, without the peer
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import secateur
+from benchmarks.models import FAMILIES, build
+from benchmarks.record import FOLDER, table, write
+from secateur.graph.axes import Atom, Axis, Concat, find
+from secateur.graph.groups import Group
+from secateur.graph.rules import rule_for
+from secateur.shrink import Plan, group_masks
+from secateur.shrink.cut import Surgery
+from secateur.shrink.verify import difference, run
+from secateur.structure import Structure
+from secateur.types import Example
+
+TOLERANCE = 1e-4  # relative, float32
+TOLERANCE_64 = 1e-8  # the same in float64: what proves that a difference in float32 is rounding
+CHEAP = 60e6  # parameters up to which float64 is run as well
+REACH = 0.95
+
+Outcome = dict[str, Any]
+
+
+def examine(family: str, name: str) -> Outcome:
+    """Return what secateur makes of one model."""
+    stage = "build fails"
+    try:
+        model, example = build(family, name)
+        stage = "trace fails"
+        structure = secateur.analyze(model, example)
+        found = _facts(structure)
+        stage = "cut fails"
+        found |= _exact(model, structure, example)
+        if found["status"] == "ok":
+            stage = "inexact cut fails"
+            _difference(model, structure, structure.independent(inexact=True), example)
+    except Exception as error:  # whatever a model of somebody else's raises
+        found = {} if stage in ("build fails", "trace fails") else found
+        found |= {"status": stage, "error": f"{type(error).__name__}: {error}"[:600]}
+    return found
+
+
+def _facts(structure: Structure) -> Outcome:
+    ops = structure.inferred.recording.ops
+    unknown = Counter(op.name for op in ops if rule_for(op.func) is None)
+    return {
+        "params": structure.cost().params,
+        "groups": len(structure.groups),
+        "exact": len(structure.exact),
+        "reach": reach(structure),
+        "unknown": dict(unknown.most_common()),
+    }
+
+
+def reach(structure: Structure) -> float:
+    """Return the share of parameters that lie in at least one free group."""
+
+    def outside(axis: Axis) -> int:
+        axis = find(axis)
+        if isinstance(axis, Atom):
+            return 0 if axis.frozen is None and axis.size > 1 else axis.size
+        counts = [outside(part) for part in axis.parts]  # type: ignore[attr-defined]
+        return sum(counts) if isinstance(axis, Concat) else _product(counts)
+
+    r = structure.inferred.recording
+    types = [structure.inferred.types[value] for value in r.parameters.values()]
+    total = sum(_product([d.size for d in typed.dims]) for typed in types)
+    left = sum(_product([outside(d.axis) for d in typed.dims]) for typed in types)
+    return 1 - left / total if total else 0.0
+
+
+def _product(numbers: list[int]) -> int:
+    total = 1
+    for number in numbers:
+        total *= number
+    return total
+
+
+def _exact(model: nn.Module, structure: Structure, example: Example) -> Outcome:
+    """Cut half of every exact group and compare; groups of one grid are cut in separate rounds."""
+    if not any(g.size > 1 for g in structure.groups):
+        return {"status": "nothing to cut"}
+    worst, worst64, least = 0.0, None, None
+    wide = _in_double(model, example)
+    for groups in rounds(structure):
+        gap, effect = _difference(model, structure, groups, example)
+        worst, least = max(worst, gap), effect if least is None else min(least, effect)
+        if wide and (structure.cost().params <= CHEAP or gap > TOLERANCE):
+            worst64 = max(worst64 or 0.0, _difference(wide[0], structure, groups, wide[1])[0])
+    proven = worst64 is not None and worst64 <= TOLERANCE_64
+    same = worst <= TOLERANCE and (worst64 or 0.0) <= TOLERANCE
+    return {
+        "status": "ok" if same or proven else "SILENT",
+        "difference": worst,
+        "difference64": worst64,  # None: too large a model, or it cannot run in float64
+        "effect": least,  # of the masks on the outputs; a test of nothing would show as 0
+    }
+
+
+def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example] | None:
+    """Return a copy of the model and its example in float64, or None where it cannot run so."""
+    wide = copy.deepcopy(model).double()
+    example = tree_map(
+        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, example
+    )
+    try:
+        run(wide, example)
+    except (RuntimeError, TypeError):  # an operation, or the model's own code, wants float32
+        return None
+    return wide, example
+
+
+def rounds(structure: Structure) -> Iterator[list[Group]]:
+    """Yield sets of exact groups that together are all of them; no two of a set share a grid."""
+    left = {g.name: g for g in structure.exact if g.size > 1}
+    chosen = [g for g in structure.independent() if g.name in left]
+    while chosen:
+        yield chosen
+        for group in chosen:
+            del left[group.name]
+        taken: set[str] = set()
+        chosen = []
+        for group in sorted(left.values(), key=lambda g: -g.size):
+            mates = {group.name, *group.sized}
+            if not taken & {mate for n in mates for mate in structure[n].grid}:
+                chosen.append(group)
+                taken |= mates
+
+
+def _difference(
+    model: nn.Module,
+    structure: Structure,
+    groups: Any,
+    example: Example,
+) -> tuple[float, float]:
+    """Cut a random half of each group; return smaller against masked, and masked against dense."""
+    generator = torch.Generator().manual_seed(0)
+    keeps = {}
+    for group in groups:
+        keep = torch.zeros(group.size, dtype=torch.bool)
+        keep[torch.randperm(group.size, generator=generator)[: group.size - group.size // 2]] = True
+        keeps[group.name] = keep
+    model = copy.deepcopy(model)
+    dense = run(model, example)
+    surgery = Surgery(model)
+    surgery.mask(group_masks(structure, keeps))
+    masked = run(model, example)
+    surgery.cut(structure, Plan.from_keeps(structure, keeps))
+    return difference(masked, run(model, example)), difference(dense, masked)
+
+
+def peer(family: str, name: str) -> Outcome:
+    """Return what Torch-Pruning makes of one model: it runs, and its outputs have their shapes.
+
+    Told what its manual asks for: the layers that make the outputs are ignored.  Not told the
+    numbers of heads, which its manual asks for as well, because no person has written them down.
+    """
+    try:
+        import torch_pruning
+
+        model, example = build(family, name)
+        before = run(model, example)
+        widths = {size for out in before[0] for size in out.shape[1:]}
+        last = [
+            module
+            for module in model.modules()
+            if getattr(module, "out_features", getattr(module, "out_channels", 0)) in widths
+        ]
+        torch_pruning.pruner.BasePruner(
+            model,
+            example,
+            importance=torch_pruning.importance.MagnitudeImportance(p=2),
+            pruning_ratio=0.5,
+            ignored_layers=last,
+        ).step()
+        after = run(model, example)
+        if [x.shape for x in before[0]] != [x.shape for x in after[0]]:
+            return {"status": "other shapes"}
+        params = sum(p.numel() for p in model.parameters())
+    except Exception as error:  # whatever it raises on a model
+        return {"status": "fails", "error": f"{type(error).__name__}: {error}"[:300]}
+    return {"status": "ok", "params": params}
+
+
+def in_a_process(task: Callable[[str, str], Outcome], seconds: float, *of: str) -> Outcome:
+    """Return what a task says of a model, or that it died or was too slow."""
+    context = multiprocessing.get_context("fork")  # torch and the libraries are loaded already
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        theirs.send(task(*of))
+
+    start = time.perf_counter()
+    process = context.Process(target=work)
+    process.start()
+    theirs.close()
+    try:
+        found: Outcome = ours.recv() if ours.poll(seconds) else {"status": "too slow"}
+    except EOFError:
+        found = {"status": "died"}
+    process.kill()
+    process.join()
+    return found | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def report(results: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """Return the table by family, and below it every model that is not covered."""
+    lines, failures = [], []
+    for family, models in results.items():
+        if not models:
+            continue
+        ok = [r for r in models.values() if r["status"] == "ok"]
+        silent = sum(r["status"] == "SILENT" for r in models.values())
+        reached = [r["reach"] for r in models.values() if "reach" in r]
+        peers = [r["peer"] for r in models.values() if "peer" in r]
+        theirs = sum(p["status"] == "ok" for p in peers)
+        lines.append(
+            [
+                family,
+                str(len(models)),
+                f"{len(ok)} ({len(ok) / len(models):.1%})",
+                f"≥ {FAMILIES[family].goal:.0%}",
+                str(silent),
+                f"{statistics.median(reached):.3f}" if reached else "–",
+                f"{theirs} of {len(peers)} ({theirs / len(peers):.1%})" if peers else "–",
+            ]
+        )
+        for name, r in models.items():
+            if r["status"] != "ok":
+                error = r.get("error", "").split("\n")[0][:200].replace("|", "¦")
+                failures.append([f"{family}: {name}", r["status"], error])
+    heads = ["family", "models", "covered", "goal", "SILENT", "median reach", "Torch-Pruning runs"]
+    text = table(heads, lines)
+    unknown: Counter[str] = Counter()
+    for models in results.values():
+        for r in models.values():
+            unknown.update(dict.fromkeys(r.get("unknown", {}), 1))
+    text += (
+        "\n\nCovered: half of every exact group was cut (heads and their widths in turn), and the "
+        f"smaller model equals the masked one to {TOLERANCE:.0e} relative, or to "
+        f"{TOLERANCE_64:.0e} in float64; with half of the inexact groups cut as well, it runs. "
+        "SILENT: it differs and was not reported inexact. Reach: the share of parameters that lie "
+        f"in a group that may be cut (goal: median ≥ {REACH}). Torch-Pruning: pruned by 50 % with "
+        "the output layers ignored, it runs and gives outputs of the right shapes; whether they "
+        "are the right numbers was not checked."
+    )
+    if failures:
+        text += "\n\n" + table(["not covered", "status", "error"], failures)
+    if unknown:
+        rows = [[op, str(count)] for op, count in unknown.most_common()]
+        text += "\n\n" + table(["operation without a rule", "models"], rows)
+    return text
+
+
+def main() -> int:
+    """Run what is asked for and write the results; 1 where one is SILENT."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--family", action="append", help="one of the families, or how it starts")
+    parser.add_argument("--only", default="*", help="names that match this pattern")
+    parser.add_argument("--again", action="store_true", help="also those that have a result")
+    parser.add_argument("--failed", action="store_true", help="also those that are not covered")
+    parser.add_argument("--ours", action="store_true", help="without Torch-Pruning")
+    parser.add_argument("--seconds", type=float, default=600, help="limit for one model")
+    parser.add_argument("--name", default="coverage", help="results/<name>.json and .md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = FOLDER / f"{options.name}.json"
+    results = json.loads(file.read_text())["data"] if file.exists() else {}
+    results = {family: results.get(family, {}) for family in FAMILIES}
+    tasks = [
+        (family, name)
+        for family in FAMILIES
+        if not options.family or any(family.startswith(f) for f in options.family)
+        for name in FAMILIES[family].names
+        if fnmatch(name, options.only)
+    ]
+    for family, name in tasks:
+        known = results[family].get(name)
+        failed = known is not None and options.failed and known["status"] != "ok"
+        if known is None or options.again or failed:
+            found = in_a_process(examine, options.seconds, family, name)
+            before = {"peer": known["peer"]} if known and "peer" in known else {}
+            results[family][name] = before | found
+            print(f"{family}: {name}", json.dumps(found), flush=True)
+        if not options.ours and "peer" not in results[family][name]:
+            results[family][name]["peer"] = in_a_process(peer, options.seconds, family, name)
+        elif known is results[family][name]:
+            continue
+        _save(options.name, results)
+    print(report(results))
+    return int(any(r["status"] == "SILENT" for ms in results.values() for r in ms.values()))
+
+
+def _save(name: str, results: Any) -> None:
+    write(name, "Coverage", results, report(results), show=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
