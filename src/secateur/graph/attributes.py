@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +21,22 @@ from torch.overrides import TorchFunctionMode
 
 from .lengths import Attribute, Origin, Size
 
-Note = Callable[[Origin], None]
+
+class Notes(Protocol):
+    """Is told what the code does with an integer besides passing it as a size."""
+
+    def number(self, origin: Origin) -> None: ...
+
+    def decision(self, origin: Origin) -> None: ...
 
 
 class TracedInt(int):
-    """An integer with an origin; ``note`` is told of origins that become a float."""
+    """An integer with an origin; ``note`` is told where it becomes a float or is compared."""
 
     origin: Origin
-    note: Note
+    note: Notes
 
-    def __new__(cls, value: int, origin: Origin, note: Note) -> TracedInt:
+    def __new__(cls, value: int, origin: Origin, note: Notes) -> TracedInt:
         self = super().__new__(cls, value)
         self.origin = origin
         self.note = note
@@ -102,8 +108,26 @@ class TracedInt(int):
         return self._as_number(super().__rtruediv__(other), other)
 
     def __float__(self) -> float:  # math.sqrt asks for it, too
-        self.note(self.origin)
+        self.note.number(self.origin)
         return super().__float__()
+
+    def __gt__(self, other: Any) -> bool:
+        self.note.decision(self.origin)
+        return super().__gt__(other)
+
+    def __lt__(self, other: Any) -> bool:
+        self.note.decision(self.origin)
+        return super().__lt__(other)
+
+    def __ne__(self, other: object) -> bool:
+        self.note.decision(self.origin)
+        return super().__ne__(other)
+
+    def __eq__(self, other: object) -> bool:
+        self.note.decision(self.origin)
+        return super().__eq__(other)
+
+    __hash__ = int.__hash__
 
     def _now(self, value: int, origin: Origin) -> TracedInt:
         return TracedInt(value, origin, self.note)
@@ -111,7 +135,7 @@ class TracedInt(int):
     def _as_number(self, result: Any, other: Any) -> Any:
         """Note that a float is computed from this integer; a tensor's own rule sees it."""
         if result is not NotImplemented or isinstance(other, float):
-            self.note(self.origin)
+            self.note.number(self.origin)
         return result
 
     def __deepcopy__(self, memo: Any) -> int:
@@ -147,31 +171,27 @@ class Call:
 
     def one(self, size: int) -> Origin | None:
         """Return the origin of one size: an expression, a literal, or None if not given."""
-        same = [i for i in self.integers if i == size]
-        return (
-            _absolute(next((i for i in same if isinstance(i, TracedInt)), same[0]))
-            if same
-            else None
-        )
+        same = [i for i in self.integers if int(i) == size]
+        traced = next((i for i in same if isinstance(i, TracedInt)), None)
+        return _absolute(traced if traced is not None else same[0]) if same else None
 
     def several(self, sizes: Sequence[int]) -> list[Origin | None]:
         """Return the origins of consecutive sizes; -1 on either side is "what is left"."""
-        n = len(sizes)
+        n, plain = len(sizes), list(map(int, self.integers))
         starts = range(len(self.integers) - n, -1, -1)
         for left_over in ((), (-1,)):  # in split((8, 8), -1) the last integer is a dimension
             for start in starts:
-                run = self.integers[start : start + n]
-                pairs = zip(run, sizes, strict=True)
-                if not all(a == b or a in left_over or b in left_over for a, b in pairs):
-                    continue
-                return [None if i == -1 else _absolute(i) for i in run]
+                pairs = zip(plain[start : start + n], sizes, strict=True)
+                if all(a == b or a in left_over or b in left_over for a, b in pairs):
+                    run = self.integers[start : start + n]
+                    return [None if int(i) == -1 else _absolute(i) for i in run]
         return [None] * n
 
 
 def _absolute(integer: int) -> Origin:
     """Return the origin of |integer|: a negative bound counts from the end."""
     origin = origin_of(integer)
-    return origin.times(Origin.of(-1)) if integer < 0 else origin
+    return origin.times(Origin.of(-1)) if int(integer) < 0 else origin
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -187,7 +207,7 @@ def _integers(value: Any) -> Iterator[int]:
 class CallWatcher(TorchFunctionMode):
     """Keeps ``current``, the running torch function's integers, and makes shapes remember."""
 
-    def __init__(self, value_of: Callable[[Tensor], int | None], note: Note):
+    def __init__(self, value_of: Callable[[Tensor], int | None], note: Notes):
         super().__init__()
         self.value_of = value_of
         self.note = note
@@ -203,7 +223,7 @@ class CallWatcher(TorchFunctionMode):
         elif func in _MAKE_VALUES:
             for integer in _integers(args[:1]):
                 if isinstance(integer, TracedInt):
-                    self.note(integer.origin)
+                    self.note.number(integer.origin)
         before = self.current
         self.current = Call(args, kwargs)
         try:
@@ -227,7 +247,7 @@ class CallWatcher(TorchFunctionMode):
         query = args[0] if args else kwargs["query"]
         value = self.value_of(query)
         if kwargs.get("scale") is None and len(args) < 7 and value is not None:
-            self.note(Origin.of(Size(value, query.dim() - 1)))
+            self.note.number(Origin.of(Size(value, query.dim() - 1)))
 
 
 _MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
@@ -235,7 +255,7 @@ _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
 @contextmanager
-def traced_attributes(model: nn.Module, note: Note) -> Iterator[None]:
+def traced_attributes(model: nn.Module, note: Notes) -> Iterator[None]:
     """Replace every integer that the model holds by a ``TracedInt``; put all back afterwards.
 
     Those of its modules, and of the objects that hang on them: of an object that several modules
@@ -287,7 +307,7 @@ def _is_plain_object(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict)
 
 
-def _trace(value: Any, attribute: Attribute, note: Note) -> Any:
+def _trace(value: Any, attribute: Attribute, note: Notes) -> Any:
     if type(value) is int:
         held = Attribute(attribute.path, attribute.name, attribute.index, value)
         return TracedInt(value, Origin.of(held), note)

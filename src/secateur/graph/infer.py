@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from secateur.errors import AxisError, RuleError
 
 from .axes import Atom, freeze
-from .conditions import ALWAYS, Masked
+from .conditions import ALWAYS, Masked, every
 from .lengths import Attribute, Size, Sizing, solve
 from .program import Op, Recording, Ref
 from .rules import rule_for
@@ -119,12 +120,14 @@ class Inferred:
             self._written(*op.updates)
 
     def _written(self, before: int, after: int) -> None:
-        """A view was written to: what was known of the tensor behind it holds no more."""
+        """A view was written to: the tensor behind it is zero where both it and the view are."""
         owner = self.recording.owner[before]
-        if owner not in (before, after) and owner in self.types:
-            old = self.types[owner]
-            dims = tuple(self.typing.never_zero(d, keep_const=False) for d in old.dims)
-            self.types[owner] = Typed(dims)
+        if owner in (before, after) or owner not in self.types or after not in self.types:
+            return
+        view, old = self.types[after], self.types[owner]
+        zero, const = every(*(d.zero for d in view.dims)), every(*(d.const for d in view.dims))
+        dims = (replace(d, zero=every(d.zero, zero), const=every(d.const, const)) for d in old.dims)
+        self.types[owner] = Typed(tuple(replace(d, source=None) for d in dims))
 
     def _freeze_all(self, args: Any, kwargs: Any, why: str) -> list[Typed]:
         def tensors(x: Any) -> list[Typed]:

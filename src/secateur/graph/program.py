@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .lengths import Origin
+from .lengths import Attribute, Origin
 from .typing import Provenance
 
 
@@ -58,4 +58,5 @@ class Recording:
     parameters: dict[str, int] = field(default_factory=dict)  # canonical names
     buffers: dict[str, int] = field(default_factory=dict)
     numbers: list[Number] = field(default_factory=list)
+    decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one

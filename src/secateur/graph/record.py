@@ -25,7 +25,7 @@ from secateur.errors import TraceError
 from secateur.types import Example, call_arguments
 
 from .attributes import CallWatcher, traced_attributes
-from .lengths import Origin
+from .lengths import Attribute, Origin
 from .program import Number, Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
@@ -37,7 +37,7 @@ class _Recorder(TorchDispatchMode):
         self.recording = recording
         self.values: Any = WeakTensorKeyDictionary()
         self.modules: list[str] = [""]
-        self.calls = CallWatcher(lambda tensor: self.values.get(tensor), self.note)
+        self.calls = CallWatcher(lambda tensor: self.values.get(tensor), self)
 
     def new(self, tensor: Tensor, owner: int | None = None) -> int:
         """Give a tensor its number (a new one when it was written to in place)."""
@@ -51,7 +51,13 @@ class _Recorder(TorchDispatchMode):
         self.values[tensor] = value
         return value
 
-    def note(self, origin: Origin) -> None:
+    def decision(self, origin: Origin) -> None:
+        """Write down that the running module compares an attribute with something."""
+        term = origin.single
+        if term and len(term.powers) == 1 and isinstance(term.powers[0][0], Attribute):
+            self.recording.decisions.setdefault(self.modules[-1], set()).add(term.powers[0][0])
+
+    def number(self, origin: Origin) -> None:
         """Write down that the code computes a number, and no size, from an integer."""
         if origin.factors:
             self.recording.numbers.append(Number(origin, self.modules[-1], _line()))
@@ -189,7 +195,7 @@ def record(model: nn.Module, example: Example) -> Recording:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         failed = stack.enter_context(_module_paths(model, recorder.modules))
-        stack.enter_context(traced_attributes(model, recorder.note))
+        stack.enter_context(traced_attributes(model, recorder))
         try:
             with recorder, recorder.calls:
                 out = model(*args, **kwargs)

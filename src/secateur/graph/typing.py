@@ -7,7 +7,7 @@ outputs.  What it learns on the way it says with a verb of ``Typing``: ``same``,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from secateur.errors import AxisError
 
 from .axes import Atom, Axis, concat, cut, factor, freeze, product, unify
 from .conditions import ALWAYS, Condition, Never, either, every
-from .lengths import Named, Origin
+from .lengths import Attribute, Named, Origin
 
 COMPUTES = "the code computes a number from its size"
 
@@ -107,6 +107,7 @@ class Typing:
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    decisions: Mapping[str, Collection[Attribute]] = field(default_factory=dict)
     numbers: list[tuple[Origin, Reason]] = field(default_factory=list)
     consumed: set[tuple[str, int]] = field(default_factory=set)  # parameter dims that are inputs
     # The operation being typed:
@@ -216,6 +217,15 @@ class Typing:
     def origin_of(self, size: int) -> Origin | None:
         """Return what the code passed for one size of this operation, or None if torch made it."""
         return self.calls.one(size) if self.calls else None
+
+    def decided(self, size: int) -> Origin:
+        """Return the only attribute of this size that the running module compared with a number.
+
+        Code that has asked ``num_key_value_groups > 1`` means it when it then lets torch find out
+        how many queries share a key.  Otherwise the size is a literal to us.
+        """
+        found = {a for a in self.decisions.get(self.reason.module, ()) if a.value == size}
+        return Origin.of(found.pop() if len(found) == 1 else size)
 
     def origins_of(self, sizes: Sequence[int]) -> list[Origin | None]:
         """Return what the code passed for each of several sizes of this operation."""

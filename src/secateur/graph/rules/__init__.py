@@ -7,7 +7,7 @@ it takes; an operation without a rule freezes what it touches, by name, in the r
 >>> import torch
 >>> rule_for(torch.ops.aten.relu.default).__name__
 'keeps_zero'
->>> rule_for(torch.ops.aten.bincount.default) is None
+>>> rule_for(torch.ops.aten.multinomial.default) is None
 True
 """
 
@@ -54,8 +54,10 @@ def rule_for(op: Any) -> Rule | None:
 
 from . import (  # noqa: E402  (each file registers its rules when it is imported)
     attention,
+    complex,
     contraction,
     elementwise,
+    experts,
     indexing,
     normalization,
     reduction,
@@ -66,8 +68,10 @@ from . import (  # noqa: E402  (each file registers its rules when it is importe
 __all__ = [
     "RULES",
     "attention",
+    "complex",
     "contraction",
     "elementwise",
+    "experts",
     "indexing",
     "normalization",
     "reduction",

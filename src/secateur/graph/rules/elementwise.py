@@ -20,6 +20,8 @@ def broadcast(t: Typing, *operands: Any, zero: str) -> Typed:
     tensors = [o for o in operands if isinstance(o, Typed)]
     for operand in operands:
         t.number(operand)
+    if not tensors:
+        return t.opaque(t.out[0])
     rank = max(map(len, tensors))
     dims = []
     for place in range(-rank, 0):

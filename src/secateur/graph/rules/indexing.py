@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from secateur.graph.typing import Typed, Typing
+from secateur.graph.conditions import every
+from secateur.graph.typing import Dim, Typed, Typing
 
 from . import rule
 
@@ -69,13 +70,25 @@ def like(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     )
 
 
+@rule("zeros ones empty full new_zeros new_ones new_empty new_full")
+def filled(t: Typing, *_: Any, **__: Any) -> Typed:
+    """One number everywhere: any size will do, so that an axis is as long as the code says."""
+    zero = "ones" not in t.reason.op and "full" not in t.reason.op
+    dims = []
+    for size, origin in zip(t.out[0], t.origins_of(t.out[0]), strict=True):
+        dim = t.fresh(size, None if origin else "made with a size that is computed", zero)
+        if size != 1:
+            t.name(dim.axis, origin)
+        dims.append(dim)
+    return Typed(tuple(dims), static=True)
+
+
 @rule(
-    """zeros ones empty full arange linspace scalar_tensor rand randn randint randperm eye
-    new_zeros new_ones new_empty new_full empty_strided new_empty_strided tril_indices
-    triu_indices"""
+    """arange linspace scalar_tensor rand randn randint randperm eye empty_strided
+    new_empty_strided tril_indices triu_indices"""
 )
 def factory(t: Typing, *_: Any, **__: Any) -> Typed:
-    """A tensor made from sizes that the code computes."""
+    """A tensor whose numbers depend on its size."""
     return Typed(t.opaque(t.out[0], "made with a size that the code computes").dims, static=True)
 
 
@@ -84,3 +97,57 @@ def read(t: Typing, x: Typed, *_: Any) -> tuple[()]:
     """A value is read into Python."""
     t.freeze(x.dims, "its values are read in Python")
     return ()
+
+
+@rule("index_add", "index_add_", "index_copy", "index_copy_")
+def index_add(t: Typing, x: Typed, dim: int, index: Typed, source: Typed, **_: Any) -> Typed:
+    """Rows are added where an index says; the other dimensions meet."""
+    dim %= len(x)
+    t.freeze([x[dim], source[dim]], "its positions are looked up by number")
+    dims = [_added(t, a, b) for a, b in zip(x.dims, source.dims, strict=True)]
+    dims[dim] = t.never_zero(x[dim], False)
+    return Typed(tuple(dims))
+
+
+@rule("index_put", "index_put_", "_index_put_impl_")
+def index_put(
+    t: Typing, x: Typed, indices: Sequence[Typed | None], values: Typed, *_: Any
+) -> Typed:
+    """Elements are written where indices say; the dimensions without an index meet."""
+    used = [i for i, at in enumerate(indices) if at is not None]
+    t.freeze([x[i] for i in used], "its positions are looked up by number")
+    dims = list(x.dims)
+    for i in used:
+        dims[i] = t.never_zero(x[i], False)
+    for place in range(-1, -len(x) - 1, -1):  # those after the last index are values' last, too
+        if len(x) + place in used or -place > len(values):
+            break
+        if values[place].size == x[place].size:
+            dims[place] = _added(t, x[place], values[place])
+        else:
+            dims[place] = t.never_zero(x[place], False)
+    if used != list(range(len(used))):
+        t.freeze([*x.dims, *values.dims], "its positions are looked up by number")
+    return Typed(tuple(dims))
+
+
+def _added(t: Typing, x: Dim, y: Dim) -> Dim:
+    t.same(x, y)
+    return Dim(x.axis, every(x.zero, y.zero), every(x.const, y.const))
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+def scatter(t: Typing, x: Typed, dim: int, index: Typed, *more: Any, **_: Any) -> Typed:
+    """Elements are written one by one."""
+    tensors = [x, index, *(y for y in more if isinstance(y, Typed))]
+    t.freeze([d for y in tensors for d in y.dims], "its elements are looked up by number")
+    return Typed(tuple(t.never_zero(d, False) for d in x.dims))
+
+
+@rule("nonzero", "nonzero_static", "argwhere", "masked_select", "unique_consecutive", "_unique2")
+def found(t: Typing, x: Typed, *more: Any, **_: Any) -> Any:
+    """How many come out depends on the values."""
+    for each in (x, *(y for y in more if isinstance(y, Typed))):
+        t.freeze(each, "its positions are found by value")
+    outs = tuple(t.opaque(shape, "positions that were found by value") for shape in t.out)
+    return outs if len(outs) > 1 else outs[0]

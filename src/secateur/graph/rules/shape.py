@@ -220,6 +220,11 @@ def slice_(
     if high == low or n == 1:
         t.freeze(old, "an empty piece is read")
         return x.but(dim, t.fresh(high - low, "an empty piece"))
+    if step > 1 and low < step and high == n and n % step == 0:
+        halves = t.split(old, step)  # one column of a grid
+        if halves:
+            t.freeze(halves[1], "every n-th position is read")
+            return x.but(dim, t.alone(halves[0]))
     before, piece, after = t.pieces(old, [low, high - low, n - high])
     if low:
         head = before if start is None or start > 0 else t.join(piece, after)
@@ -242,11 +247,6 @@ def _bounded(t: Typing, whole: Dim, piece: Dim, origin: Origin | None) -> None:
 
 
 def _every(t: Typing, dim: Dim, step: int, size: int) -> Dim:
-    if dim.size % step == 0:
-        halves = t.split(dim, step)
-        if halves:
-            t.freeze(halves[1], "every n-th position is read")
-            return t.alone(halves[0])
     t.freeze(dim, "every n-th position is read")
     return t.fresh(size, "every n-th position of an axis")
 
