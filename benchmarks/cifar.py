@@ -4,7 +4,7 @@ For each network, pruner and ratio: the masks as the pruner made them, the masks
 completed them, and the smaller model.  The last two must predict the same class on every image.
 
     python -m benchmarks.cifar                      # the 1,017 lossless test images
-    python -m benchmarks.cifar --jpeg 10000         # and the test set from JPEG (an hour)
+    python -m benchmarks.cifar --jpeg 10000         # and the test set from JPEG at two ratios
     python -m benchmarks.cifar --depths 20 --ratios 0.3
 """
 
@@ -95,6 +95,7 @@ def main() -> int:
     parser.add_argument("--ratios", type=float, nargs="+", default=[k / 10 for k in range(1, 8)])
     parser.add_argument("--pruners", nargs="+", default=PRUNERS, choices=PRUNERS)
     parser.add_argument("--jpeg", type=int, default=0, help="also this many images from JPEG")
+    parser.add_argument("--jpeg-ratios", type=float, nargs="+", default=[0.1, 0.5])
     options = parser.parse_args()
 
     sets = {"lossless": cifar_test_images()}
@@ -111,7 +112,8 @@ def main() -> int:
             dense.append({"model": f"resnet{depth}", "images": name, "accuracy": accuracy})
         for pruner in options.pruners:
             for ratio in options.ratios:
-                rows += measure(depth, pruner, ratio, sets)
+                used = {n: s for n, s in sets.items() if n != "jpeg" or ratio in options.jpeg_ratios}
+                rows += measure(depth, pruner, ratio, used)
                 print(*rows[-1].values(), sep="\t", flush=True)
     write(
         "cifar",
