@@ -48,9 +48,12 @@ def pruned(dense: nn.Module, pruner: str, ratio: float, example: Tensor) -> dict
     if speedup.result is None:
         raise RuntimeError("speedup_model() returned without a result")
     completed = copy.deepcopy(dense)
+    state = completed.state_dict()
     with torch.no_grad():
         for name, keep in speedup.result.masks.items():
             completed.get_parameter(name).mul_(keep)
+        for name, amount in speedup.result.folded.items():
+            state[name].add_(amount)
     return {
         "masked": masked,
         "completed": completed,
@@ -112,7 +115,9 @@ def main() -> int:
             dense.append({"model": f"resnet{depth}", "images": name, "accuracy": accuracy})
         for pruner in options.pruners:
             for ratio in options.ratios:
-                used = {n: s for n, s in sets.items() if n != "jpeg" or ratio in options.jpeg_ratios}
+                used = {
+                    n: s for n, s in sets.items() if n != "jpeg" or ratio in options.jpeg_ratios
+                }
                 rows += measure(depth, pruner, ratio, used)
                 print(*rows[-1].values(), sep="\t", flush=True)
     write(

@@ -379,13 +379,15 @@ def test_prune_when_n_of_m_does_not_fit_a_layer_then_config_error_says_exclude_i
         prune(net, EXAMPLE, granularity="2:4", sparsity=0.5, types=["Conv2d"])
 
 
-def test_prune_when_the_granularity_is_out_channel_then_constants_of_norms_are_reported(net):
+def test_prune_when_the_granularity_is_out_channel_then_constants_of_norms_are_folded(net):
     with torch.no_grad():
         for block in net.blocks:
             block.bn1.bias.fill_(0.5)
     result = prune(net, EXAMPLE, 0.5, granularity="out_channel", names=["blocks.?.conv1"])
     assert result.plan.counts == dict.fromkeys(INNER, 24)
-    assert sum("still emitted a constant" in note for note in result.notes) == 3
+    assert (
+        sum("emitted a constant; it is folded into blocks." in note for note in result.notes) == 3
+    )
     assert result.model.blocks[0].conv2.in_channels == 24
 
 

@@ -252,17 +252,28 @@ class Pruner:
 
     def _cut(self, model: nn.Module, verify: bool) -> Result:
         assert self.structure is not None
-        options = {"inplace": True, "verify": verify}
         if any(s.group is None for s in self.selectables):
             result = shrink_masks(
-                model, self.masks, self.example, structure=self.structure, **options
+                model,
+                self.masks,
+                self.example,
+                structure=self.structure,
+                inplace=True,
+                verify=verify,
             )
             result.notes[:0] = self.notes
             return result
         plan = Plan.from_keeps(self.structure, self.keeps)
         masks = group_masks(self.structure, self.keeps)
         return cut_and_verify(
-            model, self.structure, plan, masks, self.example, notes=list(self.notes), **options
+            model,
+            self.structure,
+            plan,
+            masks,
+            self.example,
+            notes=list(self.notes),
+            inplace=True,
+            verify=verify,
         )
 
 

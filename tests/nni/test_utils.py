@@ -180,9 +180,12 @@ def pruned(name: str, ratio: float) -> tuple[nn.Module, nn.Module, Tensor, Model
 
 
 def output_gap(dense: nn.Module, small: nn.Module, example: Tensor, speedup: ModelSpeedup) -> float:
+    state = dense.state_dict()
     with torch.no_grad():
         for name, mask in speedup.result.masks.items():
             dense.get_parameter(name).mul_(mask)
+        for name, amount in speedup.result.folded.items():
+            state[name].add_(amount)
         expected = dense(example)
         return float((expected - small(example)).abs().max() / expected.abs().max())
 

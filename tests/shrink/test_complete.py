@@ -34,6 +34,34 @@ class Plain(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Padded(nn.Module):
+    """The second convolution pads with zeros, and has a BatchNorm in place of a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 4, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Bare(nn.Module):
+    """The reader has no bias, and nothing after it that could take its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(4, 8)
+        self.down = nn.Linear(8, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))
+
+
 class Residual(nn.Module):
     """The stem and the branch share their channels."""
 
@@ -106,7 +134,7 @@ class Normed(nn.Module):
         return self.down(self.norm(self.up(x)))
 
 
-INPUTS = {Halves: (5, 5), Normed: (5, 4)}
+INPUTS = {Halves: (5, 5), Normed: (5, 4), Bare: (5, 4)}
 
 
 class Net:
@@ -127,12 +155,17 @@ class Net:
     def shrink(self, masks: Mapping[str, Tensor]) -> Result:
         return shrink(self.model, masks, self.example, structure=self.structure)
 
-    def masked(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """The oracle: the output of a copy with the masks multiplied in."""
+    def masked(
+        self, masks: Mapping[str, Tensor], folded: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The oracle: the output of a copy with the masks multiplied in and constants added."""
         twin = copy.deepcopy(self.model)
+        state = twin.state_dict()
         with torch.no_grad():
             for name, mask in masks.items():
                 twin.get_parameter(name).mul_(mask)
+            for name, amount in (folded or {}).items():
+                state[name].add_(amount)
             return twin(self.fresh)
 
     def output(self, result: Result) -> Tensor:
@@ -182,15 +215,58 @@ def test_shrink_when_every_slice_is_masked_then_the_channels_go_without_a_note(p
     assert same(plain.output(result), plain.masked(masks))
 
 
-def test_shrink_when_only_weights_are_masked_then_the_constant_of_the_norm_is_reported(plain):
+def test_shrink_when_only_weights_are_masked_then_the_constant_of_the_norm_is_folded(plain):
     masks = plain.ones("conv1.weight")
     masks["conv1.weight"][[1, 4]] = False
     result = plain.shrink(masks)
     assert result.plan.keep == {"conv1": (0, 2, 3, 5)}
-    assert "conv1: 2 removed positions still emitted a constant" in result.notes[0]
+    assert result.notes[0] == (
+        "conv1: 2 removed positions emitted a constant; it is folded into conv2"
+    )
+    assert set(result.folded) == {"conv2.bias"}
+    assert same(plain.output(result), plain.masked(masks)), "the masks that were given"
+    assert same(plain.output(result), plain.masked(result.masks, result.folded))
+    assert not same(plain.output(result), plain.masked(result.masks))
+    assert not result.masks["bn1.bias"][[1, 4]].any()
+
+
+def test_shrink_when_constants_are_to_be_masked_then_their_effect_is_reported(plain):
+    masks = plain.ones("conv1.weight")
+    masks["conv1.weight"][[1, 4]] = False
+    result = shrink(plain.model, masks, plain.example, constants="mask")
+    assert "it is masked too" in result.notes[0]
     assert not same(plain.output(result), plain.masked(masks)), "that is why it is reported"
     assert same(plain.output(result), plain.masked(result.masks))
-    assert not result.masks["bn1.bias"][[1, 4]].any()
+    assert result.folded == {}
+
+
+def test_shrink_when_the_reader_pads_with_zeros_then_the_mean_is_folded_and_said():
+    net = Net(Padded)
+    with torch.no_grad():
+        net.model.bn1.bias.abs_().add_(0.5)  # so that it survives the ReLU
+    masks = net.ones("conv1.weight", "conv1.bias")
+    masks["conv1.weight"][[1, 4]] = False
+    masks["conv1.bias"][[1, 4]] = False
+    result = net.shrink(masks)
+    assert result.plan.counts == {"conv1": 4}
+    assert set(result.folded) == {"bn2.running_mean"}, "the reader has no bias, but a norm"
+    assert any("zero padding stops a constant at the border" in note for note in result.notes)
+    assert same(net.output(result), net.masked(result.masks, result.folded))
+    exact = net.masked(masks)
+    folded = float((net.output(result) - exact).abs().max())
+    dropped = shrink(net.model, masks, net.example, constants="mask")
+    assert 0 < folded < float((net.output(dropped) - exact).abs().max())
+
+
+def test_shrink_when_a_constant_reaches_layers_that_cannot_take_it_then_it_is_masked_and_said():
+    net = Net(Bare)
+    masks = net.ones("up.weight")
+    masks["up.weight"][[1, 4]] = False
+    result = net.shrink(masks)
+    assert result.plan.counts == {"up": 6}
+    assert result.folded == {}
+    assert any("which no bias can take over; it is masked too" in note for note in result.notes)
+    assert same(net.output(result), net.masked(result.masks))
 
 
 def test_shrink_when_the_readers_are_masked_then_the_channels_go_exactly(plain):
@@ -402,8 +478,8 @@ def test_shrink_when_masks_are_random_then_never_wrong_beyond_what_is_reported(a
     masks = data.draw(some_masks(any_net))
     result = any_net.shrink(masks)
     found = any_net.output(result)
-    assert same(found, any_net.masked(result.masks))
-    if not any("constant" in note for note in result.notes):
+    assert same(found, any_net.masked(result.masks, result.folded))
+    if not any("masked too" in note or "zero padding" in note for note in result.notes):
         assert same(found, any_net.masked(masks))
     for name, kept in result.plan.keep.items():
         assert 0 < len(kept) < any_net.structure[name].size

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +36,8 @@ class ModelSpeedup:
             ``weights_only=True``).  They may be partial, and disagree across a residual.
         map_location: where a file's masks are loaded to.
         verify: compare the smaller with the masked model (not in NNI; on by default).
+        constants: "fold" what removed channels still emit into the layers that read it, or "mask"
+            it (not in NNI, which drops it unsaid); see ``secateur.shrink``.
         batch_dim, batch_size, customized_mask_updaters, customized_replacers, graph_module,
             garbage_collect_values, logger: accepted for NNI's signature, and not needed.
 
@@ -57,6 +59,7 @@ class ModelSpeedup:
         logger: Any = None,
         *,
         verify: bool = True,
+        constants: Literal["fold", "mask"] = "fold",
     ):
         if customized_mask_updaters or customized_replacers:
             warnings.warn(
@@ -71,6 +74,7 @@ class ModelSpeedup:
         else:
             self.masks = load_masks(masks_or_file, map_location)
         self.verify = verify
+        self.constants = constants
         self.result: Result | None = None
 
     def speedup_model(self) -> nn.Module:
@@ -92,6 +96,7 @@ class ModelSpeedup:
                 structure=self._structure(parameters),
                 inplace=True,
                 verify=self.verify,
+                constants=self.constants,
             )
         except BaseException:
             masking.put_on(self.model, on)

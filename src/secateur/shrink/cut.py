@@ -87,6 +87,13 @@ class Surgery:
             parameter = state[name]
             self.set_data(parameter, parameter.data.masked_fill(~mask.to(parameter.device), 0))
 
+    def add(self, amounts: Mapping[str, Tensor]) -> None:
+        """Add to parameters and buffers by their names."""
+        for name, amount in amounts.items():
+            path, _, last = name.rpartition(".")
+            tensor = getattr(self.model.get_submodule(path), last)
+            self.set_data(tensor, tensor.data + amount)
+
     def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[int, int]]:
         """Apply a plan; return attribute → (before, after).
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -21,6 +21,7 @@ from secateur.types import Example, Masks
 from .complete import complete, group_masks
 from .cut import Surgery
 from .files import load_plans, save_pruned
+from .fold import Folding
 from .plan import Plan
 from .verify import Verification, difference, run, tolerance_of
 
@@ -38,6 +39,7 @@ class Result:
     verification: Verification | None
     notes: list[str] = field(default_factory=list)
     attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
@@ -83,6 +85,7 @@ def shrink(
     structure: Structure | None = None,
     inplace: bool = False,
     verify: bool = True,
+    constants: Literal["fold", "mask"] = "fold",
 ) -> Result:
     """Remove what masks have made superfluous.
 
@@ -96,6 +99,9 @@ def shrink(
         structure: from ``analyze``, when it is known already.
         inplace: cut this very model; by default a deep copy.
         verify: compare the smaller with the masked model.
+        constants: what becomes of a number that a removed position emits all the same (the bias
+            of its BatchNorm is not masked): "fold" it into the bias of the layers that read it, so
+            that the outputs stay as they are, or "mask" it.  The notes say which, and what it does.
 
     Raises:
         MaskError: a mask fits no parameter.
@@ -113,26 +119,37 @@ def shrink(
     structure = structure or analyze(model, example_inputs)
     done = complete(structure, masks)
     notes = list(done.notes)
-    for name, constant in done.constants.items():
-        notes.append(
-            f"{name}: {int(constant.sum())} removed positions still emitted a constant (a bias "
-            "that is not masked); their other slices are masked too"
-        )
     plan = Plan.from_keeps(structure, done.keeps)
     names = structure.inferred.recording.names  # tied names are one parameter
     full: Masks = {}
-    for name, mask in (*masks.items(), *group_masks(structure, done.keeps).items()):
+    completed = group_masks(structure, done.keeps)
+    for name, mask in (*masks.items(), *completed.items()):
         full[names[name]] = full[names[name]] & mask.cpu() if names[name] in full else mask.cpu()
     runs = verify and not any(p.is_meta for p in model.parameters())
     as_given = _outputs(model, masks, example_inputs) if runs and done.constants else []
+    folding = None
+    if done.constants and constants == "fold" and not any(p.is_meta for p in model.parameters()):
+        folding = Folding(dict(masks), done.constants, completed)
+    else:
+        notes += [
+            f"{name}: {int(constant.sum())} removed positions emitted a constant (a bias that is "
+            "not masked); it is masked too"
+            for name, constant in done.constants.items()
+        ]
     result = cut_and_verify(
-        model, structure, plan, full, example_inputs, notes=notes, inplace=inplace, verify=verify
+        model,
+        structure,
+        plan,
+        full,
+        example_inputs,
+        notes=notes,
+        inplace=inplace,
+        verify=verify,
+        folding=folding,
     )
     if as_given:
         gap = difference(as_given, run(result.model, example_inputs))
-        result.notes.append(
-            f"masking those constants changes the outputs by {gap:.1e}, relative to the masks given"
-        )
+        result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
     return result
 
 
@@ -202,14 +219,21 @@ def cut_and_verify(
     notes: list[str],
     inplace: bool,
     verify: bool,
+    folding: Folding | None = None,
 ) -> Result:
     """Multiply in the masks, apply the plan, and compare; on failure the model is as before."""
     model = model if inplace else copy.deepcopy(model)
     surgery = Surgery(model)
     inexact = [f"{n}: {structure[n].inexact}" for n in plan.keep if not structure[n].exact]
     checked: Verification | None = None
+    folded: dict[str, Tensor] = {}
     try:
+        if folding:
+            surgery.mask(folding.masks)
+            folded, told = folding.amounts(model, structure, example_inputs)
+            notes = [*notes, *told]
         surgery.mask(masks)
+        surgery.add(folded)
         verify = verify and not any(p.is_meta for p in model.parameters())
         expected = run(model, example_inputs) if verify else []
         attributes = surgery.cut(structure, plan)
@@ -240,4 +264,5 @@ def cut_and_verify(
         checked,
         [*notes, *(f"inexact: {reason}" for reason in inexact)],
         attributes,
+        folded,
     )
