@@ -7,7 +7,9 @@ and the dense weight survives below its mask.  ``state_dict`` writes what the fo
 masked values, in copies of the parameters.
 
 ``torch.nn.utils.parametrize`` does the same by moving the parameter into a submodule, which renames
-keys, reorders ``parameters()`` and costs more at each access; hence not here.
+keys, reorders ``parameters()`` and costs more at each access; hence not here.  A mask is a plain
+attribute and no buffer: DDP would send buffers around in every forward, and averaged copies of a
+model (``AveragedModel``) pair buffers by position, also with those of a model that has more.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ def mask_of(module: nn.Module, tensor: str) -> Tensor | None:
 
     It is of the parameter's dtype, and of its shape or one that broadcasts to it.
     """
-    return module._buffers.get(_buffer(tensor)) if _is_ours(type(module)) else None
+    if tensor not in getattr(type(module), "_masked_names", ()):
+        return None
+    return cast("Tensor | None", getattr(module, _attribute(tensor)))
 
 
 def dense(module: nn.Module, tensor: str) -> Tensor:
@@ -106,8 +110,7 @@ def take_off(model: nn.Module, *, bake: bool = True) -> None:
         if bake:
             with torch.no_grad():
                 parameter.copy_(masked(parameter, mask))
-        del module._buffers[_buffer(tensor)]
-        module._non_persistent_buffers_set.discard(_buffer(tensor))
+        delattr(module, _attribute(tensor))
     for module in model.modules():
         # FSDP2 puts a class above ours, which then stays: it does nothing where no mask is
         if "_masked_names" in vars(type(module)):
@@ -122,12 +125,8 @@ def masked(parameter: Tensor, mask: Tensor) -> Tensor:
     return parameter * mask
 
 
-def _buffer(tensor: str) -> str:
+def _attribute(tensor: str) -> str:
     return f"{tensor}_mask"
-
-
-def _is_ours(kind: type) -> bool:
-    return hasattr(kind, "_masked_names")
 
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -152,10 +151,9 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     if module is None or module._parameters.get(tensor) is None:
         known = [n for n, _ in model.named_parameters(remove_duplicate=False)]
         raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
-    if mask_of(module, tensor) is None and hasattr(module, _buffer(tensor)):
-        raise MaskError(
-            f"{name!r} cannot be masked: its module has an attribute {_buffer(tensor)!r} already"
-        )
+    attribute = _attribute(tensor)
+    if mask_of(module, tensor) is None and getattr(module, attribute, None) is not None:
+        raise MaskError(f"{name!r} cannot be masked: its module has a {attribute!r} already")
     return module, tensor
 
 
@@ -163,7 +161,8 @@ def _set(
     module: nn.Module, tensor: str, parameter: Tensor, mask: Tensor, differentiable: bool
 ) -> None:
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    small = _compact(mask).to(device=local.device, dtype=local.dtype)
+    small = mask if differentiable else _compact(mask)  # gradients are wanted one by one
+    small = small.to(device=local.device, dtype=local.dtype, copy=True)
     own = mask_of(module, tensor)
     with torch.no_grad():
         if own is not None and own.shape == mask.shape:
@@ -176,7 +175,7 @@ def _set(
                 names = vars(kind).get("_masked_names", ())
                 base = kind.__base__ if names else kind
                 module.__class__ = _masked_class(base, tuple(sorted({*names, tensor})))
-            module.register_buffer(_buffer(tensor), small.clone(), persistent=False)
+            setattr(module, _attribute(tensor), small)
     cast(Tensor, mask_of(module, tensor)).requires_grad_(differentiable)
 
 
@@ -198,11 +197,11 @@ def _compact(mask: Tensor) -> Tensor:
 
 
 def _reader(tensor: str) -> property:
-    buffer = _buffer(tensor)
+    attribute = _attribute(tensor)
 
     def read(self: nn.Module) -> Tensor | None:
         parameter = self._parameters[tensor]
-        mask = self._buffers.get(buffer)
+        mask = getattr(self, attribute)
         return parameter if mask is None or parameter is None else parameter * mask
 
     return property(read)
@@ -219,6 +218,15 @@ def _masked_class(kind: Any, names: tuple[str, ...]) -> Any:
             if mask is not None and key in destination:
                 destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
 
+    def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+        super(made, self)._apply(fn, recurse)
+        for name in names:
+            mask = mask_of(self, name)
+            if mask is not None:
+                moved = fn(mask.detach()).requires_grad_(mask.requires_grad)
+                setattr(self, _attribute(name), moved)
+        return self
+
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         _, arguments, *state = super(made, self).__reduce_ex__(protocol)
         return (_rebuilt, (kind, names), *state)
@@ -231,8 +239,10 @@ def _masked_class(kind: Any, names: tuple[str, ...]) -> Any:
             "__qualname__": kind.__qualname__,
             "__doc__": kind.__doc__,
             "__reduce_ex__": __reduce_ex__,
+            "_apply": _apply,
             "_masked_names": names,
             "_save_to_state_dict": _save_to_state_dict,
+            **{_attribute(name): None for name in names},
             **{name: _reader(name) for name in names},
         },
     )

@@ -82,10 +82,15 @@ class Selectable:
         """Return the mean of the parts' scores, each made comparable first."""
         return torch.stack([normalized(score, self.normalize) for score in scores]).mean(0)
 
-    def masks(self, keep: Tensor, tensors: Mapping[str, Tensor]) -> Masks:
-        """Return the mask of every part's tensor for a bool decision ``(positions,)``."""
+    def masks(self, keep: Tensor, tensors: Mapping[str, Tensor], only: str | None = None) -> Masks:
+        """Return the mask of every part's tensor for a bool decision ``(positions,)``.
+
+        ``only``: of the parts in that tensor alone.
+        """
         masks: Masks = {}
         for part in self.parts:
+            if only is not None and part.tensor != only:
+                continue
             mask = part.granularity.expand(keep.cpu(), tuple(tensors[part.tensor].shape))
             masks[part.tensor] = masks[part.tensor] & mask if part.tensor in masks else mask
         return masks

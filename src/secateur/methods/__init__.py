@@ -1,11 +1,12 @@
 """Methods: what a criterion cannot say.  One file each; importing this module registers all.
 
 >>> sorted(methods)
-['slim']
+['movement', 'slim']
 """
 
 from __future__ import annotations
 
+from . import movement as movement
 from . import slim as slim
 from .method import Method as Method
 from .method import methods as methods
