@@ -143,7 +143,7 @@ class Pruner:
         except BaseException:
             self.calls -= 1
             raise
-        masking.put_on(self.model, self.masks, differentiable=self.method.learns_masks)
+        self.put_on()
         metrics = self.metrics()
         if due:
             self.statistics.reset()
@@ -156,7 +156,7 @@ class Pruner:
 
         Raises: as ``step``.
         """
-        tensors = {n: whole(p.detach()) for n, p in self.model.named_parameters()}
+        tensors = self.tensors()
         generator = torch.Generator().manual_seed(self.config.seed)
         with torch.no_grad():
             given = self.method.scores()
@@ -181,6 +181,14 @@ class Pruner:
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
         self.masks = masks
         return masks
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is scored and masked by name: the parameters, without their masks."""
+        return {n: whole(p.detach()) for n, p in self.model.named_parameters()}
+
+    def put_on(self) -> None:
+        """Put the masks on the model as they are now."""
+        masking.put_on(self.model, self.masks, differentiable=self.method.learns_masks)
 
     def observe(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Read the gradients that parameters have now; optimizers' steps do it by themselves.

@@ -30,7 +30,9 @@ class Slim(Method):
     """Sparsity of norm scales by an L1 penalty (Liu et al., 2017, arXiv:1708.06519).
 
     Scores are the absolute scales, and are compared over the whole network unless the config says
-    otherwise (``scope``, ``normalize``).  Scales that are masked are not penalised.
+    otherwise (``scope``, ``normalize``).  Scales that are masked are not penalised.  The scale of
+    what no norm follows is the L2 norm of its block of weights (group lasso; Wen et al., 2016,
+    arXiv:1608.03665); it is not ranked together with norm scales.
     """
 
     strength: Annotated[float, Field(ge=0)] = 1e-4
@@ -46,21 +48,26 @@ class Slim(Method):
             scales = [p for p in each.parts if shapes[p.tensor] == 1 and _is_scale(p.tensor)]
             if scales:
                 self._scales[each.name] = scales
-        missing = [s.name for s in pruner.selectables if s.name not in self._scales]
-        if missing:
+        others = [s for s in pruner.selectables if s.name not in self._scales]
+        pools = {s.request.pool for s in pruner.selectables if s not in others} - {None}
+        mixed = [s.name for s in others if s.request.pool in pools]
+        if mixed:
             raise NoMatchError(
-                f"slim: no norm scales the channels of {', '.join(missing)}; exclude them"
+                f"slim: no norm scales the channels of {', '.join(mixed)}, which cannot be ranked "
+                "with those that have one; exclude them, or give them a scope of their own"
             )
+        self._scales |= {each.name: list(each.scoring) for each in others}
 
     def penalty(self) -> Tensor:
         parameters = dict(self._pruner.model.named_parameters())
-        names = sorted({p.tensor for scales in self._scales.values() for p in scales})
         masks = self._pruner.masks
+        parts = {(p.tensor, p.granularity): p for scales in self._scales.values() for p in scales}
         total = torch.zeros(())
-        for name in names:
-            scale = parameters[name]
-            kept = scale if name not in masks else scale * masks[name].to(scale.device)
-            total = total.to(scale.device) + kept.abs().sum()
+        for part in parts.values():
+            scale: Tensor = parameters[part.tensor]
+            if part.tensor in masks:
+                scale = scale * masks[part.tensor].to(scale.device)
+            total = total.to(scale.device) + _sizes(part, scale).sum()
         return self.strength * total
 
     def scores(self) -> Mapping[str, Tensor]:
@@ -70,10 +77,15 @@ class Slim(Method):
     def _score(self, each: Selectable, parameters: Mapping[str, Tensor]) -> Tensor:
         found = []
         for part in self._scales[each.name]:
-            rows = part.granularity.rows(parameters[part.tensor].detach())
-            found.append(rows.abs().mean(1).float().cpu())
+            found.append(_sizes(part, parameters[part.tensor].detach()).float().cpu())
         return each.combine(found)
 
 
 def _is_scale(tensor: str) -> bool:
     return tensor.rpartition(".")[2] == "weight"
+
+
+def _sizes(part: Part, tensor: Tensor) -> Tensor:
+    """Return the L2 norm of each block; of a single scale, its absolute value."""
+    sizes: Tensor = torch.linalg.vector_norm(part.granularity.rows(tensor), dim=1)
+    return sizes

@@ -26,6 +26,7 @@ class ActivationMasks:
         self.model = model
         self.targets = targets
         self.masks: dict[str, Tensor] = {}
+        self.gates: dict[str, Tensor] = {}  # factors of 1, for their gradients
         self._applied: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -45,7 +46,7 @@ class ActivationMasks:
             seen[target.name] = value.detach().abs().mean(0, keepdim=True)
             return value
 
-        with self._hooked(look), evaluating(self.model), torch.no_grad():
+        with self._off(), self._hooked(look), evaluating(self.model), torch.no_grad():
             self.model(*example[0], **example[1])
         missing = [t.name for t in self.targets if t.name not in seen]
         if missing:
@@ -53,10 +54,10 @@ class ActivationMasks:
         return seen
 
     def put_on(self) -> None:
-        """Register the hooks that apply the masks."""
+        """Register the hooks that apply the masks and gates."""
         self.take_off()
         self._applied = {name: _broadcastable(mask) for name, mask in self.masks.items()}
-        if self.masks:
+        if self.masks or self.gates:
             self._hooks = self._register(self._apply)
 
     def take_off(self) -> None:
@@ -64,7 +65,19 @@ class ActivationMasks:
         while self._hooks:
             self._hooks.pop().remove()
 
+    @contextmanager
+    def _off(self) -> Iterator[None]:
+        on = self.on
+        self.take_off()
+        try:
+            yield
+        finally:
+            if on:
+                self.put_on()
+
     def _apply(self, target: TargetSetting, value: Tensor) -> Tensor:
+        if target.name in self.gates:
+            value = value * self.gates[target.name].to(value)
         mask = self._applied.get(target.name)
         if mask is None:
             return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -13,14 +13,25 @@ from secateur.shrink import Result
 
 
 class AfterOptimizerStep(Callback):
-    """Calls a function after each step of the first optimizer, while the gradients are there."""
+    """Calls a function after each step of the first optimizer, while the gradients are still there.
 
-    def __init__(self, function: Callable[[], object]):
+    What it returns is logged.
+    """
+
+    def __init__(self, function: Callable[[], Mapping[str, float] | None]):
         self.function = function
+        self.metrics: Mapping[str, float] = {}
         self._hook: RemovableHandle | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._hook = trainer.optimizers[0].register_step_post_hook(lambda *_: self.function())
+        def after(*_: Any) -> None:
+            self.metrics = self.function() or {}
+
+        self._hook = trainer.optimizers[0].register_step_post_hook(after)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.loggers and self.metrics:
+            pl_module.log_dict(dict(self.metrics))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # Lightning does not call it then
@@ -31,7 +42,7 @@ class AfterOptimizerStep(Callback):
 
 
 class PruningCallback(AfterOptimizerStep):
-    """Steps a pruner while a ``Trainer`` fits, and logs.
+    """Steps a pruner while a ``Trainer`` fits, logs its metrics, and keeps its state.
 
     Args:
         pruner: a ``Pruner`` of the very LightningModule that is fitted, or of a part of it.
@@ -43,9 +54,6 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner = pruner
         self.finish = finish
         self.result: Result | None = None
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        pl_module.log_dict(self.pruner.metrics())
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if self.finish:

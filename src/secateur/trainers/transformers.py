@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback
@@ -12,21 +12,32 @@ from secateur.shrink import Result
 
 
 class AfterOptimizerStep(TrainerCallback):
-    """Calls a function after each optimizer step, while the gradients are still there."""
+    """Calls a function after each optimizer step, while the gradients are still there.
 
-    def __init__(self, function: Callable[[], object]):
+    What it returns is logged with what the Trainer logs next.
+    """
+
+    def __init__(self, function: Callable[[], Mapping[str, float] | None]):
         self.function = function
+        self.metrics: Mapping[str, float] = {}
+
+    def attach(self, trainer: Any) -> None:
+        """Add this callback before all others, so that loggers such as TensorBoard see its log."""
+        trainer.callback_handler.callbacks.insert(0, self)
 
     def on_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
         if not getattr(optimizer, "step_was_skipped", False):  # as mixed precision may
-            self.function()
+            self.metrics = self.function() or {}
+
+    def on_log(self, args: Any, state: Any, *_: Any, **others: Any) -> None:
+        others["logs"].update(self.metrics)
+        state.log_history[-1].update(self.metrics)
 
 
 class PruningCallback(AfterOptimizerStep):
-    """Steps a pruner while a ``Trainer`` trains.
+    """Steps a pruner while a ``Trainer`` trains, and keeps its state with the checkpoints.
 
-    Give it to ``Trainer(callbacks=[…])``, and its ``metrics`` are in the Trainer's log; loggers
-    such as TensorBoard run before such callbacks, and have them too after ``attach(trainer)``.
+    Give it to ``Trainer(callbacks=[…])``, or to ``attach`` for loggers to see its metrics.
 
     Args:
         pruner: a ``Pruner`` of the very model that is trained.
@@ -38,15 +49,6 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner = pruner
         self.finish = finish
         self.result: Result | None = None
-
-    def attach(self, trainer: Any) -> None:
-        """Add this callback before all others of a Trainer."""
-        trainer.callback_handler.callbacks.insert(0, self)
-
-    def on_log(self, args: Any, state: Any, *_: Any, logs: Any = None, **__: Any) -> None:
-        for log in (logs, state.log_history[-1] if state.log_history else None):
-            if log is not None:
-                log.update(self.pruner.metrics())
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         if self.finish:

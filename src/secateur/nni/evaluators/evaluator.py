@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import nn
 
-AfterStep = Callable[[], object]
-"""Called after each optimizer step, while the gradients are still there."""
+AfterStep = Callable[[], Mapping[str, float] | None]
+"""Called after each optimizer step, while the gradients are still there; returns what to log."""
 
 
 class Evaluator(Protocol):

@@ -52,7 +52,7 @@ class TransformersEvaluator:
             args.max_steps = -1 if max_steps is None else max_steps
         if max_epochs is not None:
             args.num_train_epochs = max_epochs
-        trainer.add_callback(callback)
+        callback.attach(trainer)
         try:
             trainer.train()
         finally:

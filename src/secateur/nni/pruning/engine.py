@@ -1,0 +1,190 @@
+"""secateur's own pruner at work on NNI's targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import masking
+from secateur.config import Config
+from secateur.criteria import criteria, needs
+from secateur.errors import ConfigError
+from secateur.granularity import Granularity
+from secateur.nni.activations import ActivationMasks
+from secateur.nni.config_list import TargetSetting
+from secateur.pruner import Pruner
+from secateur.select import Request
+from secateur.targets import Part, Selectable
+from secateur.types import Masks
+
+
+class Engine(Pruner):
+    """Decides on NNI's targets: members of a dependency group as one, aligned ones after others.
+
+    Args:
+        model: any module, without masks.
+        targets: what a config_list came to.
+        settings: fields of ``secateur.Config``.
+        activations: the targets among them that are inputs and outputs.
+        example: returns what the model is run on to score those.
+        others: returns the masks of other pruners of the same model, which multiply with these.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[TargetSetting],
+        settings: Mapping[str, Any],
+        activations: ActivationMasks,
+        example: Callable[[], Any],
+        others: Callable[[], Masks],
+    ):
+        self.targets = targets
+        self.activations = activations
+        self._run_on = example
+        self._others = others
+        self._put_on: Masks = {}
+        config = Config(**settings)
+        self._gated = activations.targets and "grad" in needs(criteria[config.criterion])
+        if config.method is not None and activations.targets:
+            names = ", ".join(repr(t.name) for t in activations.targets)
+            raise ConfigError(f"{names}: {config.method!r} is for weights, not inputs and outputs")
+        self.model = model
+        if self._gated:
+            activations.gates = _gates(activations, activations.observed(example()))
+        scored = [target for target in targets if target.align is None]
+        selectables = units(scored, self.tensors(), config.criterion)
+        super().__init__(model, config, selectables=selectables)
+
+    @property
+    def length(self) -> int:
+        """How many optimizer steps it takes until the goal is reached."""
+        return self.config.start + self.config.steps * self.config.every
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is scored by target name: weights below their masks, gates, or values."""
+        found: dict[str, Tensor] = {}
+        for target in self.targets:
+            if target.shape is not None:
+                module = self.model.get_submodule(target.module)
+                found[target.name] = masking.dense(module, target.target)
+        if self._gated:
+            return found | {name: gate.detach() for name, gate in self.activations.gates.items()}
+        if self.activations.targets:
+            found |= self.activations.observed(self._run_on())
+        return found
+
+    def decide(self, share: float = 1.0) -> Masks:
+        super().decide(share)
+        tensors = self.tensors()
+        for target in self.targets:
+            if target.align is not None:
+                self.masks[target.name] = _aligned(target, self.masks, tensors)
+        return self.masks
+
+    def put_on(self) -> None:
+        if self.masks is self._put_on:
+            return
+        self._put_on = self.masks
+        values = {target.name for target in self.activations.targets}
+        self.activations.masks = {n: m for n, m in self.masks.items() if n in values}
+        self.activations.put_on()
+        others = self._others()
+        weights = {
+            name: mask & others[name] if name in others else mask
+            for name, mask in self.masks.items()
+            if name not in values
+        }
+        masking.put_on(self.model, weights, differentiable=self.method.learns_masks)
+
+    def observe(self, parameters: Iterable[Tensor] | None = None) -> None:
+        super().observe(parameters)
+        self.statistics.observe(self.activations.gates)
+        for gate in self.activations.gates.values():
+            gate.grad = None
+
+    def release(self) -> None:
+        """Let go of the model; the masks stay as they are."""
+        self.activations.gates = {}
+        self.activations.put_on()
+        self._unwatch()
+
+
+def units(
+    targets: Sequence[TargetSetting], tensors: Mapping[str, Tensor], criterion: str
+) -> list[Selectable]:
+    """Return what is ranked: each target for itself, members of a dependency group as one."""
+    families: dict[Any, list[TargetSetting]] = {}
+    for target in targets:
+        key = target.dependency_group_id
+        families.setdefault(target.name if key is None else ("dependency", key), []).append(target)
+    made = []
+    for members in families.values():
+        first = members[0]
+        parts = []
+        clusters = 1
+        for member in members:
+            granularity = member.granularity
+            assert isinstance(granularity, Granularity)
+            shape = tuple(tensors[member.name].shape)
+            parts.append(Part(member.name, granularity))
+            clusters = lcm(clusters, member.internal_metric_block or 1, granularity.clusters(shape))
+        shape = tuple(tensors[first.name].shape)
+        blocks = parts[0].granularity.blocks(shape)
+        if blocks % clusters:
+            raise ConfigError(
+                f"{first.name!r}: internal_metric_block {clusters} does not divide its "
+                f"{blocks} blocks"
+            )
+        pooled = first.global_group_id if first.dependency_group_id is None else None
+        request = Request(
+            torch.empty(0),
+            sparsity=first.sparse_ratio,
+            threshold=first.sparse_threshold,
+            min_sparsity=first.min_sparse_ratio,
+            max_sparsity=first.max_sparse_ratio,
+            clusters=clusters,
+            grain=tensors[first.name].numel() / blocks,
+            pool=pooled,
+        )
+        name = first.name if len(members) == 1 else f"dependency group of {first.name}"
+        made.append(Selectable(name, tuple(parts), criterion, request, "none"))
+    return made
+
+
+def _aligned(
+    target: TargetSetting, masks: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the mask of a target that follows another one's."""
+    assert target.align is not None
+    source = masks[target.align.name]
+    keep_dims = {d % source.ndim for d in target.align.dims}
+    gone = [d for d in range(source.ndim) if d not in keep_dims]
+    reduced = source.flatten() if not gone else source
+    for d in sorted(gone, reverse=True):
+        reduced = reduced.any(d)
+    shape = tuple(tensors[target.name].shape)
+    if tuple(reduced.shape) == shape:
+        return reduced.clone()
+    if target.granularity is None:
+        raise ConfigError(
+            f"{target.name!r} of shape {shape} cannot follow {target.align.name!r} reduced to "
+            f"{tuple(reduced.shape)}: give it a granularity that says where those lie"
+        )
+    return target.granularity.expand(reduced.flatten(), shape)
+
+
+def _gates(activations: ActivationMasks, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return factors of 1 for inputs and outputs, whose gradients say how much each matters."""
+    made = {}
+    for target in activations.targets:
+        shape = list(values[target.name].shape)
+        dim = getattr(target.granularity, "dim", None)
+        if dim is not None:  # one factor for each channel, so that values may have any length
+            shape = [n if i == dim % len(shape) else 1 for i, n in enumerate(shape)]
+        made[target.name] = torch.ones(shape, requires_grad=True)
+    return made
