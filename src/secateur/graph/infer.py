@@ -25,8 +25,11 @@ class Inferred:
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
         self._start()
-        for op in recording.ops:
+        for op, used in zip(recording.ops, recording.used(), strict=True):
+            known = len(self.typing.sites)
             self._apply(op)
+            if not used:  # its sizes must fit, but what it computes does not matter
+                del self.typing.sites[known:]
         for value in recording.outputs:
             if value in self.types:
                 reason = self._maker(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,3 +61,24 @@ class Recording:
     numbers: list[Number] = field(default_factory=list)
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
+
+    def used(self) -> list[bool]:
+        """Return for each operation whether anything that the model returns or keeps needs it."""
+        needed = {self.owner[v] for v in (*self.outputs, *self.buffers.values(), *self.inputs)}
+        found = []
+        for op in reversed(self.ops):
+            made = {self.owner[ref.value] for ref in op.outputs}
+            made |= {self.owner[value] for value in op.updates or ()}
+            found.append(not made or not made.isdisjoint(needed))  # nothing made: it was read
+            if found[-1]:
+                needed |= {self.owner[v] for v in values_in([*op.args, *op.kwargs.values()])}
+        return found[::-1]
+
+
+def values_in(x: Any) -> Iterator[int]:
+    """Yield the values that an operation's arguments mention."""
+    if isinstance(x, Ref):
+        yield x.value
+    elif isinstance(x, (list, tuple)):
+        for part in x:
+            yield from values_in(part)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
+from secateur.replacements import in_plain_operations
 from secateur.types import Example, call_arguments
 
 from .attributes import CallWatcher, traced_attributes
@@ -195,6 +196,7 @@ def record(model: nn.Module, example: Example) -> Recording:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         failed = stack.enter_context(_module_paths(model, recorder.modules))
+        stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))
         try:
             with recorder, recorder.calls:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import ShrinkError
 from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
+from secateur.replacements import name_of, replacement_of
 from secateur.structure import Structure
 
 from .history import HELD_AS, History, Shape
@@ -74,11 +74,44 @@ class Surgery:
             return
         new = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
         for module in self.model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for name in [n for n, held in table.items() if held is tensor]:
-                    self._undo.append(partial(table.__setitem__, name, tensor))
-                    table[name] = new
+            for name, held in [*module._parameters.items(), *module._buffers.items()]:
+                if held is tensor:
+                    self.set_attribute(module, name, new)  # recurrent layers keep a second list
+
+    def delete_attribute(self, module: Any, name: str) -> None:
+        before = getattr(module, name)
+        self._undo.append(lambda: setattr(module, name, before))
+        delattr(module, name)
+
+    def set_class(self, module: nn.Module, kind: type[nn.Module]) -> None:
+        before = type(module)
+        self._undo.append(lambda: setattr(module, "__class__", before))
+        module.__class__ = kind
+
+    def replace(self, module: nn.Module) -> Callable[[], list[str]]:
+        """Make a layer an instance of its replacement.
+
+        Returns:
+            What makes it itself again, and returns the names of the attributes that it then loses.
+        """
+        original, held = type(module), dict(vars(module))
+        replacement = replacement_of(original)
+        assert replacement is not None
+        extra = replacement.extra(module)
+        for name, value in extra.items():
+            self.set_attribute(module, name, value)
+        self.set_class(module, replacement)
+
+        def restore() -> list[str]:
+            self.set_class(module, original)
+            for name in extra:
+                if name in held:
+                    self.set_attribute(module, name, held[name])
+                else:
+                    self.delete_attribute(module, name)
+            return [name for name in extra if name not in held]
+
+        return restore
 
     def mask(self, masks: Mapping[str, Tensor]) -> None:
         """Set masked weights to zero, also those that are NaN or infinite."""
@@ -134,6 +167,8 @@ class Surgery:
     def _set_sizes(
         self, structure: Structure, count: Callable[[Atom], int]
     ) -> dict[str, tuple[int, int]]:
+        layers = {p: m for p, m in self.model.named_modules() if replacement_of(type(m))}
+        restore = {path: self.replace(module) for path, module in layers.items()}
         changed: dict[str, tuple[int, int]] = {}
         for attribute, (axis, factor) in structure.inferred.attributes.items():
             before, after = axis.size / factor, now(axis, count) / factor
@@ -146,6 +181,10 @@ class Surgery:
                 )
             self.set_size(attribute, int(after))
             changed[str(attribute)] = (int(before), int(after))
+        for path, module in layers.items():
+            if cast(Any, type(module)).fits(module):
+                for name in restore[path]():
+                    changed.pop(str(Attribute(path, name)), None)
         return changed
 
     def set_size(self, attribute: Attribute, size: int) -> None:
@@ -172,6 +211,10 @@ class Surgery:
                     for name, (tensor, dim, times) in says.items():
                         self._describe(module, name, getattr(module, tensor, None), dim, times)
                     break
+            if isinstance(module, nn.TransformerEncoder) and any(map(name_of, module.modules())):
+                self.set_attribute(module, "use_nested_tensor", False)  # they take none
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN wants them in one piece
 
     def _describe(
         self, module: nn.Module, name: str, tensor: Tensor | None, dim: int, times: str | None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur.errors import FileError, PlanError, did_you_mean
 from secateur.graph.lengths import Attribute
 from secateur.io import read_tensors, read_text, write_tensors, write_text
+from secateur.replacements import name_of, replacement_of
 from secateur.settings import problems_in
 
 from .cut import Surgery
@@ -58,6 +59,7 @@ class _Document(_Part):
     steps: list[dict[str, Any]]
     shapes: dict[str, _Reshaped]
     attributes: dict[str, _Changed]
+    replaced: dict[str, str]
     tied: dict[str, str]
 
 
@@ -113,6 +115,7 @@ def save_pruned(
         "steps": [plan.to_json() for plan in history.steps],
         "shapes": {n: {"before": b, "after": a} for n, (b, a) in history.shapes.items()},
         "attributes": {n: {"before": b, "after": a} for n, (b, a) in history.attributes.items()},
+        "replaced": {p: name for p, m in model.named_modules() if (name := name_of(m))},
         "tied": tied,
     }
     write_text(folder / PLAN, _dump(document) + "\n")
@@ -159,16 +162,17 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
     history = _history(document)
     saved = _saved(folder)
     surgery = Surgery(model)
-    wrong = [
-        *_foreign(document, model),
-        *_misfits(history, model, saved),
-        *_untied(document.tied, model),
-        *_other_values(history, model),
-    ]
-    if wrong:
-        what = f"{folder} does not fit this {type(model).__name__}"
-        raise FileError(_listed(what, wrong))
     try:
+        wrong = [
+            *_foreign(document, model),
+            *_misfits(history, model, saved),
+            *_untied(document.tied, model),
+            *_replaced(document.replaced, model, surgery),  # these have more attributes
+            *_other_values(history, model),
+        ]
+        if wrong:
+            what = f"{folder} does not fit this {type(model).__name__}"
+            raise FileError(_listed(what, wrong))
         for names, tensor in _by_tensor(model):
             name = next((n for n in names if n in saved), None)
             if name is not None:
@@ -262,6 +266,18 @@ def _untied(tied: Mapping[str, str], model: nn.Module) -> Iterator[str]:
     for name, other in tied.items():
         if tensors.get(name) is not tensors.get(other):
             yield f"{name!r} and {other!r} are one tensor in the file, and two in this model"
+
+
+def _replaced(replaced: Mapping[str, str], model: nn.Module, surgery: Surgery) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    for path, name in replaced.items():
+        module = modules.get(path)
+        if module is None or replacement_of(type(module)) is None:
+            yield f"{path!r} cannot be replaced by {name!r}: it is {type(module).__name__}"
+            continue
+        surgery.replace(module)
+        if name_of(module) != name:
+            yield f"{path!r} is replaced by {name_of(module)}, and not by {name!r}"
 
 
 def _other_values(history: History, model: nn.Module) -> Iterator[str]:

@@ -48,6 +48,14 @@ def gather(t: Typing, x: Typed, dim: int, index: Typed, **_: Any) -> Typed:
     return t.opaque(t.out[0])
 
 
+@rule("_pack_padded_sequence")
+def pack(t: Typing, x: Typed, *_: Any) -> tuple[Typed, Typed]:
+    """The rows that lie within their sequences, laid end to end."""
+    t.freeze(x.dims[:2], "sequences are packed")
+    rows = t.fresh(t.out[0][0], "packed sequences")
+    return Typed((rows, *x.dims[2:])), t.opaque(t.out[1])
+
+
 @rule(
     "zeros_like",
     "ones_like",

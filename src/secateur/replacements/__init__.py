@@ -1,0 +1,92 @@
+"""torch's own fused layers, written in plain operations with every size a number of its own.
+
+Some layers of torch hide what they compute: ``nn.LSTM`` runs another fused operation on each
+device, and ``nn.MultiheadAttention`` welds its inner width to its outer one.  While a model is
+traced, each such layer is an instance of its replacement: a subclass with the same tensors and
+results, whose forward is plain.  After a cut a layer gets its own class back, unless only the
+replacement can express the new sizes; then it stays, and ``isinstance`` and state dict are as ever.
+
+A new replacement is one class with ``replaces`` above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+
+R = TypeVar("R", bound="type[nn.Module]")
+
+REPLACEMENTS: dict[type[nn.Module], type[Any]] = {}  # torch's class → ours
+_mixed: dict[type[nn.Module], type[Any]] = {}  # subclass of torch's → subclass of it and of ours
+
+
+def replaces(original: type[nn.Module]) -> Callable[[R], R]:
+    """Register a replacement.
+
+    It has two static methods: ``extra(module)`` returns the attributes that it needs besides those
+    of the original, and ``fits(module)`` tells whether the original could compute the same.
+    """
+
+    def register(replacement: R) -> R:
+        REPLACEMENTS[original] = replacement
+        return replacement
+
+    return register
+
+
+def replacement_of(kind: type[nn.Module]) -> type[Any] | None:
+    """Return the class that a layer's class is traced as, or None.
+
+    A subclass that keeps the original's forward (one whose weights are parametrized) is traced as
+    a subclass of both.
+    """
+    if kind in REPLACEMENTS or any(ours in kind.__mro__ for ours in REPLACEMENTS.values()):
+        return REPLACEMENTS.get(kind)
+    for original, ours in REPLACEMENTS.items():
+        if original in kind.__mro__ and kind.forward is original.forward:
+            return _mixed.setdefault(kind, type(kind.__name__, (ours, kind), {}))
+    return None
+
+
+def name_of(module: nn.Module) -> str | None:
+    """Return the name of the replacement that a module is an instance of, or None."""
+    ours = [kind for kind in REPLACEMENTS.values() if isinstance(module, kind)]
+    return ours[0].__name__ if ours else None
+
+
+@contextmanager
+def in_plain_operations(model: nn.Module) -> Iterator[None]:
+    """Let every layer that has a replacement be one, and itself again afterwards."""
+    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], list[str]]] = []
+    try:
+        for module in model.modules():
+            original = type(module)
+            if replacement := replacement_of(original):
+                extra = replacement.extra(module)
+                held = {name: vars(module)[name] for name in extra if name in vars(module)}
+                before.append((module, original, held, list(extra)))
+                vars(module).update(extra)
+                module.__class__ = replacement
+        yield
+    finally:
+        for module, original, held, names in before:
+            module.__class__ = original
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(held)
+
+
+from . import attention, recurrent  # noqa: E402  (each registers its replacements)
+
+__all__ = [
+    "REPLACEMENTS",
+    "attention",
+    "in_plain_operations",
+    "name_of",
+    "recurrent",
+    "replacement_of",
+    "replaces",
+]
