@@ -1,0 +1,81 @@
+"""The ``secateur`` command.  A new command is a function in a file here and its name in ``COMMANDS``.
+
+Commands speak through exit codes: 0 done, 1 failed (one line on stderr), 2 called wrongly.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from rich.console import Console
+
+from secateur.errors import ConfigError, MissingExtraError, SecateurError
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+EXAMPLES = """\
+secateur demo                                              # two minutes, from training to a report
+
+secateur inspect torchvision:resnet18                      # what can go, and why the rest cannot
+
+secateur prune torchvision:resnet18 --sparsity 0.5 --of macs --out small
+
+secateur compare torchvision:resnet18 small                # parameters, MACs, latency, outputs
+
+secateur export small --onnx
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0 when done, 1 when it failed, 2 when it was called wrongly.
+
+    ``--debug`` shows the traceback of an error instead of its message alone.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _run([word for word in words if word != "--debug"])
+    except Exception as error:  # a model's own code may raise anything
+        if debug:
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return "; ".join(" ".join(problem.split()) for problem in error.problems)
+    text = " ".join(str(error).split())
+    if isinstance(error, SecateurError):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _run(words: list[str]) -> int:
+    try:
+        from cyclopts import App, CycloptsError
+    except ImportError as error:
+        raise MissingExtraError("the secateur command", "cyclopts", "cli") from error
+    from .commands import COMMANDS
+
+    app = App(
+        name="secateur",
+        help="Make PyTorch models smaller.",
+        help_epilogue=EXAMPLES + "\n--debug shows the traceback of an error.",
+        help_format="markdown",
+        version=lambda: version("secateur"),
+        exit_on_error=False,
+        result_action="return_value",
+        error_console=Console(stderr=True),
+        error_formatter=lambda error: f"error: {' '.join(str(error).split())}",
+    )
+    for command in COMMANDS:
+        app.command(command)
+    app.register_install_completion_command()
+    try:
+        status = app(words)
+    except CycloptsError:  # cyclopts has printed what is wrong
+        return USAGE
+    return status if isinstance(status, int) else DONE

@@ -1,0 +1,102 @@
+"""Builders of dense models by the kind of MODEL; none downloads anything.
+
+A new kind of MODEL is one function here and its prefix in ``LIBRARIES``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import ConfigError, MissingExtraError, did_you_mean
+from secateur.types import Example
+
+from .inputs import image, tokens_or_image
+from .places import imported
+
+KINDS = (
+    "module:callable, file.py:callable, torchvision:NAME, timm:NAME, a Hugging Face folder, "
+    "or a folder that secateur wrote"
+)
+
+
+def build(model: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example | None]:
+    """Return the model that MODEL names and, where it is known, what it takes.
+
+    Raises:
+        ConfigError: MODEL is not one of ``KINDS``, or names nothing.
+        MissingExtraError: it needs a library that is not installed.
+    """
+    prefix, _, name = model.partition(":")
+    if prefix in LIBRARIES and name:
+        return LIBRARIES[prefix](name, arguments)
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return _transformers(folder, arguments)
+    if folder.is_dir():
+        raise ConfigError(f"{folder}: holds neither {RECORD} of secateur nor a config.json")
+    if not name:
+        raise ConfigError(f"{model!r} is no MODEL: give {KINDS}")
+    made = imported(model)
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise ConfigError(f"{model} is a {type(made).__name__}, not a model")
+        made = made(**arguments)
+    example = None
+    if isinstance(made, tuple) and len(made) == 2:  # a function may return both
+        made, example = made
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{model} returned a {type(made).__name__}, not a torch.nn.Module")
+    return made, example
+
+
+def _torchvision(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example]:
+    models = _library("torchvision.models", "torchvision", "torchvision models")
+    known = models.list_models()
+    if name not in known:
+        raise ConfigError(f"torchvision has no model {name!r}.{did_you_mean(name, known)}")
+    return models.get_model(name, **{"weights": None, **arguments}), image(3, 224)
+
+
+def _timm(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example]:
+    timm = _library("timm", "timm", "timm models")
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, known)}")
+    model = timm.create_model(name, **{"pretrained": False, **arguments})
+    channels, height, width = timm.data.resolve_model_data_config(model)["input_size"]
+    return model, image(channels, height, width)
+
+
+def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example | None]:
+    transformers = _library("transformers", "transformers", "a Hugging Face folder", "hf")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **arguments)
+    classes = [getattr(transformers, n, None) for n in config.architectures or ()]
+    builder = next((c for c in classes if c is not None), transformers.AutoModel)
+    if any(folder.glob("*.safetensors")):
+        model = builder.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True
+        )
+    else:
+        model = getattr(builder, "_from_config", getattr(builder, "from_config", None))(config)
+    return model, tokens_or_image(model)
+
+
+LIBRARIES: dict[str, Callable[[str, Mapping[str, Any]], tuple[nn.Module, Example | None]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
+"""Prefix of MODEL → the function that builds one by name and says what it takes."""
+
+
+def _library(module: str, package: str, what: str, extra: str = "all") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingExtraError(what, package, extra) from error

@@ -1,0 +1,83 @@
+"""Example inputs on the command line: shapes, or a function of yours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError
+from secateur.types import Example
+
+SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*)(?::(?P<below>\d+))?")
+TOKENS = 16
+"""Length of the text that a language model is tried on."""
+
+
+def read_inputs(words: Sequence[str], imported: Callable[[str], Any]) -> Example:
+    """Return the example that ``--input`` words stand for.
+
+    Each word is one input: ``1,3,224,224`` random floats of that shape, ``1,16:1000`` whole numbers
+    below 1000, ``mask=1,16:2`` the keyword argument ``mask``.  One word ``module:function``
+    is called, and returns the whole example.
+
+    >>> read_inputs(["2,3", "2,4:10"], imported=None)[1].dtype
+    torch.int64
+    >>> read_inputs(["ids=1,4:10"], imported=None)["ids"].shape
+    torch.Size([1, 4])
+    """
+    found = [SHAPE.fullmatch(word) for word in words]
+    if len(words) == 1 and found[0] is None and ":" in words[0]:
+        made = imported(words[0])
+        return made() if callable(made) else made
+    for word, match in zip(words, found, strict=True):
+        if match is None:
+            raise ConfigError(
+                f"--input {word!r}: write a shape such as 1,3,224,224 (floats), 1,16:1000 (whole "
+                "numbers below 1000) or input_ids=1,16:1000 (by name), or module:function"
+            )
+    generator = torch.Generator().manual_seed(0)
+    matches = [match for match in found if match]
+    values = [(m["name"], _random(m["shape"], m["below"], generator)) for m in matches]
+    names = [name for name, _ in values]
+    if all(name is None for name in names):
+        return values[0][1] if len(values) == 1 else tuple(value for _, value in values)
+    if None in names:
+        raise ConfigError("--input: give all inputs by name, or none")
+    return dict(values)
+
+
+def _random(shape: str, below: str | None, generator: torch.Generator) -> Tensor:
+    sizes = [int(size) for size in shape.split(",")]
+    if below is None:
+        return torch.randn(sizes, generator=generator)
+    return torch.randint(0, max(int(below), 1), sizes, generator=generator)
+
+
+def image(channels: int, height: int, width: int | None = None) -> Tensor:
+    """Return a random image, (1, channels, height, width)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels, height, width or height, generator=generator)
+
+
+def tokens_or_image(model: nn.Module) -> Example | None:
+    """Return what a transformers model says that it takes: tokens or pixels; None for the rest."""
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kind = getattr(model, "main_input_name", "")
+    generator = torch.Generator().manual_seed(0)
+    if kind == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        sides = size if isinstance(size, (list, tuple)) else (size, size)
+        return {kind: image(getattr(config, "num_channels", 3), *sides)}
+    if kind == "input_ids" and getattr(text, "vocab_size", None):
+        most = getattr(text, "max_position_embeddings", None) or TOKENS
+        shape = (1, min(TOKENS, int(most)))
+        example = {kind: torch.randint(0, text.vocab_size, shape, generator=generator)}
+        if getattr(config, "is_encoder_decoder", False):
+            example["decoder_input_ids"] = example[kind].clone()
+        return example
+    return None

@@ -1,0 +1,155 @@
+"""What MODEL means on the command line: from a few words to a module and example inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ConfigError, FileError, did_you_mean
+from secateur.io import read_tensors, read_text, write_text
+from secateur.types import Example
+
+from .build import build
+from .inputs import read_inputs
+from .places import imported
+
+RECORD = "record.json"
+"""Beside a saved model: how to build the dense one again, and what was measured on the way."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to build a dense model again: what was typed, kept beside what was made from it."""
+
+    model: str
+    arguments: Mapping[str, Any]
+    weights: str | None = None
+    input: tuple[str, ...] = ()
+
+
+@dataclass
+class Loaded:
+    """A model in eval mode, example inputs, and how the dense model came about."""
+
+    model: nn.Module
+    example: Example
+    source: Source
+
+    @property
+    def name(self) -> str:
+        return type(self.model).__name__
+
+
+def load(
+    model: str,
+    arguments: Sequence[str] = (),
+    weights: Path | None = None,
+    inputs: Sequence[str] = (),
+) -> Loaded:
+    """Return the model that MODEL and the options around it stand for.
+
+    Raises:
+        ConfigError: MODEL, an argument, the weights or the inputs are not what they should be.
+        FileError: a file cannot be read.
+        MissingExtraError: it needs a library that is not installed.
+    """
+    folder = Path(model)
+    if (folder / RECORD).is_file():
+        if arguments or weights:
+            raise ConfigError(f"{folder}: a saved model takes neither --arg nor --weights")
+        return _saved(folder, tuple(inputs))
+    source = Source(
+        str(folder.resolve()) if folder.is_dir() else _resolved(model),
+        keywords(arguments),
+        None if weights is None else str(weights.resolve()),
+        tuple(map(_resolved, inputs)),
+    )
+    return rebuild(source)
+
+
+def _resolved(place: str) -> str:
+    """Return a place that still means the same from another working directory."""
+    where, colon, name = place.rpartition(":")
+    return f"{Path(where).resolve()}:{name}" if colon and where.endswith(".py") else place
+
+
+def rebuild(source: Source) -> Loaded:
+    """Return the dense model of a source, with its weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the weights of a model that comes without any
+        model, example = build(source.model, source.arguments)
+    if source.weights is not None:
+        load_weights(model, Path(source.weights))
+    if source.input:
+        example = read_inputs(source.input, imported)
+    if example is None:
+        raise ConfigError(
+            f"{source.model}: give example inputs, such as --input 1,3,224,224, "
+            "--input input_ids=1,16:1000 or --input module:function"
+        )
+    return Loaded(model.eval(), example, source)
+
+
+def keywords(words: Sequence[str]) -> dict[str, Any]:
+    """Return ``key=value`` words as keyword arguments; a value is JSON where it can be.
+
+    >>> keywords(["num_classes=10", "name=tiny", "bias=false"])
+    {'num_classes': 10, 'name': 'tiny', 'bias': False}
+    """
+    arguments: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--arg {word!r}: write key=value")
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a model whose names and shapes it must have."""
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"{path}: weights are read from .safetensors only, because reading other formats can "
+            "run code; convert with safetensors.torch.save_file(torch.load(...), 'x.safetensors')"
+        )
+    state = read_tensors(path)
+    own = dict(model.state_dict())
+    extra = sorted(state.keys() - own)
+    problems = [f"lacks {n!r}.{did_you_mean(n, extra)}" for n in sorted(own.keys() - state)]
+    problems += [f"has {n!r}, which the model lacks" for n in extra]
+    problems += [
+        f"{n!r} is {tuple(state[n].shape)}, the model's {tuple(own[n].shape)}"
+        for n in sorted(own.keys() & state)
+        if own[n].shape != state[n].shape
+    ]
+    if problems:
+        more = [f"and {len(problems) - 3} more such problems"] if len(problems) > 3 else []
+        raise ConfigError(f"{path} {'; '.join([*problems[:3], *more])}")
+    model.load_state_dict(state)
+
+
+def remember(folder: Path, source: Source, **facts: Any) -> None:
+    """Write how the dense model of a saved one is built, so that the folder stands for itself."""
+    record = {"schema": 1, "source": asdict(source), **facts}
+    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def recalled(folder: Path) -> Source:
+    """Return how the dense model of a saved folder is built."""
+    path = folder / RECORD
+    try:
+        data = json.loads(read_text(path))["source"]
+        return Source(data["model"], data["arguments"], data["weights"], tuple(data["input"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(
+            f"{path} does not say how the dense model is built; save with `secateur prune`"
+        ) from error
