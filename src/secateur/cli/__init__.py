@@ -15,19 +15,6 @@ from secateur.errors import ConfigError, MissingExtraError, SecateurError
 
 DONE, FAILED, USAGE = 0, 1, 2
 
-EXAMPLES = """\
-secateur demo                                              # two minutes, from training to a report
-
-secateur inspect torchvision:resnet18                      # what can go, and why the rest cannot
-
-secateur prune torchvision:resnet18 --sparsity 0.5 --of macs --out small
-
-secateur compare torchvision:resnet18 small                # parameters, MACs, latency, outputs
-
-secateur export small --onnx
-"""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 when done, 1 when it failed, 2 when it was called wrongly.
 
@@ -46,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, ConfigError):
-        return "; ".join(" ".join(problem.split()) for problem in error.problems)
+        return "; ".join(" ".join(problem.split()).rstrip(".") for problem in error.problems)
     text = " ".join(str(error).split())
     if isinstance(error, SecateurError):
         return text
@@ -63,19 +50,25 @@ def _run(words: list[str]) -> int:
     app = App(
         name="secateur",
         help="Make PyTorch models smaller.",
-        help_epilogue=EXAMPLES + "\n--debug shows the traceback of an error.",
-        help_format="markdown",
+        help_epilogue=_examples(*(examples[0] for examples in COMMANDS.values())),
+        help_format="plaintext",
         version=lambda: version("secateur"),
         exit_on_error=False,
         result_action="return_value",
-        error_console=Console(stderr=True),
+        error_console=Console(stderr=True, soft_wrap=True),
         error_formatter=lambda error: f"error: {' '.join(str(error).split())}",
     )
-    for command in COMMANDS:
-        app.command(command)
+    for place, (command, examples) in enumerate(COMMANDS.items()):
+        name = command.__name__.rstrip("_")
+        app.command(command, name=name, sort_key=place, help_epilogue=_examples(*examples))
     app.register_install_completion_command()
     try:
         status = app(words)
     except CycloptsError:  # cyclopts has printed what is wrong
         return USAGE
     return status if isinstance(status, int) else DONE
+
+
+def _examples(*lines: str) -> str:
+    shown = "\n".join(f"  {line}" for line in lines)
+    return f"Examples:\n\n{shown}\n\n--debug shows the traceback of an error."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.errors import ConfigError, FileError, did_you_mean
 from secateur.io import read_tensors, read_text, write_text
+from secateur.shrink import load_pruned
 from secateur.types import Example
 
 from .build import build
@@ -146,10 +147,17 @@ def remember(folder: Path, source: Source, **facts: Any) -> None:
 def recalled(folder: Path) -> Source:
     """Return how the dense model of a saved folder is built."""
     path = folder / RECORD
+    text = read_text(path)
     try:
-        data = json.loads(read_text(path))["source"]
+        data = json.loads(text)["source"]
         return Source(data["model"], data["arguments"], data["weights"], tuple(data["input"]))
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(
             f"{path} does not say how the dense model is built; save with `secateur prune`"
         ) from error
+
+
+def _saved(folder: Path, inputs: tuple[str, ...]) -> Loaded:
+    dense = rebuild(replace(recalled(folder), **({"input": inputs} if inputs else {})))
+    model = load_pruned(folder, dense.model)
+    return Loaded(model.eval(), dense.example, dense.source)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,6 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import secateur
+from secateur.graph.record import evaluating
+from secateur.measure import Latency, latency
+from secateur.report import Report, report_of
 from secateur.types import Masks
 
 from .digits import Digits, DigitsNet, accuracy, fit, load_digits, logits
@@ -36,14 +38,13 @@ SAME = 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One network of the demo: accuracy in %, size in bytes, latency in ms for the test batch."""
+    """One network of the demo: accuracy in %, size in bytes, latency of the test batch."""
 
     accuracy: float
     params: int
     macs: int
     file_bytes: int
-    latency_ms: float
-    latency_spread_ms: float
+    latency: Latency
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Record:
     output_difference: float
     problems: tuple[str, ...]
     rows: dict[str, Row]
+    report: Report = field(repr=False)
 
 
 def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
@@ -71,28 +73,6 @@ def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
         for name, keep in masks.items():
             masked.get_parameter(name).mul_(keep)
     return masked
-
-
-@torch.inference_mode()
-def latencies(
-    models: Mapping[str, nn.Module], images: Tensor, rounds: int = 15
-) -> dict[str, tuple[float, float]]:
-    """Return the median time of one forward and its interquartile range, in ms, for each model.
-
-    The models take turns, so that a busy moment of the machine hits all of them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(rounds + 2):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(images)
-            if turn >= 2:  # the first two warm up
-                times[name].append(1000 * (time.perf_counter() - start))
-    result = {}
-    for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        result[name] = (middle, high - low)
-    return result
 
 
 def run(
@@ -105,7 +85,7 @@ def run(
 ) -> Record:
     """Train, prune, fine-tune, check and save; return what was measured.
 
-    Writes the smaller network and its plan to ``out`` and the record to ``out/record.json``.
+    Writes the smaller network and its plan to ``out``.
     """
     with _one_thread():
         return _run(out, seed, epochs, fine_tune_epochs, console or Console())
@@ -117,10 +97,12 @@ def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Cons
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dense = DigitsNet()
-    train_seconds = _fit_with_bar(console, "train", dense, data, epochs, 3e-3, seed)
+    history: list[dict[str, float]] = []
+    train_seconds = _fit_with_bar(console, "train", dense, data, epochs, 3e-3, seed, history)
 
     # A little more than asked for, because only whole channels can go.
-    result = secateur.prune(dense, images[:1], sparsity=1 - MACS_KEPT + 0.01, of="macs")
+    settings: dict[str, Any] = {"sparsity": 1 - MACS_KEPT + 0.01, "of": "macs"}
+    result = secateur.prune(dense, images[:1], **settings)
     smaller, masked = result.model, masked_copy(dense, result.masks)
     console.print(result)
     before, after = logits(masked, images), logits(smaller, images)
@@ -128,11 +110,11 @@ def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Cons
     gap = float((before - after).abs().max() / before.abs().max())
     cut = copy.deepcopy(smaller)
     fine_tune_seconds = _fit_with_bar(
-        console, "fine-tune", smaller, data, fine_tune_epochs, 1e-3, seed
+        console, "fine-tune", smaller, data, fine_tune_epochs, 1e-3, seed, history
     )
 
     models = {"dense": dense, "masked": masked, "smaller": cut, "fine-tuned": smaller}
-    time_of = latencies(models, images)
+    time_of = latency(models, images)
     rows = {}
     for name, model in models.items():
         rows[name] = Row(
@@ -140,10 +122,11 @@ def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Cons
             params=sum(parameter.numel() for parameter in model.parameters()),
             macs=(result.before if name in ("dense", "masked") else result.after).macs,
             file_bytes=len(save(model.state_dict())),
-            latency_ms=time_of[name][0],
-            latency_spread_ms=time_of[name][1],
+            latency=time_of[name],
         )
     macs_kept = rows["smaller"].macs / rows["dense"].macs
+    sizes = {name: result.structure[name].size for name in result.plan.counts}
+    removed = 1 - sum(result.plan.counts.values()) / sum(sizes.values())
     points_lost = rows["dense"].accuracy - rows["fine-tuned"].accuracy
     record = Record(
         seed=seed,
@@ -158,16 +141,28 @@ def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Cons
         output_difference=gap,
         problems=_problems(macs_kept, points_lost, differ, gap),
         rows=rows,
+        report=report_of(
+            result,
+            dense,
+            latency={"before": time_of["dense"], "after": time_of["fine-tuned"]},
+            scores={
+                "before": {"accuracy, %": rows["dense"].accuracy},
+                "after": {"accuracy, %": rows["fine-tuned"].accuracy},
+            },
+            history=[
+                {"step": step, "sparsity": removed if step > epochs else 0.0, **row}
+                for step, row in enumerate(history, 1)
+            ],
+            config=settings,
+            reproduce=f"secateur demo --seed {seed}",
+        ),
     )
-    out.mkdir(parents=True, exist_ok=True)
     result.save(out)
-    _write(out / "record.json", json.dumps(asdict(record), indent=2))
     console.print(_table(record))
     console.print(
         f"masked and smaller: the same digit on {len(images) - differ} of {len(images)} test "
         f"images, outputs differ by at most {gap:.0e} relative"
     )
-    console.print(f"saved in {out}/: model.safetensors, plan.json, record.json")
     for problem in record.problems:
         console.print(f"[red]not as promised:[/red] {problem}")
     return record
@@ -206,7 +201,9 @@ def _fit_with_bar(
     epochs: int,
     rate: float,
     seed: int,
+    history: list[dict[str, float]],
 ) -> float:
+    """Train with a progress bar, note accuracy and loss of each epoch, and return the seconds."""
     start = time.perf_counter()
     columns = ("{task.description:<9}", BarColumn(), MofNCompleteColumn(), "epochs")
     loss_column = TextColumn("loss {task.fields[loss]:.3f}")
@@ -215,6 +212,8 @@ def _fit_with_bar(
 
         def report(loss: float) -> None:
             bar.update(task, advance=1, loss=loss)
+            with evaluating(model):
+                history.append({"accuracy, %": accuracy(model, data), "loss": loss})
 
         fit(model, data, epochs=epochs, rate=rate, seed=seed, report=report)
     return time.perf_counter() - start
@@ -232,17 +231,9 @@ def _table(record: Record) -> Table:
             f"{row.params:,}",
             f"{row.macs / 1e6:.2f} M",
             f"{row.file_bytes / 1024:.0f} KiB",
-            f"{row.latency_ms:.1f} ± {row.latency_spread_ms / 2:.1f} ms",
+            str(row.latency),
         )
     table.caption = (
-        f"latency: one batch of {record.test_images} on one CPU thread, median ± half the "
-        "interquartile range"
+        f"latency: one batch of {record.test_images} on one CPU thread, median (middle half)"
     )
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -41,6 +41,14 @@ class Result:
     attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
 
+    @property
+    def loads_with(self) -> str:
+        """Where the smaller model can be loaded, in one line."""
+        return (
+            f"a {self.structure.model} that was cut by the same plan (plan.json); not "
+            "with the dense model's loader, because shapes differ"
+        )
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
         total = sum(self.structure[n].size for n in self.plan.counts)
@@ -59,10 +67,7 @@ class Result:
             table.add_row(label, human(old), human(new), change)
         yield table
         yield f"checked: {self.verification}" if self.verification else "not checked (verify=False)"
-        yield (
-            f"loads with: a {self.structure.model} that was cut by the same plan (plan.json); not "
-            "with the dense model's loader, because shapes differ"
-        )
+        yield f"loads with: {self.loads_with}"
         for note in self.notes:
             yield f"[yellow]note[/] {note}"
 

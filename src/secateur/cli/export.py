@@ -1,0 +1,126 @@
+"""``secateur export``: ONNX or an ExportedProgram, checked by running it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.errors import ConfigError, MissingExtraError, ShrinkError
+from secateur.graph.record import evaluating, tensors_of
+from secateur.io import whole
+from secateur.shrink.verify import difference
+from secateur.types import Example, call_arguments
+
+from .models import load
+from .options import Arguments, AsJson, Inputs, Weights, show
+
+CLOSE = 1e-3
+"""The exported model may differ by this much of the largest output; runtimes fuse and reorder."""
+
+
+def export(
+    model: str,
+    /,
+    *,
+    onnx: Annotated[bool, Parameter(negative=())] = False,
+    torch_export: Annotated[bool, Parameter(negative=())] = False,
+    out: Path | None = None,
+    arg: Arguments = None,
+    weights: Weights = None,
+    input: Inputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a model and check the file: it must compute what the model does.
+
+    Parameters
+    ----------
+    model
+        A folder that secateur prune wrote, or any other MODEL.
+    onnx
+        Write model.onnx, and run it with onnxruntime where that is installed.
+    torch_export
+        Write model.pt2, which torch.export.load reads.
+    out
+        The folder for the files; by default that of the model, else the current one.
+    """
+    if not (onnx or torch_export):
+        raise ConfigError("say what to write: --onnx, --torch-export, or both")
+    loaded = load(model, arg or (), weights, input or ())
+    folder = out or (Path(model) if Path(model).is_dir() else Path())
+    written = {}
+    if torch_export:
+        written["torch_export"] = _torch_export(loaded.model, loaded.example, folder)
+    if onnx:
+        written["onnx"] = _onnx(loaded.model, loaded.example, folder)
+    lines = "\n".join(
+        f"{each['file']}: {each['bytes']:,} bytes, {each['checked']}" for each in written.values()
+    )
+    show(lines, written, as_json=as_json)
+
+
+def _torch_export(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
+    args, kwargs = call_arguments(example)
+    path = folder / "model.pt2"
+    with evaluating(model), torch.no_grad():
+        program = torch.export.export(model, args, kwargs)
+        with whole(path) as temporary:
+            torch.export.save(program, temporary)
+        expected = [*tensors_of(model(*args, **kwargs))]
+        found = [*tensors_of(torch.export.load(path).module()(*args, **kwargs))]
+    return _checked(path, difference([expected], [found]), "torch.export")
+
+
+def _onnx(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
+    for package in ("onnx", "onnxscript"):
+        _needed(package)
+    args, kwargs = call_arguments(example)
+    path = folder / "model.onnx"
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        program = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False)
+        assert program is not None
+        with whole(path) as temporary:
+            program.save(temporary)
+        expected = [*tensors_of(model(*args, **kwargs))]
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return _checked(path, None, "onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    flat = [t for t in tree_leaves((args, kwargs)) if t is not None]
+    names = [each.name for each in session.get_inputs()]
+    feed: Mapping[str, Any] = {
+        name: value.numpy() for name, value in zip(names, flat, strict=True)
+    }
+    found = [torch.from_numpy(value) for value in session.run(None, feed)]
+    return _checked(path, difference([expected], [found]), "onnxruntime")
+
+
+def _needed(package: str) -> None:
+    try:
+        __import__(package)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("ONNX export", package, "onnx") from error
+
+
+def _checked(path: Path, gap: float | None, runtime: str) -> dict[str, Any]:
+    if gap is not None and gap > CLOSE:
+        raise ShrinkError(f"{path} differs from the model by {gap:.1e} relative in {runtime}")
+    said = (
+        f"not run: {runtime} is not installed"
+        if gap is None
+        else f"differs by {gap:.1e} relative in {runtime}"
+    )
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "difference": gap,
+        "checked": said,
+    }

@@ -1,0 +1,33 @@
+"""``secateur inspect``: what can be removed from a model, and why the rest cannot."""
+
+from __future__ import annotations
+
+from secateur.structure import analyze
+
+from .models import load
+from .options import Arguments, AsJson, Inputs, Weights, show
+
+
+def inspect(
+    model: str,
+    /,
+    *,
+    arg: Arguments = None,
+    weights: Weights = None,
+    input: Inputs = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups of a model, what they cost, what is frozen or inexact, and why.
+
+    Parameters
+    ----------
+    model
+        module:callable, file.py:callable, torchvision:NAME, timm:NAME, a Hugging Face folder,
+        or a folder that secateur wrote.
+    """
+    from secateur.report import structure_facts
+
+    loaded = load(model, arg or (), weights, input or ())
+    structure = analyze(loaded.model, loaded.example)
+    facts = structure_facts(structure).model_dump() if as_json else {}
+    show(structure, facts, as_json=as_json)

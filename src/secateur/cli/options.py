@@ -1,0 +1,92 @@
+"""What several commands share: how a model is named, and options read from a typed config."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
+
+from cyclopts import Parameter
+from pydantic import BaseModel
+from rich.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Arguments: TypeAlias = Annotated[
+    list[str] | None,
+    Parameter(name="--arg", negative=(), help="key=value for the callable; repeat it for more"),
+]
+Weights: TypeAlias = Annotated[
+    Path | None, Parameter(help="a .safetensors file with the weights of the model")
+]
+Inputs: TypeAlias = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--input",
+        negative=(),
+        help="example inputs: 1,3,224,224 (floats), 1,16:1000 (whole numbers below 1000), "
+        "input_ids=1,16:1000 (by name), or module:function; known for libraries and folders",
+    ),
+]
+AsJson: TypeAlias = Annotated[
+    bool, Parameter(name="--json", negative=(), help="print JSON instead of text")
+]
+
+
+def show(value: Any, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print facts as JSON for programs, or a value for people."""
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        Console().print(value)
+
+
+def with_settings(config: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Give a command one option for each field of a config, where it has ``**settings``.
+
+    Types, help and choices are the field's own; what is not typed is not passed, so that
+    defaults stay where they are defined.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    _typed_word(field.annotation) | None,
+                    Parameter(
+                        help=_help(field), negative=(), group="Config", consume_multiple=True
+                    ),
+                ],
+            )
+            for name, field in config.model_fields.items()
+            if name not in without and name not in signature.parameters
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+        return function
+
+    return decorate
+
+
+def _typed_word(annotation: Any) -> Any:
+    """Return the type that words are read as: a list for a tuple, text where text is allowed."""
+    arguments = [a for a in get_args(annotation) if a is not type(None)]
+    if get_origin(annotation) is tuple:
+        return list[arguments[0]]  # type: ignore[valid-type]
+    if str in arguments:
+        return str
+    if get_origin(annotation) is Annotated or len(arguments) == 1:
+        return _typed_word(arguments[0])
+    return annotation
+
+
+def _help(field: Any) -> str:
+    default = "" if field.default is None or field.default == () else f" (default {field.default})"
+    return f"{field.description or ''}{default}".strip()
