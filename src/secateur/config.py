@@ -77,15 +77,19 @@ class Target(BaseModel):
     exclude: Names = Field((), description="shell patterns over module names to leave alone")
     exclude_types: Names = Field((), description="class names to leave alone")
     parameters: Names = Field(("weight",), description="not for granularity 'group'")
-    criterion: Annotated[str, _known(criteria)] = "l2"
+    criterion: Annotated[str, _known(criteria)] = Field(
+        "l2", description="how much a weight matters; `secateur list` names all"
+    )
     sparsity: Share | None = Field(None, description="share to remove")
     threshold: Number | None = Field(None, description="remove what scores less")
-    min_sparsity: Share | None = None
-    max_sparsity: Share | None = None
+    min_sparsity: Share | None = Field(None, description="of every tensor or group, at least")
+    max_sparsity: Share | None = Field(None, description="of every tensor or group, at most")
     granularity: Annotated[str | tuple[int, ...], BeforeValidator(_stored_granularity)] = Field(
         "group", description="group, element, out_channel, in_channel, n:m, or block sizes"
     )
-    scope: Literal["local", "global"] = "local"
+    scope: Literal["local", "global"] = Field(
+        "local", description="rank each tensor or group for itself, or all of them together"
+    )
     normalize: Literal["none", "mean", "max", "sum", "gaussian"] = Field(
         "mean", description="how scores of different tensors are made comparable"
     )
@@ -153,7 +157,9 @@ class Config(Target):
     """
 
     targets: Annotated[tuple[Target, ...], BeforeValidator(_stored_targets)] = ()
-    schedule: Annotated[str, _known(schedules)] = "constant"
+    schedule: Annotated[str, _known(schedules)] = Field(
+        "constant", description="how the sparsity grows over the steps"
+    )
     start: int = Field(0, ge=0, description="calls of step() before pruning begins (warm-up)")
     steps: Count = Field(1, description="pruning steps until the goal")
     every: Count = Field(1, description="calls of step() for one pruning step")
@@ -167,7 +173,7 @@ class Config(Target):
     round_to: Count = Field(1, description="kept counts are multiples of this")
     uniform: bool = Field(False, description="the same kept count for all groups of one kind")
     inexact: bool = Field(False, description="also prune groups whose removal is inexact")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of what falls by chance")
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # fields may hold a dict

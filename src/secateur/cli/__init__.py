@@ -1,10 +1,11 @@
-"""The ``secateur`` command.  A new command is a function in a file here and its name in ``COMMANDS``.
+"""The ``secateur`` command.  A new command is a file here and a row in ``commands.COMMANDS``.
 
 Commands speak through exit codes: 0 done, 1 failed (one line on stderr), 2 called wrongly.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from secateur.errors import ConfigError, MissingExtraError, SecateurError
 
 DONE, FAILED, USAGE = 0, 1, 2
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 when done, 1 when it failed, 2 when it was called wrongly.
 
@@ -24,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         return _run([word for word in words if word != "--debug"])
+    except BrokenPipeError:  # whoever read this, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except Exception as error:  # a model's own code may raise anything
         if debug:
             raise

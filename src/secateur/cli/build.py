@@ -38,7 +38,7 @@ def build(model: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example 
     if (folder / "config.json").is_file():
         return _transformers(folder, arguments)
     if folder.is_dir():
-        raise ConfigError(f"{folder}: holds neither {RECORD} of secateur nor a config.json")
+        raise ConfigError(f"{folder}: holds neither a record.json of secateur nor a config.json")
     if not name:
         raise ConfigError(f"{model!r} is no MODEL: give {KINDS}")
     made = imported(model)
@@ -82,7 +82,8 @@ def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module
             folder, config=config, local_files_only=True, use_safetensors=True
         )
     else:
-        model = getattr(builder, "_from_config", getattr(builder, "from_config", None))(config)
+        from_config = getattr(builder, "_from_config", None) or builder.from_config
+        model = from_config(config)
     return model, tokens_or_image(model)
 
 

@@ -45,4 +45,3 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
 def _needs(setting: str, function: Any) -> str:
     statistics = needs(function) if setting == "criterion" else ()
     return ", ".join(name for name in statistics if name != "generator")
-

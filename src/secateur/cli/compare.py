@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from .options import Arguments, AsJson, Inputs, Weights, show
 class Measured:
     """What is compared of one model."""
 
+    model: str
     cost: Cost
     bytes: int
     latency: Latency
@@ -53,26 +53,18 @@ def compare(
     """
     one = load(dense, arg or (), weights, input or ())
     other = load(pruned, inputs=input or ())
-    measured = measure({dense: one, pruned: other}, runs=runs, threads=threads)
-    gap = difference(run(one.model, one.example), run(other.model, one.example))
-    facts = {name: asdict(each) for name, each in measured.items()}
-    show(
-        _table(measured, gap),
-        {"models": facts, "output_difference": gap},
-        as_json=as_json,
-    )
-
-
-def measure(loaded: dict[str, Loaded], *, runs: int, threads: int | None) -> dict[str, Measured]:
-    """Return costs and latencies of models on the inputs of the first."""
-    example = next(iter(loaded.values())).example
     times = latency(
-        {name: each.model for name, each in loaded.items()}, example, runs=runs, threads=threads
+        {"dense": one.model, "pruned": other.model}, one.example, runs=runs, threads=threads
     )
-    return {
-        name: Measured(analyze(each.model, example).cost(), size_of(name, each), times[name])
-        for name, each in loaded.items()
-    }
+    before = Measured(
+        dense, analyze(one.model, one.example).cost(), size_of(dense, one), times["dense"]
+    )
+    after = Measured(
+        pruned, analyze(other.model, one.example).cost(), size_of(pruned, other), times["pruned"]
+    )
+    gap = difference(run(one.model, one.example), run(other.model, one.example))
+    facts = {"dense": asdict(before), "pruned": asdict(after), "output_difference": gap}
+    show(_table(before, after, gap), facts, as_json=as_json)
 
 
 def size_of(name: str, loaded: Loaded) -> int:
@@ -81,22 +73,24 @@ def size_of(name: str, loaded: Loaded) -> int:
     return sum(file.stat().st_size for file in files) or state_bytes(loaded.model)
 
 
-def _table(measured: dict[str, Measured], gap: float) -> Table:
+def _table(before: Measured, after: Measured, gap: float) -> Table:
     table = Table(caption=f"outputs differ by {gap:.1e} of the largest, on the same inputs")
     table.add_column("")
-    for name in measured:
-        table.add_column(name, justify="right", overflow="fold")
+    for each in (before, after):
+        table.add_column(each.model, justify="right", overflow="fold")
     table.add_column("change", justify="right")
-    rows: dict[str, tuple[Any, ...]] = {
-        "parameters": tuple(m.cost.params for m in measured.values()),
-        "MACs": tuple(m.cost.macs for m in measured.values()),
-        "peak activation bytes": tuple(m.cost.peak_bytes for m in measured.values()),
-        "weights, bytes": tuple(m.bytes for m in measured.values()),
-    }
-    for label, (before, after) in rows.items():
-        change = f"{after / before - 1:+.0%}" if before else ""
-        table.add_row(label, human(before), human(after), change)
-    before, after = (m.latency for m in measured.values())
-    faster = f"{before.median / after.median:.2f}x as fast"
-    table.add_row(f"latency, {before.threads} threads", str(before), str(after), faster)
+    for label, old, new in (
+        ("parameters", before.cost.params, after.cost.params),
+        ("MACs", before.cost.macs, after.cost.macs),
+        ("peak activations, B", before.cost.peak_bytes, after.cost.peak_bytes),
+        ("weights, B", before.bytes, after.bytes),
+    ):
+        change = f"{new / old - 1:+.0%}" if old else ""
+        table.add_row(label, human(old), human(new), change)
+    slow, fast = before.latency, after.latency
+    faster = f"{slow.median / fast.median:.2f}x as fast"
+    times = f"{slow.median:.3g} ms", f"{fast.median:.3g} ms"
+    table.add_row(f"latency on {slow.threads} threads", *times, faster)
+    spreads = (f"{each.low:.3g} … {each.high:.3g}" for each in (slow, fast))
+    table.add_row(f"  middle half of {slow.runs}", *spreads, "", style="dim")
     return table

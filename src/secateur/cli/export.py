@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,8 +71,10 @@ def _torch_export(model: nn.Module, example: Example, folder: Path) -> dict[str,
     path = folder / "model.pt2"
     with evaluating(model), torch.no_grad():
         program = torch.export.export(model, args, kwargs)
+        packed = io.BytesIO()  # a temporary file's name does not end in .pt2, which it insists on
+        torch.export.save(program, packed)
         with whole(path) as temporary:
-            torch.export.save(program, temporary)
+            temporary.write_bytes(packed.getvalue())
         expected = [*tensors_of(model(*args, **kwargs))]
         found = [*tensors_of(torch.export.load(path).module()(*args, **kwargs))]
     return _checked(path, difference([expected], [found]), "torch.export")
@@ -96,9 +99,7 @@ def _onnx(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     flat = [t for t in tree_leaves((args, kwargs)) if t is not None]
     names = [each.name for each in session.get_inputs()]
-    feed: Mapping[str, Any] = {
-        name: value.numpy() for name, value in zip(names, flat, strict=True)
-    }
+    feed: Mapping[str, Any] = {name: value.numpy() for name, value in zip(names, flat, strict=True)}
     found = [torch.from_numpy(value) for value in session.run(None, feed)]
     return _checked(path, difference([expected], [found]), "onnxruntime")
 

@@ -158,6 +158,7 @@ def recalled(folder: Path) -> Source:
 
 
 def _saved(folder: Path, inputs: tuple[str, ...]) -> Loaded:
-    dense = rebuild(replace(recalled(folder), **({"input": inputs} if inputs else {})))
+    source = recalled(folder)
+    dense = rebuild(replace(source, input=inputs) if inputs else source)
     model = load_pruned(folder, dense.model)
     return Loaded(model.eval(), dense.example, dense.source)

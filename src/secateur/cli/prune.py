@@ -12,7 +12,7 @@ from rich.console import Group as Lines
 from rich.table import Table
 
 from secateur.config import Config
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
 from secateur.measure import latency
 from secateur.pruner import Pruner
@@ -74,7 +74,10 @@ def prune(
         config=chosen.model_dump(mode="json", exclude_unset=True),
         reproduce=shlex.join(["secateur", *sys.argv[1:]]),
     )
-    page = write(out, report)
+    try:
+        page = str(write(out, report))
+    except MissingExtraError as error:  # the model is saved, and report.json too
+        page = str(error)
     facts = report.model_dump(mode="json", by_alias=True)
     show(Lines(result, f"saved in {out}; report: {page}"), facts, as_json=as_json)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 import secateur
 from secateur.graph.record import evaluating
@@ -80,7 +80,7 @@ def run(
     seed: int = 0,
     *,
     epochs: int = 20,
-    fine_tune_epochs: int = 15,
+    fine_tune_epochs: int = 20,
     console: Console | None = None,
 ) -> Record:
     """Train, prune, fine-tune, check and save; return what was measured.
@@ -110,7 +110,7 @@ def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Cons
     gap = float((before - after).abs().max() / before.abs().max())
     cut = copy.deepcopy(smaller)
     fine_tune_seconds = _fit_with_bar(
-        console, "fine-tune", smaller, data, fine_tune_epochs, 1e-3, seed, history
+        console, "fine-tune", smaller, data, fine_tune_epochs, 2e-3, seed, history
     )
 
     models = {"dense": dense, "masked": masked, "smaller": cut, "fine-tuned": smaller}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import torch
 
-from secateur import cli, demo
+from secateur import cli, demo, prune
+from secateur.cli.models import recalled
 from secateur.errors import ShrinkError
+from secateur.report import report_of
 
 
 def test_version_when_asked_then_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,19 +29,35 @@ def test_option_when_misspelt_then_usage_status_and_near_name(
     assert "--seed" in printed.out + printed.err
 
 
+@pytest.fixture
+def record() -> demo.Record:
+    """Return the record of a demo that kept its promises."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    report = report_of(prune(net, torch.zeros(1, 4), sparsity=0.5), net)
+    return demo.Record(0, "2", 2, 600, 1.0, 1.0, 0.3, 0.5, 0, 1e-7, (), {}, report)
+
+
 @pytest.mark.parametrize(("problems", "status"), [((), cli.DONE), (("too slow",), cli.FAILED)])
-def test_demo_when_promises_are_broken_then_fails(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problems: tuple[str, ...], status: int
+def test_demo_when_promises_are_broken_then_fails_and_report_is_written_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    record: demo.Record,
+    problems: tuple[str, ...],
+    status: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = []
 
-    def run(out: Path, seed: int) -> SimpleNamespace:
+    def run(out: Path, seed: int) -> demo.Record:
         asked.append((out, seed))
-        return SimpleNamespace(problems=problems)
+        return replace(record, problems=problems)
 
     monkeypatch.setattr(demo, "run", run)
     assert cli.main(["demo", "--out", str(tmp_path), "--seed", "3"]) == status
     assert asked == [(tmp_path, 3)]
+    assert recalled(tmp_path).model == "secateur.demo.digits:DigitsNet"
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_error_when_expected_then_one_message_and_traceback_only_with_debug(

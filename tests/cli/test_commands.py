@@ -1,0 +1,197 @@
+"""Every command on a small network, from prune to a file that onnxruntime runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur import cli
+
+NETWORKS = Path(__file__).parent / "networks.py"
+CONV = [f"{NETWORKS}:conv", "--input", "2,3,12,12"]
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command, expects success, and returns its --json."""
+
+    def command(*words: object, code: int = cli.DONE) -> Any:
+        status = cli.main([str(word) for word in words])
+        printed = capsys.readouterr()
+        assert status == code, printed.err
+        return json.loads(printed.out) if "--json" in words else printed.out + printed.err
+
+    return command
+
+
+@pytest.fixture
+def small(run: Run, tmp_path: Path) -> Path:
+    """Return a folder with half of the network."""
+    run("prune", *CONV, "--sparsity", "0.5", "--out", tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_inspect_when_asked_for_json_then_groups_costs_and_reasons(run: Run) -> None:
+    facts = run("inspect", *CONV, "--json")
+    assert [(g["name"], g["size"], g["exact"]) for g in facts["groups"]] == [
+        ("0", 8, True),
+        ("3", 16, True),
+    ]
+    assert facts["params"] == 1493
+    assert {"7": "it is the model's output"}.items() <= {
+        f["name"]: f["reason"] for f in facts["frozen"]
+    }.items()
+
+
+def test_inspect_when_text_then_names_what_is_frozen(run: Run) -> None:
+    assert "it is the model's output" in run("inspect", *CONV)
+
+
+def test_prune_when_done_then_folder_stands_for_itself(run: Run, small: Path) -> None:
+    assert {p.name for p in small.iterdir()} == {
+        "model.safetensors",
+        "plan.json",
+        "record.json",
+        "report.json",
+        "report.html",
+    }
+    facts = run("inspect", small, "--json")
+    assert [g["size"] for g in facts["groups"]] == [4, 8]
+
+
+def test_prune_when_run_on_what_it_wrote_then_cuts_further(
+    run: Run, small: Path, tmp_path: Path
+) -> None:
+    run("prune", small, "--sparsity", "0.5", "--out", tmp_path / "smaller")
+    facts = run("inspect", tmp_path / "smaller", "--json")
+    assert [g["size"] for g in facts["groups"]] == [2, 4]
+
+
+def test_prune_when_dry_run_then_plan_is_shown_and_nothing_written(
+    run: Run, tmp_path: Path
+) -> None:
+    facts = run("prune", *CONV, "--sparsity", "0.25", "--dry-run", "--json")
+    kept = {g["name"]: g["kept"] for g in facts["structure"]["groups"]}
+    assert {name: sum(b - a + 1 for a, b in ranges) for name, ranges in kept.items()} == {
+        "0": 6,
+        "3": 12,
+    }
+    assert facts["after"]["params"] < facts["structure"]["params"]
+    assert "nothing was written" in run("prune", *CONV, "--sparsity", "0.25", "--dry-run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_when_settings_come_from_a_file_then_options_go_over_them(
+    run: Run, tmp_path: Path
+) -> None:
+    settings = tmp_path / "prune.yaml"
+    settings.write_text("sparsity: 0.5\ntargets:\n  - names: ['0']\n")
+    facts = run("prune", *CONV, "--config", settings, "--dry-run", "--json")
+    assert [g["kept"] is not None for g in facts["structure"]["groups"]] == [True, False]
+    facts = run("prune", *CONV, "--config", settings, "--sparsity", "0.25", "--dry-run", "--json")
+    assert sum(b - a + 1 for a, b in facts["structure"]["groups"][0]["kept"]) == 6
+
+
+def test_prune_when_masks_cut_nothing_then_they_are_saved_and_reported(
+    run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "sparse"
+    facts = run(
+        "prune", *CONV, "--granularity", "element", "--sparsity", "0.5", "--out", out, "--json"
+    )
+    assert facts["before"]["params"] == facts["after"]["params"]
+    masked = {t["name"]: t["masked"] for t in facts["tensors"]}
+    assert masked["7.weight"] == 0.5
+    assert "Masked, not cut" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sparsity", "50", "--out", "x"], "Did you mean 0.5?"),
+        (["--criterion", "fpmg", "--sparsity", "0.5", "--out", "x"], "Did you mean 'fpgm'?"),
+        (["--out", "x"], "say how much to remove"),
+        (["--sparsity", "0.5"], "--out DIR"),
+        (["--sparsity", "0.5", "--out", "x", "--exclude", "*"], ""),
+    ],
+)
+def test_prune_when_a_setting_is_wrong_then_one_line_and_no_traceback(
+    run: Run, words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = run("prune", *CONV, *words, code=cli.FAILED)
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert said in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_when_model_raises_then_one_line_that_names_the_error(run: Run) -> None:
+    printed = run("prune", f"{NETWORKS}:broken", "--sparsity", "0.5", "--dry-run", code=cli.FAILED)
+    assert printed == "error: RuntimeError: two lines (--debug shows where)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [(["prune", "--sparsty", "0.5"], "--sparsity"), (["pruen"], "prune"), (["inspect"], "MODEL")],
+)
+def test_usage_when_wrong_then_status_2_and_one_line(run: Run, words: list[str], near: str) -> None:
+    printed = run(*words, code=cli.USAGE)
+    assert near in printed
+    assert printed.count("\n") == 1
+
+
+def test_compare_when_dense_and_pruned_then_sizes_times_and_outputs(run: Run, small: Path) -> None:
+    facts = run("compare", *CONV, small, "--runs", "3", "--json")
+    dense, pruned = facts["dense"], facts["pruned"]
+    assert pruned["cost"]["params"] < dense["cost"]["params"]
+    assert 0 < pruned["latency"]["low"] <= pruned["latency"]["median"]
+    assert pruned["bytes"] == (small / "model.safetensors").stat().st_size
+    assert 0 < facts["output_difference"] < 10
+    assert "as fast" in run("compare", *CONV, small, "--runs", "2")
+
+
+def test_compare_when_a_model_meets_itself_then_outputs_are_equal(run: Run) -> None:
+    facts = run("compare", CONV[0], CONV[0], *CONV[1:], "--runs", "2", "--json")
+    assert facts["output_difference"] == 0
+
+
+def test_export_when_both_formats_then_runtimes_agree_with_the_model(run: Run, small: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    written = run("export", small, "--onnx", "--torch-export", "--json")
+    assert (small / "model.pt2").is_file()
+    assert (small / "model.onnx").is_file()
+    assert written["onnx"]["difference"] < 1e-5
+    assert written["torch_export"]["difference"] < 1e-6
+
+
+def test_export_when_no_format_then_says_which_there_are(run: Run, small: Path) -> None:
+    assert "--onnx, --torch-export" in run("export", small, code=cli.FAILED)
+
+
+def test_list_when_pattern_then_matching_names_and_near_ones_if_none(run: Run) -> None:
+    names = [row["name"] for row in run("list", "l*", "--json")["names"]]
+    assert {"l1", "l2", "linear"} <= set(names)
+    assert all(name.startswith("l") for name in names)
+    assert "Did you mean 'cubic'?" in run("list", "cubik", code=cli.FAILED)
+
+
+def test_report_when_drawn_again_then_same_page_and_markdown(run: Run, small: Path) -> None:
+    page = small / "report.html"
+    first = page.read_text()
+    page.unlink()
+    assert str(page) in run("report", small).replace("\n", "")
+    assert page.read_text() == first
+    assert "| parameters |" in run("report", small, "--markdown")
+    assert run("report", small, "--json") == json.loads((small / "report.json").read_text())
+
+
+def test_report_when_folder_has_none_then_one_line(run: Run, tmp_path: Path) -> None:
+    assert run("report", tmp_path, code=cli.FAILED).startswith("error: ")
