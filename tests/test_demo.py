@@ -23,7 +23,7 @@ def test_run_when_hardly_trained_then_same_network_is_saved_and_loss_of_accuracy
     tmp_path: Path,
 ) -> None:
     console = Console(file=io.StringIO(), width=120)
-    record = tour.run(tmp_path, epochs=2, fine_tune_epochs=1, console=console)
+    record = tour.run(tmp_path, epochs=2, fine_tune_epochs=1, timings=1, console=console)
     assert record.macs_kept <= tour.MACS_KEPT
     assert record.predictions_that_differ == 0
     assert record.output_difference < tour.SAME

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from secateur import Pruner
+
 
 def conv(width: int = 8) -> nn.Module:
     """(n, 3, 12, 12) → (n, 5)."""
@@ -46,3 +48,34 @@ def broken() -> nn.Module:
 
 
 NUMBER = 3
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 4, 3, 12, 12, generator=generator)
+    return [(each, torch.tensor([0, 1, 2, 3])) for each in images]
+
+
+def features() -> list[Tensor]:
+    return [images for images, _ in batches()]
+
+
+def squares(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+def train(model: nn.Module, pruner: Pruner) -> list[dict[str, float]]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    rows = []
+    for step, (images, labels) in enumerate(batches() * 2, 1):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+        rows.append({"step": step, "loss": loss.item()})
+    return rows
+
+
+def too_short(model: nn.Module, pruner: Pruner) -> None:
+    pruner.step()

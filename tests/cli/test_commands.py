@@ -111,6 +111,48 @@ def test_prune_when_masks_cut_nothing_then_they_are_saved_and_reported(
     assert "Masked, not cut" in (out / "report.html").read_text()
 
 
+def test_prune_when_criterion_needs_gradients_then_data_gives_them(
+    run: Run, tmp_path: Path
+) -> None:
+    words = ["--criterion", "taylor", "--sparsity", "0.5", "--out", tmp_path / "small"]
+    facts = run("prune", *CONV, *words, "--data", f"{NETWORKS}:batches", "--json")
+    assert facts["after"]["params"] < facts["before"]["params"]
+    loss = ["--loss", f"{NETWORKS}:squares"]
+    run("prune", *CONV, *words, "--data", f"{NETWORKS}:features", *loss)
+    assert "--loss module:function" in run(
+        "prune", *CONV, *words, "--data", f"{NETWORKS}:features", code=cli.FAILED
+    )
+    assert "gradients" in run("prune", *CONV, *words, code=cli.FAILED)
+
+
+def test_prune_when_schedule_then_training_steps_it_and_report_has_the_history(
+    run: Run, tmp_path: Path
+) -> None:
+    words = ["--sparsity", "0.5", "--schedule", "linear", "--steps", "3", "--every", "2"]
+    out = ["--out", tmp_path / "small"]
+    facts = run("prune", *CONV, *words, *out, "--train", f"{NETWORKS}:train", "--json")
+    history = facts["history"]
+    assert [(row["step"], row["sparsity"] > 0) for row in history if "sparsity" in row] == [
+        (2, True),
+        (4, True),
+        (6, True),
+    ]
+    assert [row["step"] for row in history if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert facts["structure"]["groups"][0]["kept"] is not None
+    assert "--train module:function" in run("prune", *CONV, *words, *out, code=cli.FAILED)
+    short = ["--train", f"{NETWORKS}:too_short"]
+    assert "made 0 of 3" in run("prune", *CONV, *words, *out, *short, code=cli.FAILED)
+
+
+def test_prune_when_method_has_options_then_they_reach_it(run: Run, tmp_path: Path) -> None:
+    words = ["--sparsity", "0.5", "--method", "slim", "--out", tmp_path / "x", "--names", "0"]
+    printed = run("prune", *CONV, *words, "--method-options", "strenght=1", code=cli.FAILED)
+    assert "Did you mean 'strength'?" in printed
+    options = ["--method-options", "strength=0.001", "--train", f"{NETWORKS}:train"]
+    facts = run("prune", *CONV, *words, *options, "--json")
+    assert facts["config"]["method_options"] == {"strength": 0.001}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

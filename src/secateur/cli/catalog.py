@@ -9,12 +9,17 @@ from rich.table import Table
 
 from secateur.criteria import criteria, needs
 from secateur.errors import UnknownNameError, did_you_mean
+from secateur.methods import methods
 from secateur.registry import Registry
 from secateur.schedules import schedules
 
 from .options import AsJson, show
 
-REGISTRIES: Mapping[str, Registry] = {"criterion": criteria, "schedule": schedules}
+REGISTRIES: Mapping[str, Registry] = {
+    "criterion": criteria,
+    "schedule": schedules,
+    "method": methods,
+}
 
 
 def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,27 +12,28 @@ from torch import Tensor, nn
 from secateur.errors import ConfigError
 from secateur.types import Example
 
+from .places import called
+
 SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*)(?::(?P<below>\d+))?")
 TOKENS = 16
 """Length of the text that a language model is tried on."""
 
 
-def read_inputs(words: Sequence[str], imported: Callable[[str], Any]) -> Example:
+def read_inputs(words: Sequence[str]) -> Example:
     """Return the example that ``--input`` words stand for.
 
     Each word is one input: ``1,3,224,224`` random floats of that shape, ``1,16:1000`` whole numbers
     below 1000, ``mask=1,16:2`` the keyword argument ``mask``.  One word ``module:function``
     is called, and returns the whole example.
 
-    >>> read_inputs(["2,3", "2,4:10"], imported=None)[1].dtype
+    >>> read_inputs(["2,3", "2,4:10"])[1].dtype
     torch.int64
-    >>> read_inputs(["ids=1,4:10"], imported=None)["ids"].shape
+    >>> read_inputs(["ids=1,4:10"])["ids"].shape
     torch.Size([1, 4])
     """
     found = [SHAPE.fullmatch(word) for word in words]
     if len(words) == 1 and found[0] is None and ":" in words[0]:
-        made = imported(words[0])
-        return made() if callable(made) else made
+        return called(words[0])
     for word, match in zip(words, found, strict=True):
         if match is None:
             raise ConfigError(

@@ -18,7 +18,6 @@ from secateur.types import Example
 
 from .build import build
 from .inputs import read_inputs
-from .places import imported
 
 RECORD = "record.json"
 """Beside a saved model: how to build the dense one again, and what was measured on the way."""
@@ -88,7 +87,7 @@ def rebuild(source: Source) -> Loaded:
     if source.weights is not None:
         load_weights(model, Path(source.weights))
     if source.input:
-        example = read_inputs(source.input, imported)
+        example = read_inputs(source.input)
     if example is None:
         raise ConfigError(
             f"{source.model}: give example inputs, such as --input 1,3,224,224, "

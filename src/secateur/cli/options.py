@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 
 from cyclopts import Parameter
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,8 +77,14 @@ def with_settings(config: type[BaseModel], *, without: tuple[str, ...] = ()) -> 
 
 
 def _typed_word(annotation: Any) -> Any:
-    """Return the type that words are read as: a list for a tuple, text where text is allowed."""
+    """Return the type that words are read as.
+
+    >>> _typed_word(tuple[str, ...]), _typed_word(str | tuple[int, ...]), _typed_word(float | None)
+    (list[str], <class 'str'>, <class 'float'>)
+    """
     arguments = [a for a in get_args(annotation) if a is not type(None)]
+    if get_origin(annotation) is dict:
+        return list[str]  # key=value, as --arg
     if get_origin(annotation) is tuple:
         return list[arguments[0]]  # type: ignore[valid-type]
     if str in arguments:
@@ -87,6 +94,7 @@ def _typed_word(annotation: Any) -> Any:
     return annotation
 
 
-def _help(field: Any) -> str:
-    default = "" if field.default is None or field.default == () else f" (default {field.default})"
-    return f"{field.description or ''}{default}".strip()
+def _help(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default in (None, (), {}) else f" (default {default})"
+    return f"{field.description or ''}{shown}".strip()

@@ -62,3 +62,9 @@ def _from_file(path: Path) -> Any:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def called(place: str) -> Any:
+    """Return what ``imported`` finds, called if it can be."""
+    found = imported(place)
+    return found() if callable(found) else found

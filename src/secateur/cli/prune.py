@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from cyclopts import Parameter
 from rich.console import Group as Lines
 from rich.table import Table
+from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
 from secateur.measure import latency
-from secateur.pruner import Pruner
-from secateur.pruner import prune as prune_model
+from secateur.pruner import Pruner, calibrate
+from secateur.settings import pattern_share
 from secateur.shrink import Plan
-from secateur.structure import Structure, analyze
+from secateur.structure import Structure
 
-from .models import Loaded, load, remember
+from .models import keywords, load, remember
 from .options import Arguments, AsJson, Inputs, Weights, show, with_settings
+from .places import called, imported
 
 
 @with_settings(Config, without=("targets",))
@@ -32,6 +37,9 @@ def prune(
     out: Path | None = None,
     config: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
+    data: str | None = None,
+    loss: str | None = None,
+    train: str | None = None,
     arg: Arguments = None,
     weights: Weights = None,
     input: Inputs = None,
@@ -51,26 +59,48 @@ def prune(
         A YAML, JSON or TOML file of settings, targets included; options below go over it.
     dry_run
         Show what would be cut and what would be left, and write nothing.
+    data
+        module:function or file.py:function that returns batches, for criteria that need gradients.
+    loss
+        module:function of (model, batch) that returns a loss. By default model(**batch).loss where
+        batches are dicts, and the cross entropy of model(inputs) where they are (inputs, labels).
+    train
+        module:function of (model, pruner), for methods and schedules that need training: your loop,
+        which calls pruner.step() after each optimizer step. It may return a list of dicts with
+        "step" and what was measured then; the report draws them.
     """
     if out is None and not dry_run:
         raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
     chosen = _config(config, settings)
     loaded = load(model, arg or (), weights, input or ())
+    dense = loaded.model if dry_run else copy.deepcopy(loaded.model)
+    pruner = Pruner(loaded.model, chosen, loaded.example)
+    assert pruner.structure is not None
+    history: list[dict[str, float]] = []
+    if data is not None:
+        calibrate(pruner, called(data), imported(loss) if loss else usual_loss)
+    if train is not None and not dry_run:
+        history = _trained(pruner, imported(train))
+    elif chosen.schedule == "constant" and chosen.steps == 1:
+        pruner.decide()
+    else:
+        raise ConfigError("a schedule or several steps need training: give --train module:function")
     if dry_run:
-        structure = analyze(loaded.model, loaded.example)
-        plan = _plan(loaded, chosen, structure)
-        show(_planned(structure, plan), _planned_facts(structure, plan), as_json=as_json)
+        plan = _plan(pruner)
+        facts = _planned_facts(pruner.structure, plan)
+        show(_planned(pruner.structure, plan), facts, as_json=as_json)
         return
     assert out is not None
-    result = prune_model(loaded.model, loaded.example, config=chosen)
-    from secateur.report import report_of, write
-
+    result = pruner.finish()
     result.save(out)
     remember(out, loaded.source)
+    from secateur.report import report_of, write
+
     report = report_of(
         result,
-        loaded.model,
-        latency=latency({"before": loaded.model, "after": result.model}, loaded.example),
+        dense,
+        latency=latency({"before": dense, "after": result.model}, loaded.example),
+        history=history,
         config=chosen.model_dump(mode="json", exclude_unset=True),
         reproduce=shlex.join(["secateur", *sys.argv[1:]]),
     )
@@ -82,30 +112,58 @@ def prune(
     show(Lines(result, f"saved in {out}; report: {page}"), facts, as_json=as_json)
 
 
+def usual_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of a dict of keyword arguments, or of (inputs, labels)."""
+    if isinstance(batch, Mapping):
+        return model(**batch).loss
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+        return torch.nn.functional.cross_entropy(model(inputs), labels)
+    raise ConfigError(
+        f"--data gives batches of type {type(batch).__name__}, neither dicts nor (inputs, labels): "
+        "say what their loss is with --loss module:function"
+    )
+
+
+def _trained(pruner: Pruner, train: Any) -> list[dict[str, float]]:
+    """Run the user's loop and return what was recorded on the way."""
+    steps: list[dict[str, float]] = []
+    pruner.on_prune.append(lambda metrics: steps.append({"step": float(pruner.calls), **metrics}))
+    told = train(pruner.model, pruner)
+    if pruner.updates < pruner.config.steps:
+        raise ConfigError(
+            f"--train made {pruner.updates} of {pruner.config.steps} pruning steps: it must call "
+            "pruner.step() after each optimizer step, often enough"
+        )
+    shown = [{key: row[key] for key in ("step", "sparsity")} for row in steps]
+    return [*shown, *map(dict, told)] if isinstance(told, list) else shown
+
+
 def _config(file: Path | None, options: dict[str, Any]) -> Config:
     """Return the settings of a file with the options over them."""
     given = {name: _value(name, value) for name, value in options.items() if value is not None}
     if file is None:
-        if not given.keys() & {"sparsity", "threshold"}:
+        exact = pattern_share(given.get("granularity")) is not None
+        if not exact and not given.keys() & {"sparsity", "threshold"}:
             raise ConfigError("say how much to remove: --sparsity 0.5, --threshold or --config")
         return Config.from_dict(given)
     return Config.load(file).replace(**given) if given else Config.load(file)
 
 
 def _value(name: str, value: Any) -> Any:
-    """Return block sizes, which are written 1,-1,-1,-1, as a list of ints."""
+    """Return what words of an option mean: key=value pairs, or block sizes as 1,-1,-1,-1."""
+    if name == "method_options":
+        return keywords(value)
     words = value.split(",") if name == "granularity" else ()
     sizes = all(word.lstrip("-").isdigit() for word in words)
     return [int(word) for word in words] if words and sizes else value
 
 
-def _plan(loaded: Loaded, config: Config, structure: Structure) -> Plan:
-    pruner = Pruner(loaded.model, config, loaded.example, structure=structure)
-    for _ in range(config.every):
-        pruner.step()
+def _plan(pruner: Pruner) -> Plan:
+    assert pruner.structure is not None
     if all(each.group is not None for each in pruner.selectables):
-        return Plan.from_keeps(structure, pruner.keeps)
-    return Plan.from_masks(structure, pruner.masks)
+        return Plan.from_keeps(pruner.structure, pruner.keeps)
+    return Plan.from_masks(pruner.structure, pruner.masks)
 
 
 def _planned(structure: Structure, plan: Plan) -> Table:

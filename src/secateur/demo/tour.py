@@ -81,6 +81,7 @@ def run(
     *,
     epochs: int = 20,
     fine_tune_epochs: int = 20,
+    timings: int = 15,
     console: Console | None = None,
 ) -> Record:
     """Train, prune, fine-tune, check and save; return what was measured.
@@ -88,10 +89,12 @@ def run(
     Writes the smaller network and its plan to ``out``.
     """
     with _one_thread():
-        return _run(out, seed, epochs, fine_tune_epochs, console or Console())
+        return _run(out, seed, epochs, fine_tune_epochs, timings, console or Console())
 
 
-def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Console) -> Record:
+def _run(
+    out: Path, seed: int, epochs: int, fine_tune_epochs: int, timings: int, console: Console
+) -> Record:
     data = load_digits(seed)
     images = data.test_images
     with torch.random.fork_rng(devices=[]):
@@ -114,7 +117,7 @@ def _run(out: Path, seed: int, epochs: int, fine_tune_epochs: int, console: Cons
     )
 
     models = {"dense": dense, "masked": masked, "smaller": cut, "fine-tuned": smaller}
-    time_of = latency(models, images)
+    time_of = latency(models, images, runs=timings)
     rows = {}
     for name, model in models.items():
         rows[name] = Row(
