@@ -106,6 +106,8 @@ class Budget:
         place = {name: i for i, name in enumerate(names)}
         for family in self._families():
             members = [place[name] for name in family if name in place]
+            if not members:
+                continue
             whole = len(members) < len(family)  # a member that is not pruned keeps everything
             counts = [len(keeps[i]) if whole else int(keeps[i].sum()) for i in members]
             width = max(counts) if whole else round(sum(counts) / len(counts))
