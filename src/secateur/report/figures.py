@@ -139,7 +139,7 @@ def curves(history: Sequence[dict[str, float]]) -> list[Curve]:
         span = (high - low) or 1.0
         width = (steps[-1] - steps[0]) or 1.0
         points = tuple((100 * (x - steps[0]) / width, 96 - 92 * (y - low) / span) for x, y in rows)
-        ends = [f"{value:.4g}" for value in (low, high, values[-1], steps[0], steps[-1])]
+        ends = [f"{value:.3g}" for value in (low, high, values[-1], steps[0], steps[-1])]
         found.append(Curve(name, points, *ends))
     return found
 
