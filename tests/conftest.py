@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from multiprocessing.context import BaseContext
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+import secateur
 from tests import zoo
 
 # Small tensors gain nothing from threads, and on a busy machine these wait for each other: the
@@ -22,3 +27,14 @@ def shared_data() -> ModuleType:
             f"no shared data at {zoo.shared_data_folder()} (set SECATEUR_SHARED to its parent)"
         )
     return zoo.shared_data()
+
+
+@pytest.fixture(scope="session")
+def processes() -> BaseContext:
+    """Return where to start processes from: a server that has imported torch once for all."""
+    places = [str(Path(secateur.__file__).parents[1]), str(Path(__file__).parents[1])]
+    others = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*places, others])  # the server takes it from here
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.runs", "tests.ranks"])
+    return context

@@ -29,6 +29,15 @@ def world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return the number of this process, 0 where no process group was made.
+
+    >>> rank()
+    0
+    """
+    return dist.get_rank() if world() > 1 else 0
+
+
 def reduced(tensor: Tensor, how: Reduction) -> Tensor:
     """Return the sum, mean or maximum of a tensor over all ranks, the same bits on each.
 
@@ -64,7 +73,7 @@ def check_same(masks: Mapping[str, Tensor]) -> None:
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     if int(ends[0]) != -int(ends[1]):
         raise DivergenceError(
-            f"rank {dist.get_rank()} decided on other masks than another rank: their weights or "
+            f"rank {rank()} decided on other masks than another rank: their weights or "
             "scores differ.  Wrap the model in DistributedDataParallel or fully_shard before "
             "training, start all ranks from the same weights and config, and call step() on all"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,8 +56,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise FileError(f"{path} is no text: {error}") from error
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as safetensors; those that share memory are written each on its own."""
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, text: str = ""
+) -> None:
+    """Write tensors by name as safetensors; those that share memory are written each on its own.
+
+    ``text`` goes into the file's header, for ``read_text_of``.
+    """
     seen: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():
@@ -67,7 +72,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
         seen.add(memory.data_ptr())
         plain[name] = data if alone else data.clone()
     with whole(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"})
+        save_file(plain, temporary, metadata={"format": "pt"} | ({"text": text} if text else {}))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -88,4 +93,19 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, KeyError) as error:
+        raise FileError(f"{path} is damaged, or no safetensors file: {error}") from error
+
+
+def read_text_of(path: str | os.PathLike[str]) -> str:
+    """Return the text in the header of a safetensors file, "" where there is none.
+
+    Raises:
+        FileError: there is no such file, or it is truncated or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("text", ""))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise FileError(f"{path} is damaged, or no safetensors file: {error}") from error

@@ -4,7 +4,8 @@ While masks are on, a module has a class of its own, made from its class, in whi
 as ``weight * mask``.  Nothing else changes: the parameter stays where it is under its plain name,
 so that optimizers, their saved state, DDP, FSDP2 and ``load_state_dict`` see what they always saw,
 and the dense weight survives below its mask.  ``state_dict`` writes what the forward computes with:
-masked values, in copies of the parameters.
+masked values, in copies of the parameters.  ``load_state_dict`` reads plain states; one with zeros
+wherever the mask has them was written so, and leaves what is below the mask as it is.
 
 ``torch.nn.utils.parametrize`` does the same by moving the parameter into a submodule, which renames
 keys, reorders ``parameters()`` and costs more at each access; hence not here.  A mask is a plain
@@ -20,7 +21,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.utils import parametrize
 
 from .errors import MaskError, did_you_mean
@@ -125,6 +127,19 @@ def masked(parameter: Tensor, mask: Tensor) -> Tensor:
     return parameter * mask
 
 
+@torch.no_grad()
+def fill(parameter: Tensor, where: Tensor, values: Tensor) -> None:
+    """Write values, in order, to the places of a parameter where ``where`` is True.
+
+    Of a DTensor all ranks must call it, and each keeps its shard.
+    """
+    full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    full[where.to(full.device)] = values.to(full)
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        parameter.copy_(distribute_tensor(full, mesh, placements, src_data_rank=None))
+
+
 def _attribute(tensor: str) -> str:
     return f"{tensor}_mask"
 
@@ -148,9 +163,18 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
             f"{name!r} has a parametrization already (as weight_norm makes one), which could not "
             "keep the zeros of a mask; torch.nn.utils.parametrize.remove_parametrizations first"
         )
-    if module is None or module._parameters.get(tensor) is None:
+    parameter = None if module is None else module._parameters.get(tensor)
+    if module is None or parameter is None:
         known = [n for n, _ in model.named_parameters(remove_duplicate=False)]
         raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
+    if isinstance(parameter, DTensor) and (
+        parameter.device_mesh.ndim > 1
+        or not any(isinstance(m, FSDPModule) for m in model.modules())
+    ):
+        raise MaskError(
+            f"{name!r} is a DTensor that is still one in the forward, as tensor parallelism makes "
+            "them: only what fully_shard has sharded, over one mesh dimension, can be masked"
+        )
     attribute = _attribute(tensor)
     if mask_of(module, tensor) is None and getattr(module, attribute, None) is not None:
         raise MaskError(f"{name!r} cannot be masked: its module has a {attribute!r} already")
@@ -202,7 +226,9 @@ def _reader(tensor: str) -> property:
     def read(self: nn.Module) -> Tensor | None:
         parameter = self._parameters[tensor]
         mask = getattr(self, attribute)
-        return parameter if mask is None or parameter is None else parameter * mask
+        if mask is None or parameter is None or isinstance(parameter, DTensor):
+            return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
+        return parameter * mask
 
     return property(read)
 
@@ -217,6 +243,20 @@ def _masked_class(kind: Any, names: tuple[str, ...]) -> Any:
             mask, key = mask_of(self, name), prefix + name
             if mask is not None and key in destination:
                 destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
+
+    def _load_from_state_dict(self: Any, state: Any, prefix: str, *rest: Any) -> None:
+        below = {}
+        for name in names:
+            mask, given = mask_of(self, name), state.get(prefix + name)
+            parameter = self._parameters[name]
+            if mask is None or given is None or isinstance(parameter, DTensor):
+                continue
+            gone = (mask == 0).expand(parameter.shape)
+            if given.shape == gone.shape and not bool(given[gone.to(given.device)].any()):
+                below[name] = gone, parameter.detach()[gone]
+        super(made, self)._load_from_state_dict(state, prefix, *rest)
+        for name, (gone, values) in below.items():  # a masked state says nothing of these
+            fill(self._parameters[name], gone, values)
 
     def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
         super(made, self)._apply(fn, recurse)
@@ -240,6 +280,7 @@ def _masked_class(kind: Any, names: tuple[str, ...]) -> Any:
             "__doc__": kind.__doc__,
             "__reduce_ex__": __reduce_ex__,
             "_apply": _apply,
+            "_load_from_state_dict": _load_from_state_dict,
             "_masked_names": names,
             "_save_to_state_dict": _save_to_state_dict,
             **{_attribute(name): None for name in names},

@@ -52,14 +52,16 @@ def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None
     return handle.remove
 
 
-def learning_rate_share(optimizer: Optimizer, peaks: dict[int, float]) -> float:
-    """Return the first group's learning rate as a share of its peak.
+def learning_rate_share(optimizer: Optimizer, peak: float) -> tuple[float, float]:
+    """Return the first group's learning rate as a share of its peak, and the peak.
 
     The peak is the rate that the scheduler started from (``initial_lr``), else the largest seen;
-    ``peaks`` remembers that between calls.
+    ``peak`` is that of the last call.
+
+    >>> learning_rate_share(torch.optim.SGD([torch.zeros(1)], lr=0.1), 0.4)
+    (0.25, 0.4)
     """
     group = optimizer.param_groups[0]
     rate = float(group["lr"])
-    peak = float(group.get("initial_lr", max(rate, peaks.get(id(optimizer), 0.0))))
-    peaks[id(optimizer)] = peak
-    return rate / peak if peak > 0 else 0.0
+    peak = float(group.get("initial_lr", max(rate, peak)))
+    return (rate / peak if peak > 0 else 0.0), peak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,10 +15,11 @@ from torch.optim import Optimizer
 from . import masking
 from .budget import Budget
 from .config import Config
-from .distributed import check_same, whole
+from .distributed import check_same, rank, whole
 from .errors import ConfigError
 from .methods import named
 from .optimizers import before_each_step, learning_rate_share
+from .resume import read_state, write_state
 from .schedules import schedules
 from .select import Request
 from .shrink import Plan, Result, cut_and_verify, group_masks
@@ -235,6 +237,80 @@ class Pruner:
             "threshold": self._level,
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs: counts, masks, the dense weights below them, scores.
+
+        The model's own state, its optimizer's and the random generators' are your checkpoint's
+        part.  Under FSDP2 all ranks must ask for it.
+        """
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            below = {n: whole(parameters[n].detach())[~m] for n, m in self._on().items()}
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "calls": self.calls,
+            "level": self._level,
+            "notes": list(self.notes),
+            "keeps": dict(self.keeps),
+            "masks": dict(self.masks),
+            "below": below,
+            "statistics": self.statistics.state_dict(),
+            "method": self.method.state_dict(),
+            "peak": self._optimizer.peak,
+            "ever": self._optimizer.ever,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; before or after the model's state is loaded.
+
+        Raises:
+            ConfigError: the state is of a run with other settings, or on another model.
+            MaskError: its masks do not fit the model.
+        """
+        ours, theirs = self.config.model_dump(mode="json"), state["config"]
+        if other := [k for k in ours if ours[k] != theirs.get(k)]:
+            raise ConfigError(
+                "the state is of a run with other settings",
+                *(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} here" for k in other),
+            )
+        known = {s.name for s in self.selectables}
+        if state["keeps"] and set(state["keeps"]) != known:
+            odd = ", ".join(sorted(set(state["keeps"]) ^ known)[:5])
+            raise ConfigError(f"the state is of a run on another model: they differ in {odd}")
+        masking.put_on(self.model, state["masks"], differentiable=self.method.learns_masks)
+        parameters = dict(self.model.named_parameters())
+        for name, values in state["below"].items():
+            masking.fill(parameters[name], ~state["masks"][name], values)
+        self.calls, self._level = state["calls"], state["level"]
+        self.notes = list(state["notes"])
+        self.keeps = {name: keep.clone() for name, keep in state["keeps"].items()}
+        self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
+        self.statistics.load_state_dict(state["statistics"])
+        self.method.load_state_dict(state["method"])
+        self._optimizer.peak, self._optimizer.ever = state["peak"], state["ever"]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state as one safetensors file, whole or not at all; under FSDP2 on all ranks.
+
+        Only rank 0 writes.
+        """
+        state = self.state_dict()
+        if rank() == 0:
+            write_state(path, state)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that ``save`` wrote.
+
+        Raises:
+            FileError: there is no such file, or it is damaged.
+            ConfigError, MaskError: it is of another run; see ``load_state_dict``.
+        """
+        self.load_state_dict(read_state(path))
+
+    def _on(self) -> Masks:
+        """Return the masks that are on the model: none before the first pruning step."""
+        return self.masks if masking.is_masked(self.model) else {}
+
     def finish(self, *, inplace: bool = True, verify: bool = True) -> Result:
         """Cut out what is masked and return the smaller model with the record of what was done.
 
@@ -293,11 +369,11 @@ class _LastStep:
         self.ever = False
         self.share = 1.0
         self.scale = 1.0
-        self.peaks: dict[int, float] = {}
+        self.peak = 0.0
 
     def seen(self, optimizer: Optimizer, scaler: Scaler | None) -> None:
         self.fresh = self.ever = True
-        self.share = learning_rate_share(optimizer, self.peaks)
+        self.share, self.peak = learning_rate_share(optimizer, self.peak)
         self.scale = 1.0 if scaler is None else float(scaler.get_scale())
 
 

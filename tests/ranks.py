@@ -1,0 +1,182 @@
+"""What two ranks do together; each function is the target of a process."""
+
+from __future__ import annotations
+
+import copy
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from secateur import Config, Pruner, masking
+from secateur.errors import DivergenceError
+
+RANKS = 2
+STEPS = 6
+EXAMPLE = torch.zeros(2, 6)
+
+
+def run(rank: int, folder: str, checks: list[str]) -> None:
+    """Join the process group, run checks by name, and leave what each found in a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
+    found: dict[str, Any] = {}
+    for name in checks:
+        try:
+            found[name] = globals()[name](rank)
+        except Exception:
+            found[name] = traceback.format_exc()
+            break  # the other rank may wait for this one
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    if all(isinstance(value, dict) for value in found.values()):
+        dist.destroy_process_group()
+    os._exit(0)  # without waiting for the other rank
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)
+        )
+
+
+def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Return half of the data of a step, each rank's its own."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(16, 6, generator=generator).chunk(RANKS)[rank]
+    return x, (x[:, :3].sum(1) > 0).long()
+
+
+def train(model: nn.Module, pruner: Pruner, rank: int) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(STEPS):
+        x, y = batch(step, rank)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        pruner.step()
+
+
+def pruned(
+    wrap: Callable[[nn.Module], nn.Module], settings: dict[str, Any], rank: int
+) -> dict[str, Tensor]:
+    model = net()
+    wrapped = wrap(model)
+    pruner = Pruner(model, Config(sparsity=0.5, steps=3, **settings), None, structure=STRUCTURE)
+    train(wrapped, pruner, rank)
+    return dict(pruner.masks)
+
+
+def _structure() -> Any:
+    from secateur import analyze
+
+    return analyze(net(), EXAMPLE)
+
+
+STRUCTURE = _structure()
+SETTINGS = {
+    "l2": {"criterion": "l2", "schedule": "linear"},
+    "taylor": {"criterion": "taylor", "schedule": "cubic"},
+    "movement": {"method": "movement"},
+}
+
+
+def _sharded(model: nn.Module) -> nn.Module:
+    for module in model:
+        if isinstance(module, nn.Linear):
+            fully_shard(module)
+    return fully_shard(model)
+
+
+def ddp_l2(rank: int) -> dict[str, Tensor]:
+    return pruned(DistributedDataParallel, SETTINGS["l2"], rank)
+
+
+def ddp_taylor(rank: int) -> dict[str, Tensor]:
+    return pruned(DistributedDataParallel, SETTINGS["taylor"], rank)
+
+
+def ddp_movement(rank: int) -> dict[str, Tensor]:
+    return pruned(DistributedDataParallel, SETTINGS["movement"], rank)
+
+
+def fsdp_l2(rank: int) -> dict[str, Tensor]:
+    return pruned(_sharded, SETTINGS["l2"], rank)
+
+
+def fsdp_taylor(rank: int) -> dict[str, Tensor]:
+    return pruned(_sharded, SETTINGS["taylor"], rank)
+
+
+def fsdp_movement(rank: int) -> dict[str, Tensor]:
+    return pruned(_sharded, SETTINGS["movement"], rank)
+
+
+def fsdp_state(rank: int) -> dict[str, Tensor]:
+    """The full state of a sharded, masked model; and the pruner's state loaded into another."""
+    model = _sharded(net())
+    pruner = Pruner(model, Config(sparsity=0.5, steps=3, criterion="l2"), structure=STRUCTURE)
+    train(model, pruner, rank)
+    found = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    twin = _sharded(net())
+    other = Pruner(twin, Config(sparsity=0.5, steps=3, criterion="l2"), structure=STRUCTURE)
+    twin.load_state_dict(model.state_dict())
+    other.load_state_dict(pruner.state_dict())
+    for name, value in twin.named_parameters():
+        found[f"twin {name}"] = value.full_tensor()
+    for name, value in model.named_parameters():
+        found[f"dense {name}"] = value.full_tensor()
+    return found
+
+
+def local_decision(rank: int) -> dict[str, Tensor]:
+    """What each rank would mask if it decided from its own data alone."""
+    model = net()
+    x, y = batch(0, rank)
+    F.cross_entropy(model(x), y).backward()
+    weight = model[0].weight
+    score = (weight * weight.grad).square().sum(1)
+    return {"0.weight": score > score.sort().values[7]}
+
+
+def averaged_statistics(rank: int) -> dict[str, Tensor]:
+    """Without DDP, each rank with gradients of its own: the statistics are averaged."""
+    model = net()
+    config = Config(sparsity=0.5, criterion="taylor", normalize="none")
+    pruner = Pruner(model, config, structure=STRUCTURE)
+    x, y = batch(0, rank)
+    F.cross_entropy(model(x), y).backward()
+    pruner.observe()
+    return pruner.decide()
+
+
+def divergence(rank: int) -> dict[str, Tensor]:
+    """Ranks whose weights differ are told so, and no mask is on."""
+    model = net()
+    with torch.no_grad():
+        model[0].weight[rank * 8 : rank * 8 + 8] *= 0.01
+    pruner = Pruner(model, Config(sparsity=0.5), structure=STRUCTURE)
+    with pytest.raises(DivergenceError, match=f"rank {rank} decided"):
+        pruner.step()
+    return {"masked": torch.tensor(masking.is_masked(model))}
+
+
+def ddp_copies(rank: int) -> dict[str, Tensor]:
+    """Masks are no buffers: DDP sends none, whether they are on before or after it wraps."""
+    model = net()
+    masking.put_on(model, {"0.weight": torch.eye(16, 6)})
+    wrapped = DistributedDataParallel(model)
+    assert not wrapped.modules_buffers
+    wrapped(EXAMPLE).sum().backward()
+    twin = copy.deepcopy(model)
+    return {"state": twin.state_dict()["0.weight"]}

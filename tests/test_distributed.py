@@ -1,0 +1,106 @@
+"""Two processes with gloo: every rank ends with the same masks, or is told why not.
+
+All checks run in one pair of processes; each test here looks at what one of them found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur import Config, Pruner
+from tests import ranks
+
+CHECKS = [
+    *(f"{kind}_{name}" for kind in ("ddp", "fsdp") for name in ranks.SETTINGS),
+    "fsdp_state",
+    "local_decision",
+    "averaged_statistics",
+    "divergence",
+    "ddp_copies",
+]
+
+
+@pytest.fixture(scope="module")
+def found(processes, tmp_path_factory) -> list[dict[str, Any]]:
+    """What each rank found, by check."""
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    started = [
+        processes.Process(target=ranks.run, args=(rank, folder, CHECKS), daemon=True)
+        for rank in range(ranks.RANKS)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+    return [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def both(found: list[dict[str, Any]], check: str) -> list[dict[str, Tensor]]:
+    """What both ranks found in a check that neither failed."""
+    for rank, results in enumerate(found):
+        for name, result in results.items():
+            assert isinstance(result, dict), f"rank {rank}, {name}:\n{result}"
+    return [results[check] for results in found]
+
+
+def alone(settings: dict[str, Any]) -> dict[str, Tensor]:
+    """The masks of one process that has the data of both ranks."""
+    model = ranks.net()
+    pruner = Pruner(model, Config(sparsity=0.5, steps=3, **settings), structure=ranks.STRUCTURE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for step in range(ranks.STEPS):
+        optimizer.zero_grad()
+        for rank in range(ranks.RANKS):
+            x, y = ranks.batch(step, rank)
+            (F.cross_entropy(model(x), y) / ranks.RANKS).backward()
+        optimizer.step()
+        pruner.step()
+    return pruner.masks
+
+
+@pytest.mark.parametrize("name", ranks.SETTINGS)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_step_when_two_ranks_train_then_both_mask_as_one_process_with_all_data(kind, name, found):
+    first, second = both(found, f"{kind}_{name}")
+    expected = alone(ranks.SETTINGS[name])
+    assert first.keys() == second.keys() == expected.keys()
+    for key, mask in expected.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.equal(first[key], mask), key
+    assert not first["0.weight"].all()
+
+
+def test_decide_when_ranks_saw_different_data_then_statistics_are_averaged_first(found):
+    local = both(found, "local_decision")
+    assert not torch.equal(local[0]["0.weight"], local[1]["0.weight"]), "data that tell nothing"
+    first, second = both(found, "averaged_statistics")
+    for key, mask in first.items():
+        assert torch.equal(mask, second[key]), key
+
+
+def test_step_when_weights_of_ranks_differ_then_divergence_error_on_each(found):
+    assert not any(result["masked"] for result in both(found, "divergence"))
+
+
+def test_state_dict_when_sharded_and_masked_then_values_are_masked_and_resuming_is_exact(found):
+    for result in both(found, "fsdp_state"):
+        masked = [name for name in result if f"dense {name}" in result]
+        assert masked
+        for name in masked:
+            dense = result[f"dense {name}"]
+            assert torch.equal(result[f"twin {name}"], dense), name
+            assert torch.equal(result[name], torch.where(result[name] == 0, 0, dense)), name
+        assert int((result["0.weight"] == 0).sum()) == 8 * 6
+        assert int((result["dense 0.weight"] == 0).sum()) == 0
+
+
+def test_put_on_when_ddp_wraps_then_masks_are_not_sent_and_state_is_masked(found):
+    for result in both(found, "ddp_copies"):
+        assert int((result["state"] != 0).sum()) == 6
