@@ -9,10 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from secateur.errors import ConfigError, MissingExtraError, SecateurError
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -47,9 +51,20 @@ def _one_line(error: Exception) -> str:
 
 def _run(words: list[str]) -> int:
     try:
-        from cyclopts import App, CycloptsError
+        from cyclopts import CycloptsError
     except ImportError as error:
         raise MissingExtraError("the secateur command", "cyclopts", "cli") from error
+    try:
+        status = application()(words)
+    except CycloptsError:  # cyclopts has printed what is wrong
+        return USAGE
+    return status if isinstance(status, int) else DONE
+
+
+def application() -> App:
+    """Return the command line: every command with its options, help and examples."""
+    from cyclopts import App
+
     from .commands import COMMANDS
 
     app = App(
@@ -67,11 +82,7 @@ def _run(words: list[str]) -> int:
         name = command.__name__.rstrip("_")
         app.command(command, name=name, sort_key=place, help_epilogue=_examples(*examples))
     app.register_install_completion_command()
-    try:
-        status = app(words)
-    except CycloptsError:  # cyclopts has printed what is wrong
-        return USAGE
-    return status if isinstance(status, int) else DONE
+    return app
 
 
 def _examples(*lines: str) -> str:

@@ -1,0 +1,31 @@
+"""How the documentation is built: ``make docs``; every warning is an error."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
+
+import generated  # noqa: E402  (beside this file)
+
+generated.write_all(HERE / "_generated")
+
+project = "secateur"
+author = copyright = "secateur contributors"
+version = release = version_of("secateur")
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "secateur"
+html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["drawings.css"]
+exclude_patterns = ["_build", "_generated", "drawings"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+nitpicky = False
