@@ -595,3 +595,20 @@ def test_prune_when_the_model_is_shared_then_analysis_can_be_reused(net):
     pruner = Pruner(twin, Config(sparsity=0.5), EXAMPLE, structure=structure)
     pruner.step()
     assert pruner.finish().plan == prune(net, EXAMPLE, 0.5).plan
+
+
+def test_step_when_it_prunes_then_the_log_has_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    pruner = Pruner(
+        net, Config(sparsity=0.5, schedule="linear", steps=2, every=2), torch.zeros(1, 4)
+    )
+    with caplog.at_level("INFO", logger="secateur"):
+        for _ in range(5):
+            pruner.step()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(", scores")[0] for line in lines] == [
+        "step 2: 50.0 % of the goal, 25.0 % masked",
+        "step 4: 100.0 % of the goal, 50.0 % masked",
+    ]

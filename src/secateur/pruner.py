@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from .targets import Selectable, scored
 from .targets import selectables as _selectables
 from .types import Example, Masks
 
+log = logging.getLogger(__name__)
+
 
 class Scaler(Protocol):
     """A ``torch.amp.GradScaler``."""
@@ -49,7 +52,8 @@ class Pruner:
 
     The first ``start`` calls only watch.  Then every ``every``-th call is a *pruning step*: scores
     are computed, and masks made that meet what the schedule asks for; after ``steps`` of them the
-    goal is reached, and more calls only keep the masks.
+    goal is reached, and more calls only keep the masks.  Each pruning step is one line of the log
+    ``secateur.pruner``, at the level INFO.
 
     Args:
         model: any module; under DDP the bare one, not the wrapper.
@@ -139,16 +143,21 @@ class Pruner:
         self._learn()
         self.calls += 1
         due = self.updates > before
-        try:
-            if due or (self.method.continuous and self.updates):
+        if due or (self.method.continuous and self.updates):
+            try:
                 self.decide(self.share)
-        except BaseException:
-            self.calls -= 1
-            raise
-        self.put_on()
+            except BaseException:
+                self.calls -= 1
+                raise
+            self.put_on()
         metrics = self.metrics()
         if due:
             self.statistics.reset()
+            log.info(
+                "step %d: %.1f %% of the goal, %.1f %% masked, scores up to %.3g",
+                *(self.calls, 100 * metrics["target"], 100 * metrics["sparsity"]),
+                metrics["threshold"],
+            )
             for report in self.on_prune:
                 report(metrics)
         return metrics

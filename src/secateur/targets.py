@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from math import lcm
 from typing import Any
 
 import torch
@@ -200,12 +199,7 @@ def _of_groups(
             for m in group.members
             if m.role != "buffer"
         )
-        request = _request(
-            target,
-            index,
-            round_to=lcm(config.round_to, group.step),
-            keep_at_least=group.least,
-        )
+        request = _request(target, index, round_to=config.round_to)
         if any(p.scores for p in parts):
             made.append(
                 Selectable(group.name, parts, target.criterion, request, target.normalize, group)

@@ -44,6 +44,8 @@ class AfterOptimizerStep(Callback):
 class PruningCallback(AfterOptimizerStep):
     """Steps a pruner while a ``Trainer`` fits, logs its metrics, and keeps its state.
 
+    The state is in the Trainer's checkpoints: ``fit(ckpt_path=…)`` goes on pruning where it was.
+
     Args:
         pruner: a ``Pruner`` of the very LightningModule that is fitted, or of a part of it.
         finish: cut the model at the end of the fit; ``result`` then tells what was done.
@@ -54,6 +56,12 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner = pruner
         self.finish = finish
         self.result: Result | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pruner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pruner.load_state_dict(state_dict)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if self.finish:

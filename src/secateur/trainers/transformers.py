@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from secateur.errors import FileError
 from secateur.pruner import Pruner
 from secateur.shrink import Result
+
+STATE = "pruner.safetensors"
+"""The file in each of the Trainer's checkpoints that holds the pruner's state."""
 
 
 class AfterOptimizerStep(TrainerCallback):
@@ -37,19 +42,39 @@ class AfterOptimizerStep(TrainerCallback):
 class PruningCallback(AfterOptimizerStep):
     """Steps a pruner while a ``Trainer`` trains, and keeps its state with the checkpoints.
 
-    Give it to ``Trainer(callbacks=[…])``, or to ``attach`` for loggers to see its metrics.
+    Give it to ``Trainer(callbacks=[…])``, or to ``attach`` for loggers to see its metrics too.
+    Training that resumes from a checkpoint goes on pruning where it was.
 
     Args:
         pruner: a ``Pruner`` of the very model that is trained.
         finish: cut the model at the end of the training; ``result`` then tells what was done.
+        resume_from: the checkpoint that training will resume from, where that is not in the
+            Trainer's ``output_dir``.
     """
 
-    def __init__(self, pruner: Pruner, *, finish: bool = False):
+    def __init__(
+        self, pruner: Pruner, *, finish: bool = False, resume_from: str | Path | None = None
+    ):
         super().__init__(pruner.step)
         self.pruner = pruner
         self.finish = finish
+        self.resume_from = resume_from
         self.result: Result | None = None
+
+    def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step:
+            file = Path(self.resume_from or _checkpoint(args, state)) / STATE
+            if not file.is_file():
+                raise FileError(f"{file} is missing: give PruningCallback(…, resume_from=…)")
+            self.pruner.load(file)
+
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        self.pruner.save(_checkpoint(args, state) / STATE)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         if self.finish:
             self.result = self.pruner.finish()
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

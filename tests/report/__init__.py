@@ -1,1 +1,0 @@
-"""Tests of the report, and the browser that looks at it."""
