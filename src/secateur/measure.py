@@ -27,7 +27,20 @@ class Latency:
     threads: int
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ms ({self.low:.3g} … {self.high:.3g})"
+        return f"{figure(self.median)} ms ({self.middle_half})"
+
+    @property
+    def middle_half(self) -> str:
+        return f"{figure(self.low)} … {figure(self.high)}"
+
+
+def figure(value: float) -> str:
+    """Return a number with three digits, or all before the point.
+
+    >>> figure(0.12345), figure(1234.5)
+    ('0.123', '1234')
+    """
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def latency(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import lcm
 from typing import Any
 
 import torch
@@ -199,7 +200,12 @@ def _of_groups(
             for m in group.members
             if m.role != "buffer"
         )
-        request = _request(target, index, round_to=config.round_to)
+        request = _request(
+            target,
+            index,
+            round_to=lcm(config.round_to, group.step),
+            keep_at_least=group.least,
+        )
         if any(p.scores for p in parts):
             made.append(
                 Selectable(group.name, parts, target.criterion, request, target.normalize, group)

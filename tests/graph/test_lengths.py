@@ -96,8 +96,20 @@ def test_attribute_when_code_adds_it_to_another_then_the_sum_is_the_two_axes_in_
     total = origin(WIDTH).plus(origin(OTHER))
     Equations((first, origin(WIDTH)), (second, origin(OTHER)), (concat(first, second), total))
     assert first.frozen is second.frozen is None
-    Equations((first, origin(WIDTH)), (second, origin(OTHER)), (both, total))
-    assert first.frozen == second.frozen == both.frozen == "written at 12"
+    solved = Equations((first, origin(WIDTH)), (second, origin(OTHER)), (both, total))
+    one, other = atoms(both)  # whose pieces follow them
+    assert {frozenset(tied) for tied in solved.tied} == {
+        frozenset({first, one}),
+        frozenset({second, other}),
+    }
+
+
+def test_attribute_when_code_adds_a_literal_then_as_many_positions_stay():
+    inner, padded = Atom(8), Atom(10)
+    solved = Equations((inner, origin(WIDTH)), (padded, origin(WIDTH).plus(origin(2))))
+    free, fixed = atoms(padded)
+    assert solved.tied == [{inner, free}]
+    assert (fixed.size, fixed.frozen) == (2, "written at 10")
 
 
 def test_attribute_when_both_sides_have_a_factor_in_common_then_the_rest_is_compared():

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from secateur.graph.cost import Cost, human
-from secateur.measure import Latency, latency, state_bytes
+from secateur.measure import Latency, figure, latency, state_bytes
 from secateur.shrink.verify import difference, run
 from secateur.structure import analyze
 
@@ -89,8 +89,8 @@ def _table(before: Measured, after: Measured, gap: float) -> Table:
         table.add_row(label, human(old), human(new), change)
     slow, fast = before.latency, after.latency
     faster = f"{slow.median / fast.median:.2f}x as fast"
-    times = f"{slow.median:.3g} ms", f"{fast.median:.3g} ms"
+    times = f"{figure(slow.median)} ms", f"{figure(fast.median)} ms"
     table.add_row(f"latency on {slow.threads} threads", *times, faster)
-    spreads = (f"{each.low:.3g} … {each.high:.3g}" for each in (slow, fast))
+    spreads = (each.middle_half for each in (slow, fast))
     table.add_row(f"  middle half of {slow.runs}", *spreads, "", style="dim")
     return table

@@ -27,7 +27,7 @@ class Notes(Protocol):
 
     def number(self, origin: Origin) -> None: ...
 
-    def decision(self, origin: Origin) -> None: ...
+    def decision(self, origin: Origin, other: Origin, equal: bool) -> None: ...
 
 
 class TracedInt(int):
@@ -112,22 +112,27 @@ class TracedInt(int):
         return super().__float__()
 
     def __gt__(self, other: Any) -> bool:
-        self.note.decision(self.origin)
+        self._compared(other)
         return super().__gt__(other)
 
     def __lt__(self, other: Any) -> bool:
-        self.note.decision(self.origin)
+        self._compared(other)
         return super().__lt__(other)
 
     def __ne__(self, other: object) -> bool:
-        self.note.decision(self.origin)
+        self._compared(other)
         return super().__ne__(other)
 
     def __eq__(self, other: object) -> bool:
-        self.note.decision(self.origin)
+        self._compared(other)
         return super().__eq__(other)
 
     __hash__ = int.__hash__
+
+    def _compared(self, other: object) -> None:
+        if isinstance(other, int):
+            equal = int(self) == int(other)
+            self.note.decision(self.origin, origin_of(other), equal)
 
     def _now(self, value: int, origin: Origin) -> TracedInt:
         return TracedInt(value, origin, self.note)
@@ -169,9 +174,13 @@ class Call:
     def __init__(self, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None):
         self.integers: list[int] = list(_integers((arguments, list((options or {}).values()))))
 
-    def one(self, size: int) -> Origin | None:
-        """Return the origin of one size: an expression, a literal, or None if not given."""
+    def one(self, size: int, last: bool = False) -> Origin | None:
+        """Return the origin of one size: an expression, a literal, or None if not given.
+
+        ``last`` says that it is the last integer of the call, whatever others are as large.
+        """
         same = [i for i in self.integers if int(i) == size]
+        same = same[-1:] if last else same
         traced = next((i for i in same if isinstance(i, TracedInt)), None)
         return _absolute(traced if traced is not None else same[0]) if same else None
 

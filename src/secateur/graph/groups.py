@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,8 @@ class Group:
     sized: tuple[str, ...] = ()  # other groups that must keep equally many positions
     grid: tuple[str, ...] = ()  # other groups that share a dimension as a grid: heads and widths
     params: int = 0  # that go with one position
+    least: int = 1  # so many positions stay
+    step: int = 1  # and a multiple of this
 
     @property
     def size(self) -> int:
@@ -64,6 +67,7 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
     names = _names(where)
     sized = {id(a): c for c in inferred.sizing.classes() for a in c}
     _spread(inexact, sized, names)
+    limits = _limits(inferred, sized)
     grids = _grids(inferred)
     free: list[Group] = []
     frozen: list[Group] = []
@@ -79,6 +83,7 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
             tuple(tied),
             mates,
             _params(inferred, atom, members),
+            *limits.get(key, (1, 1)),
         )
         (free if atom.frozen is None else frozen).append(group)
     return free, frozen
@@ -156,6 +161,20 @@ def _spread(
             if id(atom) not in inexact and key in names:
                 why = f"must keep as many positions as {names[key]!r}, which {inexact[key].why}"
                 inexact[id(atom)] = replace(inexact[key], why=why)
+
+
+def _limits(inferred: Inferred, sized: dict[int, list[Atom]]) -> dict[int, tuple[int, int]]:
+    """Return for each atom how many positions stay at least, and of what that is a multiple.
+
+    Of a grid or of pieces each keeps as many: that is more than enough.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for limit in inferred.typing.limits:
+        for atom in [a for a in atoms(limit.axis) if a.frozen is None]:
+            for tied in sized.get(id(atom), [atom]):
+                least, step = found.get(id(tied), (1, 1))
+                found[id(tied)] = (max(least, min(limit.least, tied.size)), lcm(step, limit.step))
+    return {key: (step * -(-least // step), step) for key, (least, step) in found.items()}
 
 
 def _because(site: Site, why: str) -> Reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,10 @@ from secateur.errors import AxisError, RuleError
 
 from .axes import Atom, freeze
 from .conditions import ALWAYS, Masked, every
-from .lengths import Attribute, Size, Sizing, solve
+from .lengths import Attribute, Named, Origin, Size, Sizing, solve
 from .program import Op, Recording, Ref
 from .rules import rule_for
+from .rules.numbers import keeps_numbers, reads_numbers
 from .typing import COMPUTES, Dim, Reason, Site, Typed, Typing
 
 
@@ -21,7 +23,7 @@ class Inferred:
     def __init__(self, recording: Recording, *, ragged: bool = False):
         self.recording = recording
         self.types: dict[int, Typed] = {}
-        self.typing = Typing(ragged)
+        self.typing = Typing(ragged, decisions=recording.decisions)
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
         self._start()
@@ -33,9 +35,12 @@ class Inferred:
         for value in recording.outputs:
             if value in self.types:
                 reason = self._maker(value)
+                if (counts := self.types[value].counts) is not None:
+                    freeze(counts, reason)
                 for dim in self.types[value].dims:
                     freeze(dim.axis, reason)
         t = self.typing
+        t.names += self._equals()
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing)
         self._numbers()
 
@@ -68,6 +73,16 @@ class Inferred:
     def _axis_of(self, size: Size) -> Any:
         return self.types[size.value].dims[size.dim].axis
 
+    def _equals(self) -> Iterator[Named]:
+        """Yield the equations that the code checks: ``if x.shape[-1] != self.width: raise``."""
+        for equal in self.recording.equals:
+            for size, other in ((equal.one, equal.other), (equal.other, equal.one)):
+                factor = size.single.powers[0][0] if size.single else None
+                if isinstance(factor, Size) and size == Origin.of(factor):
+                    reason = Reason("its size is compared", "if", equal.module, equal.line)
+                    yield Named(self._axis_of(factor), other, reason)
+                    break
+
     def _numbers(self) -> None:
         """A scale that the code derives from a size differs between masked and cut."""
         seen: set[int] = set()
@@ -98,6 +113,7 @@ class Inferred:
         t = self.typing
         t.reason = Reason("", op.name, op.module, op.line)
         t.out = tuple(self.recording.shapes[ref.value] for ref in op.outputs)
+        t.itemsize = self.recording.itemsize[op.outputs[0].value] if op.outputs else 0
         t.calls = op.call
         args = [self._type(a) for a in op.args]
         kwargs = {k: self._type(v) for k, v in op.kwargs.items()}
@@ -112,6 +128,7 @@ class Inferred:
             except AxisError as error:
                 outs = self._freeze_all(args, kwargs, f"{error}")
         typed = [outs] if isinstance(outs, Typed) else list(outs)
+        self._count(op, args, kwargs, typed)
         for ref, made in zip(op.outputs, typed, strict=False):
             if made.shape != self.recording.shapes[ref.value]:
                 raise RuleError(
@@ -121,6 +138,16 @@ class Inferred:
             self.types[ref.value] = made
         if op.updates:
             self._written(*op.updates)
+
+    def _count(self, op: Op, args: Any, kwargs: Any, outs: list[Typed]) -> None:
+        """Follow numbers that are positions of an axis to where an axis is looked up by them."""
+        for x in _tensors([args, kwargs]):
+            if x.counts is not None and not reads_numbers(op.func):
+                why = "the code computes with the numbers of its positions"
+                freeze(x.counts, self.typing.because(why))
+        carried = args[0].counts if args and isinstance(args[0], Typed) else None
+        if carried is not None and keeps_numbers(op.func):
+            outs[:] = [out if out.counts else replace(out, counts=carried) for out in outs]
 
     def _written(self, before: int, after: int) -> None:
         """A view was written to: the tensor behind it is zero where both it and the view are."""
@@ -133,13 +160,14 @@ class Inferred:
         self.types[owner] = Typed(tuple(replace(d, source=None) for d in dims))
 
     def _freeze_all(self, args: Any, kwargs: Any, why: str) -> list[Typed]:
-        def tensors(x: Any) -> list[Typed]:
-            if isinstance(x, Typed):
-                return [x]
-            if isinstance(x, dict):
-                x = list(x.values())
-            return [y for part in x for y in tensors(part)] if isinstance(x, list) else []
-
-        for x in tensors([args, kwargs]):
+        for x in _tensors([args, kwargs]):
             self.typing.freeze(x, why)
         return [self.typing.opaque(shape, why) for shape in self.typing.out]
+
+
+def _tensors(x: Any) -> list[Typed]:
+    if isinstance(x, Typed):
+        return [x]
+    if isinstance(x, dict):
+        x = list(x.values())
+    return [y for part in x for y in _tensors(part)] if isinstance(x, list) else []

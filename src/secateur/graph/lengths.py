@@ -14,11 +14,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, TypeAlias, cast
 
-from .axes import Atom, Axis, Concat, Ragged, cut, find, freeze
+from .axes import Atom, Axis, Concat, Ragged, cut, find, freeze, product
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,8 @@ def solve(
                 bindings[factor] = (named.axis, term.coefficient)
                 continue
         equations.append(named)
+    for named in equations:
+        _bind_quotient(named, bindings, axis_of, sizing)
     for named in names:
         for pin in named.origin.pins:
             if isinstance(pin, Size):
@@ -275,6 +277,44 @@ def solve(
                     freeze(atom, reasons[0])
                     changed = True
     return bindings
+
+
+def _bind_quotient(
+    named: Named, bindings: Bindings, axis_of: Callable[[Size], Axis], sizing: Sizing
+) -> None:
+    """Of ``heads · width`` where only the width has a name of its own, let heads be the rest."""
+    terms = named.origin.terms
+    powers = [(f, p) for term in terms for f, p in term.powers]
+    free = [(f, p) for f, p in powers if isinstance(f, Attribute) and f not in bindings]
+    if len(free) != 1 or free[0][1] != 1 or min(p for _, p in powers) < 0 or named.origin.pins:
+        return
+    attribute = free[0][0]
+
+    def side(terms: Sequence[Term]) -> Polynomial:
+        return _sides(replace(named, origin=Origin(tuple(terms))), bindings, axis_of, sizing)[1]
+
+    mine = next(term for term in terms if attribute in dict(term.powers))
+    divisor = side([mine.times(Term(Fraction(1), ((attribute, 1),)), -1)])
+    total = add(sizing.length(named.axis), side([t for t in terms if t is not mine]), -1)
+    quotient = _quotient(total, divisor)
+    if quotient:
+        ((term, c),) = quotient.items()
+        axis = product(*(sizing.members[key] for key in term))
+        bindings[attribute] = (axis, 1 / c)
+
+
+def _quotient(total: Polynomial, divisor: Polynomial) -> Polynomial | None:
+    """Return the quotient where it is one product of atoms, else None."""
+    for below in divisor:
+        for above in total:
+            parts = Counter(above)
+            parts.subtract(below)
+            if min(parts.values(), default=0) < 0 or not any(parts.values()):
+                continue
+            found = {tuple(sorted(parts.elements())): total[above] / divisor[below]}
+            if multiply(divisor, found) == total:
+                return found
+    return None
 
 
 def _sides(
@@ -318,11 +358,8 @@ def _power(
 def _balance(left: Polynomial, right: Polynomial, reason: Any, sizing: Sizing) -> bool:
     """Make two lengths equal for all cuts: tie atoms, or freeze; True if anything changed."""
     difference = _reduced(add(left, right, -1))
-    terms = list(difference.items())
-    if len(terms) == 2 and all(len(term) == 1 for term, _ in terms):
-        (a,), (b,) = terms[0][0], terms[1][0]
-        if _tie(a, b, terms[0][1], -terms[1][1], sizing):
-            return True
+    if all(len(term) < 2 for term in difference) and _solved(difference, reason, sizing):
+        return True
     frozen = False
     for key in {key for term in difference for key in term}:
         for atom in sizing.tied(key):
@@ -344,11 +381,27 @@ def _reduced(difference: Polynomial) -> Polynomial:
     return {tuple(sorted((Counter(term) - common).elements())): c for term, c in difference.items()}
 
 
-def _tie(a: int, b: int, p: Fraction, q: Fraction, sizing: Sizing) -> bool:
-    """Make p·a = q·b true for all cuts, where it is true now: pieces of one size on both sides."""
-    if p * q <= 0 or p * sizing.members[a].size != q * sizing.members[b].size:
+def _solved(difference: Polynomial, reason: Any, sizing: Sizing) -> bool:
+    """Make a linear equation true for all cuts by ties, where it is true now."""
+    constant = difference.get((), Fraction(0))
+    terms = [(term[0], c) for term, c in difference.items() if term]
+    if sum((c * sizing.members[key].size for key, c in terms), constant):
         return False
-    ratio = p / q
+    if len(terms) == 2 and not constant:
+        (a, p), (b, q) = terms
+        return _tie(a, b, abs(p / q), sizing)
+    for key, c in terms:
+        rest = [(other, -d / c) for other, d in terms if other != key]
+        fixed = -constant / c
+        counts = [d for _, d in rest] + [fixed]
+        if len(terms) > 1 and all(d >= 0 and d.denominator == 1 for d in counts):
+            _compose(key, [(other, int(d)) for other, d in rest], int(fixed), reason, sizing)
+            return True
+    return False
+
+
+def _tie(a: int, b: int, ratio: Fraction, sizing: Sizing) -> bool:
+    """Make ratio · a = b true for all cuts: pieces of one size on both sides."""
     if sizing.members[a].size % ratio.denominator:
         return False
     pieces = [
@@ -360,6 +413,25 @@ def _tie(a: int, b: int, p: Fraction, q: Fraction, sizing: Sizing) -> bool:
     for part in pieces[1:]:
         sizing.tie(pieces[0], part)
     return True
+
+
+def _compose(
+    whole: int, parts: Sequence[tuple[int, int]], fixed: int, reason: Any, sizing: Sizing
+) -> None:
+    """Make whole = Σ count · part + fixed true: a piece for each part, and one that stays."""
+    for atom in sizing.tied(whole):
+        rest: Axis = atom
+        for part, count in parts:
+            for _ in range(count):
+                rest = _take(rest, sizing.members[part], sizing)
+        if fixed:
+            freeze(rest, reason)
+
+
+def _take(rest: Axis, part: Atom, sizing: Sizing) -> Axis:
+    piece, rest = cut(rest, part.size) if rest.size > part.size else (rest, rest)
+    sizing.tie(find(piece), part)  # type: ignore[arg-type]
+    return rest
 
 
 def _pieces(atom: Atom, count: int) -> list[Atom]:

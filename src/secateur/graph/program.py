@@ -45,6 +45,16 @@ class Number:
     line: str
 
 
+@dataclass(frozen=True)
+class Equal:
+    """Two integers that the code found to be equal: they must stay so, or it goes another way."""
+
+    one: Origin
+    other: Origin
+    module: str
+    line: str
+
+
 @dataclass
 class Recording:
     """All operations of one forward, and what the tensors are."""
@@ -59,6 +69,7 @@ class Recording:
     parameters: dict[str, int] = field(default_factory=dict)  # canonical names
     buffers: dict[str, int] = field(default_factory=dict)
     numbers: list[Number] = field(default_factory=list)
+    equals: list[Equal] = field(default_factory=list)
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
 

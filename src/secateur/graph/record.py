@@ -27,7 +27,7 @@ from secateur.types import Example, call_arguments
 
 from .attributes import CallWatcher, traced_attributes
 from .lengths import Attribute, Origin
-from .program import Number, Op, Recording, Ref
+from .program import Equal, Number, Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
 
@@ -52,11 +52,13 @@ class _Recorder(TorchDispatchMode):
         self.values[tensor] = value
         return value
 
-    def decision(self, origin: Origin) -> None:
-        """Write down that the running module compares an attribute with something."""
+    def decision(self, origin: Origin, other: Origin, equal: bool) -> None:
+        """Write down that the running module compares an integer with another."""
         term = origin.single
         if term and len(term.powers) == 1 and isinstance(term.powers[0][0], Attribute):
             self.recording.decisions.setdefault(self.modules[-1], set()).add(term.powers[0][0])
+        if equal and origin.factors and other.factors and origin != other:
+            self.recording.equals.append(Equal(origin, other, self.modules[-1], _line()))
 
     def number(self, origin: Origin) -> None:
         """Write down that the code computes a number, and no size, from an integer."""

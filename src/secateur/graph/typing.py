@@ -54,6 +54,7 @@ class Typed:
 
     dims: tuple[Dim, ...]
     static: bool = False
+    counts: Axis | None = None  # whose positions the numbers in this tensor are
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,10 +89,19 @@ class Site:
     weight: tuple[str, int] | None = None  # the consumer, where a constant could be folded
 
 
+@dataclass(frozen=True)
+class Limit:
+    """So many positions of an axis must stay, or a multiple of a number."""
+
+    axis: Axis
+    least: int
+    step: int
+
+
 class Provenance(Protocol):
     """Where the integers of the call being typed came from (see ``attributes``)."""
 
-    def one(self, size: int) -> Origin | None: ...
+    def one(self, size: int, last: bool = False) -> Origin | None: ...
 
     def several(self, sizes: Sequence[int]) -> list[Origin | None]: ...
 
@@ -106,6 +116,7 @@ class Typing:
     ragged: bool = False
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     decisions: Mapping[str, Collection[Attribute]] = field(default_factory=dict)
     numbers: list[tuple[Origin, Reason]] = field(default_factory=list)
@@ -113,6 +124,7 @@ class Typing:
     # The operation being typed:
     reason: Reason = field(default_factory=lambda: Reason("not yet"))
     out: tuple[tuple[int, ...], ...] = ()
+    itemsize: int = 4  # bytes of an element of the first output
     calls: Provenance | None = None
 
     def because(self, why: str) -> Reason:
@@ -202,6 +214,11 @@ class Typing:
         """Say that a dimension is summed away; ``harm`` says what its size changes besides."""
         self.sites.append(Site(dim.axis, dim.zero, dim.zero, self.reason, harm))
 
+    def limit(self, dim: Dim, least: int = 1, step: int = 1) -> None:
+        """Say that a dimension keeps at least so many positions, or a multiple of ``step``."""
+        if dim.size % step == 0:  # it is no rule for what runs without
+            self.limits.append(Limit(dim.axis, least, step))
+
     def name(self, axis: Axis, origin: Origin | None) -> None:
         """Say that the code passes ``origin`` as the length of an axis; None says nothing."""
         if origin is not None:
@@ -214,9 +231,16 @@ class Typing:
         if origin is not None and origin.factors:
             self.numbers.append((origin, self.because(COMPUTES)))
 
-    def origin_of(self, size: int) -> Origin | None:
+    def look_up(self, dim: Dim, index: Typed | None) -> None:
+        """Say that positions are looked up by number: the axis's own, or it freezes."""
+        if index is not None and index.counts is not None:
+            self.same(dim, Dim(index.counts))
+        else:
+            self.freeze(dim, "its positions are looked up by number")
+
+    def origin_of(self, size: int, last: bool = False) -> Origin | None:
         """Return what the code passed for one size of this operation, or None if torch made it."""
-        return self.calls.one(size) if self.calls else None
+        return self.calls.one(size, last) if self.calls else None
 
     def decided(self, size: int) -> Origin:
         """Return the only attribute of this size that the running module compared with a number.

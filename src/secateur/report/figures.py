@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import log10
 
 from secateur.graph.cost import human
+from secateur.measure import figure
 
 from .facts import GroupFact, Report
 
@@ -56,7 +57,7 @@ def measures(report: Report) -> list[Measure]:
         found.append(Measure(label, *words, change(old, new), _share(old, new), new <= old))
     if before.latency and after.latency:
         slow, fast = before.latency.median, after.latency.median
-        words = f"{slow:.3g} ms", f"{fast:.3g} ms"
+        words = f"{figure(slow)} ms", f"{figure(fast)} ms"
         found.append(
             Measure("latency", *words, change(slow, fast), _share(slow, fast), fast <= slow)
         )
@@ -138,7 +139,7 @@ def curves(history: Sequence[dict[str, float]]) -> list[Curve]:
         span = (high - low) or 1.0
         width = (steps[-1] - steps[0]) or 1.0
         points = tuple((100 * (x - steps[0]) / width, 96 - 92 * (y - low) / span) for x, y in rows)
-        ends = [f"{value:.4g}" for value in (low, high, values[-1], steps[0], steps[-1])]
+        ends = [f"{value:.3g}" for value in (low, high, values[-1], steps[0], steps[-1])]
         found.append(Curve(name, points, *ends))
     return found
 
@@ -155,17 +156,19 @@ class Spread:
 
 
 def spreads(report: Report) -> list[Spread]:
-    """Return both latencies with their middle half."""
-    pairs = [("before", report.before.latency), ("after", report.after.latency)]
-    known = [(name, each) for name, each in pairs if each]
-    longest = max((each.high for _, each in known), default=1.0) or 1.0
+    """Return both latencies with their middle half, or nothing where one is not known."""
+    before, after = report.before.latency, report.after.latency
+    if before is None or after is None:
+        return []
+    known = [("before", before), ("after", after)]
+    longest = max(before.high, after.high)
     return [
         Spread(
             name,
             100 * each.low / longest,
             100 * each.median / longest,
             100 * each.high / longest,
-            f"{each.median:.3g} ms ({each.low:.3g} … {each.high:.3g})",
+            str(each),
         )
         for name, each in known
     ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 
 from secateur.errors import MissingExtraError
-from secateur.graph.cost import human
 
 from .facts import Report
-from .figures import change, curves, decade, headline, measures, spreads, strip
+from .figures import curves, decade, headline, measures, spreads, strip
 from .map import LANE, ROW, map_of
 
 MANY = 60
@@ -24,13 +24,18 @@ def to_html(report: Report) -> str:
     """
     try:
         from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
     except ImportError as error:
         raise MissingExtraError("The HTML report", "jinja2", "report") from error
     texts = files(__package__)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"human": human, "change": change, "decade": decade}
+
+    def breakable(name: str) -> Markup:
+        return Markup("<wbr>").join(re.split(r"(?<=[._])|(?<=[a-z])(?=[A-Z])", name))
+
+    environment.filters |= {"decade": decade, "breakable": breakable, "tail": _tail}
     template = environment.from_string((texts / "page.html.j2").read_text(encoding="utf-8"))
     groups = report.structure.groups
     reasons: dict[str, list[str]] = {}
@@ -54,6 +59,11 @@ def to_html(report: Report) -> str:
         reasons=reasons,
         config={name: _word(value) for name, value in report.config.items()},
     )
+
+
+def _tail(name: str, most: int = 40) -> str:
+    """Return a name of at most ``most`` letters; its end tells blocks apart."""
+    return name if len(name) <= most else f"…{name[1 - most :].lstrip('.')}"
 
 
 def _word(value: object) -> str:

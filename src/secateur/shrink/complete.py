@@ -149,6 +149,14 @@ def _complete_group(group: Group, sites: list[Site], slices: _Slices, done: Comp
     if bool(dead.all()):
         dead[0] = False
         done.notes.append(f"{group.name}: all positions are masked; one stays")
+    kept = int((~dead).sum())
+    enough = min(group.size, max(group.least, group.step * -(-kept // group.step)))
+    if enough > kept:
+        dead[torch.nonzero(dead).flatten()[: enough - kept]] = False
+        done.notes.append(
+            f"{group.name}: {enough - kept} masked positions stay, because it must keep a multiple "
+            f"of {group.step} and at least {group.least}"
+        )
     if bool(dead.any()):
         done.keeps[group.name] = ~dead
         if bool((dead & ~silent).any()):

@@ -83,7 +83,12 @@ class Plan:
         >>> Plan.from_scores(structure, {"0": torch.tensor([4.0, 1.0, 3.0, 2.0])}, 0.5).keep
         {'0': (0, 2)}
         """
-        requests = [Request(score, sparsity=sparsity) for score in scores.values()]
+        known = {g.name: (g.least, g.step) for g in structure.groups}
+        limits = [known.get(name, (1, 1)) for name in scores]
+        requests = [
+            Request(score, sparsity=sparsity, keep_at_least=least, round_to=step)
+            for score, (least, step) in zip(scores.values(), limits, strict=True)
+        ]
         keeps = select(requests, list(scores)).keeps
         return cls.from_keeps(structure, dict(zip(scores, keeps, strict=True)))
 
@@ -120,6 +125,11 @@ class Plan:
                 wrong.append(f"group {name!r} would keep nothing; at least one position must stay")
             elif list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.size:
                 wrong.append(f"group {name!r} has positions 0…{group.size - 1}, each at most once")
+            elif len(kept) % group.step or len(kept) < group.least:
+                wrong.append(
+                    f"group {name!r} must keep a multiple of {group.step} and at least "
+                    f"{group.least} positions, not {len(kept)}"
+                )
             else:
                 wrong += self._unbalanced(structure, name, known)
         if wrong:

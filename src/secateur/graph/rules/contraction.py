@@ -109,7 +109,7 @@ def convolution(
 def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) -> Dim:
     """The channels are a grid: groups × channels of one group; only the latter are summed."""
     row = t.fresh(groups)  # the groups themselves
-    t.name(row.axis, t.origin_of(groups))
+    t.name(row.axis, t.origin_of(groups, last=True))  # not a stride that is as large
     per_group = x.size // groups
     wide = weight[0].size // groups
     if t.ragged and not transposed and per_group > 1 and wide > 1:

@@ -24,7 +24,7 @@ def index(t: Typing, x: Typed, indices: Sequence[Typed | None]) -> Typed:
     """Indexed dimensions freeze; the others pass, after (or around) the index's own."""
     used = [i for i, at in enumerate(indices) if at is not None]
     for i in used:
-        t.freeze(x[i], "its positions are looked up by number")
+        t.look_up(x[i], indices[i])
     passing = [d for i, d in enumerate(x.dims) if i not in used]
     first = used[0] if used and used == list(range(used[0], used[-1] + 1)) else 0
     new = len(t.out[0]) - len(passing)
@@ -39,12 +39,20 @@ def index(t: Typing, x: Typed, indices: Sequence[Typed | None]) -> Typed:
     return Typed(tuple(replace(d, source=None) for d in dims))
 
 
-@rule("index_select", "gather", "take_along_dim")
+@rule("index_select")
+def index_select(t: Typing, x: Typed, dim: int, index: Typed) -> Typed:
+    t.look_up(x[dim], index)
+    return x.but(dim, t.fresh(t.out[0][dim], "the length of an index"))
+
+
+@rule("gather", "take_along_dim")
 def gather(t: Typing, x: Typed, dim: int, index: Typed, **_: Any) -> Typed:
-    t.freeze(x[dim], "its positions are looked up by number")
-    if len(index) == 1 or t.reason.op.startswith("aten.index_select"):
+    dim %= max(len(x), 1)
+    t.look_up(x[dim], index)
+    if len(index) == 1:
         return x.but(dim, t.fresh(t.out[0][dim], "the length of an index"))
-    t.freeze([*x.dims, *index.dims], "its elements are looked up by number")
+    others = [d for y in (x, index) for i, d in enumerate(y.dims) if i != dim]
+    t.freeze([*others, index[dim]], "its elements are looked up by number")
     return t.opaque(t.out[0])
 
 
@@ -147,14 +155,21 @@ def _added(t: Typing, x: Dim, y: Dim) -> Dim:
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 def scatter(t: Typing, x: Typed, dim: int, index: Typed, *more: Any, **_: Any) -> Typed:
     """Elements are written one by one."""
-    tensors = [x, index, *(y for y in more if isinstance(y, Typed))]
-    t.freeze([d for y in tensors for d in y.dims], "its elements are looked up by number")
+    dim %= max(len(x), 1)
+    if len(x):
+        t.look_up(x[dim], index)
+    others = [d for i, d in enumerate(x.dims) if i != dim]
+    tensors = [index, *(y for y in more if isinstance(y, Typed))]
+    others += [d for y in tensors for d in y.dims]
+    t.freeze(others, "its elements are looked up by number")
     return Typed(tuple(t.never_zero(d, False) for d in x.dims))
 
 
 @rule("nonzero", "nonzero_static", "argwhere", "masked_select", "unique_consecutive", "_unique2")
 def found(t: Typing, x: Typed, *more: Any, **_: Any) -> Any:
     """How many come out depends on the values."""
+    if len(x) == 1 and t.reason.op.startswith("aten.nonzero."):
+        return replace(t.opaque(t.out[0], "positions that were found by value"), counts=x[0].axis)
     for each in (x, *(y for y in more if isinstance(y, Typed))):
         t.freeze(each, "its positions are found by value")
     outs = tuple(t.opaque(shape, "positions that were found by value") for shape in t.out)

@@ -116,7 +116,19 @@ def running_sum(t: Typing, x: Typed, dim: int, **_: Any) -> Typed:
     return x.but(dim, t.never_zero(x[dim], keep_const=False))
 
 
-@rule("cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk", "kthvalue")
+@rule("sort", "argsort")
+def order(t: Typing, x: Typed, dim: int = -1, *_: Any, **options: Any) -> Any:
+    """The values in their order, and where they were."""
+    dim = options.get("dim", dim)
+    if not len(x) or isinstance(dim, bool):
+        return ordered(t, x)
+    t.freeze(x.dims, "positions are ordered by value")
+    out = Typed(tuple(replace(d, source=None) for d in x.dims))
+    places = replace(out, counts=x[dim].axis)
+    return (out, places) if len(t.out) > 1 else places
+
+
+@rule("cumprod", "logcumsumexp", "cummax", "cummin", "kthvalue")
 def ordered(t: Typing, x: Typed, *args: Any, **options: Any) -> Any:
     """What comes out depends on every position's rank or place."""
     t.freeze(x.dims, "positions are ordered by value")

@@ -217,6 +217,9 @@ def slice_(
     high = n if end is None else min(n, max(low, end + (n if end < 0 else 0)))
     if low == 0 and high == n and step == 1:
         return x
+    if low == high == n > 1 and step == 1:  # what is left after the last position
+        _bounded(t, old, old, t.origin_of(start or 0))
+        return x.but(dim, t.fresh(0, "an empty piece"))
     if high == low or n == 1:
         t.freeze(old, "an empty piece is read")
         return x.but(dim, t.fresh(high - low, "an empty piece"))

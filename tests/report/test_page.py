@@ -1,0 +1,147 @@
+"""The report as a page: what it says, and that nothing in it comes from anywhere else."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from secateur import Config, Pruner, prune
+from secateur.errors import FileError, MissingExtraError
+from secateur.measure import Latency
+from secateur.report import Report, read, report_of, to_markdown, write, write_page
+from secateur.report.page import to_html
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten()
+    )
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """Return a report in which every section has something to show."""
+    torch.manual_seed(0)
+    dense, example = network(), torch.randn(2, 3, 8, 8)
+    return report_of(
+        prune(dense, example, sparsity=0.5),
+        dense,
+        latency={
+            "before": Latency(2.0, 1.9, 2.2, 15, 1),
+            "after": Latency(1.0, 0.9, 1.1, 15, 1),
+        },
+        scores={"before": {"accuracy, %": 91.5}, "after": {"accuracy, %": 90.25}},
+        history=[{"step": n, "sparsity": n / 4, "loss": 1 / n} for n in range(1, 4)],
+        config={"sparsity": 0.5, "exclude": ["<script>alert(1)</script>"]},
+        reproduce="secateur prune net.py:Net --sparsity 0.5",
+    )
+
+
+def test_page_when_written_then_holds_the_facts(report: Report) -> None:
+    page = to_html(report)
+    for words in ("8 → <b>4</b>", "exact", "91.50", "2.00× as fast", "secateur prune net.py:Net"):
+        assert words in page
+    assert page.count('class="curve"') == 2
+
+
+def test_page_when_opened_then_needs_nothing_from_anywhere(report: Report) -> None:
+    page = to_html(report)
+    assert not re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?!data:)[a-z/]', page)
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+
+
+def test_page_when_facts_hold_markup_then_it_is_shown_as_text(report: Report) -> None:
+    assert "&lt;script&gt;alert(1)" in to_html(report)
+    named = report.model_copy(
+        update={"structure": report.structure.model_copy(update={"model": "<b>&Net</b>"})}
+    )
+    assert "&lt;b&gt;&amp;Net&lt;/b&gt;" in to_html(named)
+
+
+def test_page_when_there_is_little_to_show_then_only_that(report: Report) -> None:
+    bare = report.model_copy(
+        update={
+            "check": None,
+            "history": (),
+            "config": {},
+            "reproduce": "",
+            "before": report.before.model_copy(update={"latency": None, "scores": {}}),
+        }
+    )
+    page = to_html(bare)
+    assert "not checked" in page
+    for absent in ("On the way", "<h2>Latency", "Is it the masked", "<pre>", "accuracy"):
+        assert absent not in page
+
+
+def test_report_when_written_and_read_then_equal_and_page_follows_it(
+    report: Report, tmp_path: Path
+) -> None:
+    page = write(tmp_path, report)
+    first = page.read_text()
+    assert read(tmp_path) == report
+    assert write_page(tmp_path, read(tmp_path)).read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no report"),
+        ("{}", "is no report"),
+        ('{"schema": 1, "evil": 1}', "is no report"),
+    ],
+)
+def test_read_when_file_is_no_report_then_error_names_it(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(FileError, match=words):
+        read(tmp_path)
+
+
+def test_read_when_schema_is_newer_then_says_to_upgrade(report: Report, tmp_path: Path) -> None:
+    newer = json.loads(report.to_text()) | {"schema": 99}
+    (tmp_path / "report.json").write_text(json.dumps(newer))
+    with pytest.raises(FileError, match="upgrade"):
+        read(tmp_path)
+
+
+def test_report_when_pruned_in_a_loop_then_tensors_say_what_is_masked() -> None:
+    model = network()
+    pruner = Pruner(
+        model, Config(sparsity=0.5, granularity="element", names=["0"]), torch.zeros(2, 3, 8, 8)
+    )
+    pruner.step()
+    found = report_of(pruner.finish(), network())
+    assert {t.name: t.masked for t in found.tensors}["0.weight"] == 0.5
+    assert "Masked, not cut" in to_html(found)
+
+
+def test_markdown_when_drawn_then_says_the_same(report: Report) -> None:
+    text = to_markdown(report)
+    assert "| accuracy, % | 91.50 | 90.25 | −1.25 |" in text
+    assert "| `0` | 8 | 4 | −50 % |" in text
+    assert "every removal is exact" in text
+
+
+def test_page_when_jinja2_is_missing_then_facts_are_kept_and_the_extra_is_named(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without_jinja2(name: str, *rest: object) -> object:
+        if name == "jinja2":
+            raise ImportError(name)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without_jinja2)
+    with pytest.raises(MissingExtraError, match=r"secateur\[report\]"):
+        write(tmp_path, report)
+    assert read(tmp_path) == report
