@@ -47,6 +47,7 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.cifar
 	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.scale
 
 clean: ## remove .venv and everything that a command made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build docs/_build docs/_generated $(OUT)

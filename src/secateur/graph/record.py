@@ -9,13 +9,12 @@ values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -26,6 +25,7 @@ from secateur.replacements import in_plain_operations
 from secateur.types import Example, call_arguments
 
 from .attributes import CallWatcher, traced_attributes
+from .fakes import lacks_values, shape_only, standing_in
 from .lengths import Attribute, Origin
 from .program import Equal, Number, Op, Recording, Ref
 
@@ -33,9 +33,10 @@ LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tens
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, recording: Recording):
+    def __init__(self, recording: Recording, fake: bool):
         super().__init__()
         self.recording = recording
+        self.fake = fake
         self.values: Any = WeakTensorKeyDictionary()
         self.modules: list[str] = [""]
         self.calls = CallWatcher(lambda tensor: self.values.get(tensor), self)
@@ -77,7 +78,8 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        stand_in = shape_only(func) if self.fake else None
+        out = (stand_in or func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
         seen = tuple(self.ref(a) for a in args)
@@ -172,25 +174,43 @@ def record(model: nn.Module, example: Example) -> Recording:
     Raises:
         TraceError: the forward failed; the message has its error, and the model is as before.
     """
+    absent = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if not absent and size <= LARGE:
+        return _record(model, example, fake=False)
+    try:
+        return _record(model, example, fake=True)
+    except TraceError as error:
+        if not absent:  # a forward that reads values can have them
+            return _record(model, example, fake=False)
+        if not lacks_values(error.__cause__):
+            raise
+        raise TraceError(
+            f"{error}\nThis forward reads values, which tensors on meta do not have: analyse the "
+            "model with weights, or one of a smaller config, whose groups are alike"
+        ) from error
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _record(
+    model: nn.Module,
+    example: Example,
+    fake: bool,
+) -> Recording:
     recording = Recording()
-    recorder = _Recorder(recording)
-    args, kwargs = call_arguments(example)
+    recorder = _Recorder(recording, fake)
     named = [*model.named_parameters(remove_duplicate=False)]
     buffers = [*model.named_buffers(remove_duplicate=False)]
-    size = sum(p.numel() * p.element_size() for _, p in named)
-    fake = size > LARGE or any(p.is_meta for _, p in [*named, *buffers])
     with ExitStack() as stack:
-        replaced: dict[int, Tensor] = {}
-        if fake:
-            mode = FakeTensorMode(allow_non_fake_inputs=True)
-            replaced = {id(p): _fake(mode, p) for _, p in [*named, *buffers]}
-            args, kwargs = tree_map(
-                lambda x: _fake(mode, x) if isinstance(x, Tensor) else x, (args, kwargs)
-            )
-            stack.enter_context(mode)
-            stack.enter_context(_swapped(model, replaced))
+        inside = stack.enter_context(standing_in(model)) if fake else _itself
+        args, kwargs = tree_map(
+            lambda x: inside(x) if isinstance(x, Tensor) else x, call_arguments(example)
+        )
         for table, entries in ((recording.parameters, named), (recording.buffers, buffers)):
-            _number(recorder, recording, table, entries, replaced)
+            _number(recorder, recording, table, entries, inside)
         recording.inputs = [
             recorder.ref(x).value for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)
         ]
@@ -228,7 +248,7 @@ def _number(
     recording: Recording,
     table: dict[str, int],
     entries: Sequence[tuple[str, Tensor]],
-    replaced: dict[int, Tensor],
+    inside: Callable[[Tensor], Tensor],
 ) -> None:
     first: dict[int, str] = {}
     for name, tensor in entries:
@@ -236,27 +256,4 @@ def _number(
             recording.names[name] = first[id(tensor)]
             continue
         first[id(tensor)] = recording.names[name] = name
-        table[name] = recorder.new(replaced.get(id(tensor), tensor))
-
-
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    with mode:
-        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-@contextmanager
-def _swapped(model: nn.Module, replaced: dict[int, Tensor]) -> Iterator[None]:
-    """Let the modules see other tensors in place of their parameters and buffers."""
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    for module in model.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for table in tables:
-            for name, tensor in list(table.items()):
-                if tensor is not None:
-                    before.append((table, name, tensor))
-                    table[name] = replaced[id(tensor)]
-    try:
-        yield
-    finally:
-        for table, name, tensor in before:
-            table[name] = tensor
+        table[name] = recorder.new(inside(tensor))

@@ -1,0 +1,101 @@
+"""On real tensors or on fake ones: which forward is recorded, and what is said if none can be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import TraceError
+from secateur.graph import record
+from secateur.graph.fakes import standing_in
+from secateur.structure import analyze
+
+
+class Reads(nn.Module):
+    """Uses only the rows that are positive, of which nobody knows how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.nonzero(x[:, 0] > 0)[:, 0]
+        return self.last(self.first(x[rows]).relu())
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Let every model count as large."""
+    monkeypatch.setattr(record, "LARGE", 0)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_analyze_when_the_model_is_on_meta_then_the_groups_are_those_of_the_real_one():
+    with torch.device("meta"):
+        absent = mlp()
+    there = analyze(mlp(), torch.zeros(3, 4))
+    assert str(analyze(absent, torch.zeros(3, 4))) == str(there)
+    assert all(p.is_meta for p in absent.parameters())
+
+
+def test_analyze_when_a_large_model_runs_without_values_then_none_are_computed(large):
+    seen = []
+    model = mlp()
+    model.register_forward_hook(lambda *_: seen.append(type(_[2]).__name__))
+    assert [g.name for g in analyze(model, torch.zeros(3, 4)).groups] == ["0"]
+    assert seen == ["FakeTensor"]
+
+
+def test_analyze_when_a_large_model_reads_values_then_it_runs_for_real(large):
+    structure = analyze(Reads(), torch.ones(3, 4))
+    assert [g.name for g in structure.exact] == ["first"]
+
+
+def test_analyze_when_a_model_on_meta_reads_values_then_the_error_says_what_to_do():
+    with torch.device("meta"):
+        model = Reads()
+    with pytest.raises(TraceError, match="reads values, which tensors on meta do not have"):
+        analyze(model, torch.ones(3, 4))
+    assert all(p.is_meta and not hasattr(p, "fake_mode") for p in model.parameters())
+
+
+def test_analyze_when_a_large_model_fails_for_real_too_then_that_error_is_told(large):
+    with pytest.raises(TraceError, match="shapes cannot be multiplied"):
+        analyze(mlp(), torch.zeros(3, 5))
+
+
+def test_standing_in_when_the_forward_fails_then_every_tensor_is_back():
+    model = nn.BatchNorm1d(3)
+    before = dict(model.named_parameters()) | dict(model.named_buffers())
+
+    def fail() -> None:
+        with standing_in(model):
+            held = model.running_mean, model.weight.data
+            raise ValueError({type(tensor).__name__ for tensor in held})
+
+    with pytest.raises(ValueError, match="^{'FakeTensor'}$"):
+        fail()
+    after = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert all(after[name] is tensor for name, tensor in before.items())
+
+
+def test_grouped_mm_when_it_is_fake_then_it_takes_single_precision_as_the_real_one_does():
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = (
+                nn.Parameter(torch.empty(2, *shape)) for shape in ((4, 8), (8, 4))
+            )
+
+        def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+            hidden = nn.functional.grouped_mm(x, self.up, offs=ends).relu()
+            return nn.functional.grouped_mm(hidden, self.down, offs=ends)
+
+    with torch.device("meta"):
+        model = Experts()
+    ends = torch.tensor([1, 3], dtype=torch.int32)
+    assert [g.size for g in analyze(model, (torch.zeros(3, 4), ends)).exact] == [8]
