@@ -6,10 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from secateur import masking
 from secateur.errors import ConfigError
-from secateur.nni.pruning import AGPPruner, LevelPruner, LinearPruner
+from secateur.nni.pruning import (
+    AGPPruner,
+    L1NormPruner,
+    LevelPruner,
+    LinearPruner,
+    MovementPruner,
+    SlimPruner,
+)
 from tests.nni.pruning.bench import FC2, TRAINED, Bench, kept
 
 
@@ -100,3 +108,35 @@ def test_init_when_nothing_trains_the_model_then_asks_for_an_evaluator(
     bench.evaluator = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="give it an evaluator"):
         TRAINED[kind](bench)
+
+
+def test_compress_when_an_output_is_scheduled_then_more_of_it_goes_each_time(bench: Bench) -> None:
+    config = [{"op_names": ["fc2"], "target_names": ["_output_"], "sparse_ratio": 0.5}]
+    pruner = LinearPruner(L1NormPruner(bench.model, config, bench.evaluator), 2, 4)
+    zeros: list[int] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module.training:  # what fc3 is given: positive, or masked
+            zeros.append(int((args[0].abs().amax(0) == 0).sum()))
+
+    with torch.no_grad():
+        bench.model.fc2.bias.fill_(5.0)
+    bench.model.fc3.register_forward_pre_hook(look)
+    _, masks = pruner.compress(9, None)
+    assert zeros == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    mask = masks["fc2"]["_output_0"][0]
+    assert not bench.model.fc2(torch.randn(3, 8))[:, mask == 0].any()
+
+
+@pytest.mark.parametrize("kind", ["slim", "movement"])
+def test_compress_when_a_method_for_weights_is_given_an_output_then_says_so(
+    bench: Bench, kind: str
+) -> None:
+    config = [{"op_names": ["fc2"], "target_names": ["_output_"], "sparse_ratio": 0.5}]
+    make = {
+        "slim": lambda: SlimPruner(bench.model, config, bench.evaluator, 2),
+        "movement": lambda: MovementPruner(bench.model, config, bench.evaluator, 1, 2),
+    }
+    with pytest.raises(ConfigError, match="'fc2._output_0': .* is for weights"):
+        make[kind]().compress()
+    assert not masking.is_masked(bench.model)

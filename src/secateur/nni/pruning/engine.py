@@ -60,11 +60,6 @@ class Engine(Pruner):
         selectables = units(scored, self.tensors(), config.criterion)
         super().__init__(model, config, selectables=selectables)
 
-    @property
-    def length(self) -> int:
-        """How many optimizer steps it takes until the goal is reached."""
-        return self.config.start + self.config.steps * self.config.every
-
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored by target name: weights below their masks, gates, or values."""
         found: dict[str, Tensor] = {}

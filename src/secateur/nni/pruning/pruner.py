@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from secateur import masking
+from secateur.config import Config
 from secateur.errors import ConfigError, MaskError, did_you_mean
 from secateur.nni.activations import ActivationMasks
-from secateur.nni.config_list import TargetSetting, parse, resolve
+from secateur.nni.config_list import parse, resolve
 from secateur.nni.evaluators import Evaluator
 from secateur.nni.targets import full_name
 from secateur.types import call_arguments
 
 from .engine import Engine
-
-NniMasks = dict[str, dict[str, Tensor | None]]
+from .masks import NniMasks, boolean, product
 
 
 class Pruner:
@@ -99,6 +99,12 @@ class Pruner:
         """Return what ``secateur.Config`` should say: criterion, method, schedule."""
         return {"criterion": self.criterion}
 
+    @property
+    def length(self) -> int:
+        """How many optimizer steps it takes until the goal is reached."""
+        config = Config(**self.settings())
+        return config.start + config.steps * config.every
+
     # -- NNI's methods ---------------------------------------------------------------------------
 
     def compress(
@@ -148,7 +154,7 @@ class Pruner:
         for each in reversed(self._family()):
             for target in each.targets:
                 found.setdefault(target.module, {}).setdefault(target.target, None)
-        for name, mask in _product(each.masks for each in self._family()).items():
+        for name, mask in product(each.masks for each in self._family()).items():
             module, _, target_name = name.rpartition(".")
             found[module][target_name] = mask.float()
         for module, by_target in found.items():
@@ -172,7 +178,7 @@ class Pruner:
                     continue
                 if full not in known:
                     raise MaskError(f"{full!r} is no target here.{did_you_mean(full, known)}")
-                fresh[full] = _boolean(known[full], mask)
+                fresh[full] = boolean(known[full], mask)
         for pruner in self._family():
             own = [t.name for t in pruner.targets if t.name in fresh]
             pruner.masks |= {name: fresh.pop(name) for name in own}
@@ -197,7 +203,7 @@ class Pruner:
         activations = {t.name for each in self._family() for t in each.activations.targets}
         return {
             n: mask
-            for n, mask in _product(each.masks for each in self._family()).items()
+            for n, mask in product(each.masks for each in self._family()).items()
             if n not in activations
         }
 
@@ -224,7 +230,7 @@ class Pruner:
 
     def _engine(self, family: Sequence[Pruner] = ()) -> Engine:
         def others() -> dict[str, Tensor]:
-            return _product(each.masks for each in family if each is not self)
+            return product(each.masks for each in family if each is not self)
 
         return Engine(
             self.bound_model,
@@ -249,16 +255,15 @@ class Pruner:
         """Train the model while the given pruners of the family decide on their masks."""
         evaluator = pruners[0].evaluator
         assert evaluator is not None  # as their constructor saw to
-        before = {each: each.masks for each in pruners}
-        self._take_off(bake=False)
-        engines = {each: each._engine(self._family()) for each in pruners}
-        needed = max(engine.length for engine in engines.values())
+        needed = max(each.length for each in pruners)
         if max_steps is None and max_epochs is None:
             max_steps = needed
         if max_steps is not None and max_steps < needed:
             raise ConfigError(
                 f"max_steps={max_steps} is too few: the masks reach their goal after {needed} steps"
             )
+        before = {each: each.masks for each in pruners}
+        engines: dict[Pruner, Engine] = {}
 
         def step() -> dict[str, float]:
             metrics: dict[str, float] = {}
@@ -267,25 +272,29 @@ class Pruner:
                 each.masks, each.notes = engine.masks, engine.notes
             return metrics
 
-        for each in pruners:
-            each.masks = {}
-        learned = any(engine.method.learns_masks for engine in engines.values())
-        masking.put_on(self.bound_model, self.parameter_masks(), differentiable=learned)
-        for each in self._family():
-            each.activations.put_on()
+        self._take_off(bake=False)
         try:
+            for each in pruners:
+                each.masks = {}
+                engines[each] = each._engine(self._family())
+            learned = any(engine.method.learns_masks for engine in engines.values())
+            masking.put_on(self.bound_model, self.parameter_masks(), differentiable=learned)
+            for each in self._family():
+                each.activations.put_on()
             evaluator.train(self.bound_model, step, max_steps, max_epochs)
         except BaseException:
+            for engine in engines.values():
+                engine.release()
             self._take_off(bake=False)
             for each, masks in before.items():
                 each.masks = masks
             raise
         for each, engine in engines.items():
             engine.release()
-            if engine.calls < engine.length:
+            if engine.calls < each.length:
                 warnings.warn(
                     f"the training ended after {engine.calls} optimizer steps, and "
-                    f"{type(each).__name__} reaches its goal after {engine.length}",
+                    f"{type(each).__name__} reaches its goal after {each.length}",
                     stacklevel=3,
                 )
 
@@ -299,22 +308,3 @@ def at_least_one(name: str, value: object) -> int:
     if type(value) is not int or value < 1:
         raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
     return value
-
-
-def _product(several: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return masks by full name, multiplied where several have one."""
-    found: dict[str, Tensor] = {}
-    for masks in several:
-        for name, mask in masks.items():
-            found[name] = mask & found[name].to(mask.device) if name in found else mask
-    return found
-
-
-def _boolean(target: TargetSetting, mask: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise MaskError(f"the mask of {target.name!r} is a {type(mask).__name__}, not a tensor")
-    if target.shape is not None and tuple(mask.shape) != tuple(target.shape):
-        raise MaskError(f"the mask of {target.name!r} is {tuple(mask.shape)}, not {target.shape}")
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise MaskError(f"the mask of {target.name!r} has values other than 0 and 1")
-    return mask.bool()
