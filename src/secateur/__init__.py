@@ -23,6 +23,7 @@ from .shrink import Plan as Plan
 from .shrink import Result as Result
 from .shrink import Verification as Verification
 from .shrink import apply_plan as apply_plan
+from .shrink import drop_blocks as drop_blocks
 from .shrink import load_plans as load_plans
 from .shrink import load_pruned as load_pruned
 from .shrink import save_pruned as save_pruned
@@ -43,6 +44,7 @@ __all__ = [
     "analyze",
     "apply_plan",
     "criteria",
+    "drop_blocks",
     "errors",
     "load_plans",
     "load_pruned",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -11,6 +12,7 @@ from torch import nn
 
 from .errors import UnknownNameError, did_you_mean
 from .graph.axes import Atom, Axis
+from .graph.blocks import Block, find_blocks
 from .graph.cost import Cost, cost, human, macs
 from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
@@ -25,6 +27,7 @@ class Structure:
     Attributes:
         groups: those that may be pruned, in the order in which the model uses them.
         frozen: those that may not, each with its reason.
+        blocks: residual blocks, which can be dropped whole.
         unknown: operations without a rule, with the place of the first; what they touch is frozen.
     """
 
@@ -35,6 +38,7 @@ class Structure:
         self.groups: tuple[Group, ...] = tuple(free)
         self.frozen: tuple[Group, ...] = tuple(frozen)
         self.unknown: dict[str, Reason] = inferred.unknown
+        self.blocks: tuple[Block, ...] = tuple(find_blocks(inferred))
         self._by_name = {g.name: g for g in (*free, *frozen)}
         self._by_atom = {id(g.atom): g for g in free}
 
@@ -84,7 +88,21 @@ class Structure:
         Args:
             keep: group name → how many positions it keeps, or a ``Plan``; None is the whole model.
         """
-        return cost(self.inferred, self.counter(keep))
+        whole, count = cost(self.inferred, self.counter(keep)), self.counter(keep)
+        gone = [self.block(name).cost(self.inferred, count) for name in getattr(keep, "drop", ())]
+        params, macs = sum(g[0] for g in gone), sum(g[1] for g in gone)
+        return replace(whole, params=whole.params - params, macs=whole.macs - macs)
+
+    def block(self, name: str) -> Block:
+        """Return a residual block by its name."""
+        found = {block.name: block for block in self.blocks}
+        if name not in found:
+            hint = did_you_mean(name, found)
+            raise UnknownNameError(
+                f"{name!r} is no residual block of {self.model}: no module that returns its input "
+                f"plus something, and nothing else (leave a cache out of the example).{hint}"
+            )
+        return found[name]
 
     def counter(self, keep: Mapping[str, int] | Any = None) -> Callable[[Atom], int]:
         """Return the function atom → positions kept, which the symbolic costs are computed from."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -46,13 +46,19 @@ def human(number: float) -> str:
 
 def params(inferred: Inferred, count: Count) -> int:
     """Return the number of parameters; tied ones count once."""
-    values = inferred.recording.parameters.values()
-    return sum(prod(_shape(inferred, value, count)) for value in values)
+    return sum(params_of(inferred, name, count) for name in inferred.recording.parameters)
 
 
-def macs(inferred: Inferred, count: Count) -> int:
+def params_of(inferred: Inferred, name: str, count: Count) -> int:
+    """Return the number of elements of one parameter."""
+    return prod(_shape(inferred, inferred.recording.parameters[name], count))
+
+
+def macs(inferred: Inferred, count: Count, ops: Iterable[Op] | None = None) -> int:
     """Return the multiply-accumulates of one forward on the recorded inputs (half its FLOPs)."""
-    return sum(_macs(inferred, op, count) for op in inferred.recording.ops)
+    return sum(
+        _macs(inferred, op, count) for op in (inferred.recording.ops if ops is None else ops)
+    )
 
 
 def peak_bytes(inferred: Inferred, count: Count) -> int:

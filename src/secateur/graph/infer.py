@@ -23,6 +23,7 @@ class Inferred:
     def __init__(self, recording: Recording, *, ragged: bool = False):
         self.recording = recording
         self.types: dict[int, Typed] = {}
+        self.made: dict[int, Typed] = {}  # likewise, before anything was written to the tensor
         self.typing = Typing(ragged, decisions=recording.decisions)
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
@@ -135,7 +136,7 @@ class Inferred:
                     f"the rule of {op.name} says {made.shape} where the tensor is "
                     f"{self.recording.shapes[ref.value]} (in {op.module!r}, {op.line})"
                 )
-            self.types[ref.value] = made
+            self.types[ref.value] = self.made[ref.value] = made
         if op.updates:
             self._written(*op.updates)
 

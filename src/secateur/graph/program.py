@@ -55,11 +55,26 @@ class Equal:
     line: str
 
 
+@dataclass(frozen=True)
+class ModuleCall:
+    """One forward of one module: which operations it ran, on what, and what it returned.
+
+    ``inputs`` maps each argument's position or keyword to its value; ``output`` is a Ref, or a
+    tuple of Refs, None and "other" for what is neither.
+    """
+
+    path: str
+    inputs: dict[int | str, int]
+    output: Any
+    ops: range
+
+
 @dataclass
 class Recording:
     """All operations of one forward, and what the tensors are."""
 
     ops: list[Op] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     itemsize: list[int] = field(default_factory=list)
     integers: set[int] = field(default_factory=set)  # values of an integer or bool type

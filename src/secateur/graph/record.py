@@ -27,7 +27,7 @@ from secateur.types import Example, call_arguments
 from .attributes import CallWatcher, traced_attributes
 from .fakes import lacks_values, shape_only, standing_in
 from .lengths import Attribute, Origin
-from .program import Equal, Number, Op, Recording, Ref
+from .program import Equal, ModuleCall, Number, Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
 
@@ -128,23 +128,42 @@ def _line() -> str:
 
 
 @contextmanager
-def _module_paths(model: nn.Module, stack: list[str]) -> Iterator[list[str]]:
-    """Keep the path of the running module on the stack; yield the path of the one that failed."""
+def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
+    """Write down each module's forward; yield the path of the one that failed."""
     paths = {id(module): path for path, module in model.named_modules()}
-
+    stack, recording = recorder.modules, recorder.recording
+    entered: list[tuple[int, dict[int | str, int]]] = []
     failed: list[str] = []
 
-    def enter(module: nn.Module, _: Any) -> None:
-        stack.append(paths.get(id(module), stack[-1]))
+    def values(arguments: Any) -> dict[int | str, int]:
+        tensors = {key: x for key, x in arguments if isinstance(x, Tensor)}
+        return {key: recorder.values[x] for key, x in tensors.items() if x in recorder.values}
 
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
+    def returned(out: Any) -> Any:
+        if isinstance(out, Tensor):
+            return Ref(recorder.values[out]) if out in recorder.values else "other"
+        if type(out) in (tuple, list):
+            return tuple(returned(part) for part in out)
+        return None if out is None else "other"
+
+    def enter(module: nn.Module, arguments: Any) -> None:
+        stack.append(paths.get(id(module), stack[-1]))
+        entered.append((len(recording.ops), values(enumerate(arguments))))
+
+    def leave(module: nn.Module, _: Any, *rest: Any) -> None:
+        *keywords, out = rest  # torch leaves them out when the forward failed
+        start, inputs = entered.pop()
         if sys.exc_info()[0] is not None and not failed:
             failed.append(stack[-1])
-        stack.pop()
+        path = stack.pop()
+        if paths.get(id(module)) is not None:
+            ran = range(start, len(recording.ops))
+            inputs |= values(keywords[0].items() if keywords else ())
+            recording.calls.append(ModuleCall(path, inputs, returned(out), ran))
 
     hooks = [
         register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
+        register_module_forward_hook(leave, with_kwargs=True, always_call=True),
     ]
     try:
         yield failed
@@ -217,7 +236,7 @@ def _record(
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        failed = stack.enter_context(_module_paths(model, recorder.modules))
+        failed = stack.enter_context(_module_calls(model, recorder))
         stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))
         try:

@@ -41,6 +41,8 @@ class DecoupledAttention(nn.MultiheadAttention):
     @staticmethod
     def fits(module: DecoupledAttention) -> bool:
         packed = module.in_proj_weight is not None
+        if module.out_proj.weight is None:  # in a block that was dropped
+            return True
         return (
             module.head_dim == module.v_head_dim
             and module.num_heads * module.head_dim == module.embed_dim

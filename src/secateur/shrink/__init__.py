@@ -5,7 +5,7 @@ from __future__ import annotations
 from .complete import Completion, complete, group_masks
 from .files import load_plans, load_pruned, save_pruned
 from .plan import Plan
-from .result import Result, apply_plan, cut_and_verify, shrink
+from .result import Result, apply_plan, cut_and_verify, drop_blocks, shrink
 from .verify import Verification
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "apply_plan",
     "complete",
     "cut_and_verify",
+    "drop_blocks",
     "group_masks",
     "load_plans",
     "load_pruned",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,9 +12,10 @@ from secateur.errors import ShrinkError
 from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
 from secateur.replacements import name_of, replacement_of
+from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.structure import Structure
 
-from .history import HELD_AS, History, Shape
+from .history import HELD_AS, History, Passing, Shape
 from .plan import Plan
 
 # What torch's own layers say of themselves: attribute → (tensor, dimension, × attribute).  Their
@@ -137,8 +138,49 @@ class Surgery:
         kept = {id(structure[n].atom): list(keep) for n, keep in plan.keep.items()}
         shapes = self._cut_tensors(structure, lambda atom: kept.get(id(atom), range(atom.size)))
         changed = self._set_sizes(structure, structure.counter(plan))
+        changed |= self._hand_on_first_place(plan.drop)
+        blocks = map(structure.block, plan.drop)
+        dropped: dict[str, Passing] = {b.name: (b.position, b.returns) for b in blocks}
+        for name, how in dropped.items():
+            self.drop(name, how)
         self.describe()
-        self.set_attribute(self.model, HELD_AS, History.of(self.model).then(plan, shapes, changed))
+        history = History.of(self.model).then(plan, shapes, changed, dropped)
+        self.set_attribute(self.model, HELD_AS, history)
+        return changed
+
+    def drop(self, path: str, how: Passing) -> None:
+        """Let a block return its input; its tensors go, its submodules and attributes stay."""
+        block = self.model.get_submodule(path)
+        kind = type(block)
+        self.set_attribute(block, "passes", argument(kind, how[0]))
+        self.set_attribute(block, "returns", how[1])
+        self.set_class(block, passing(kind))
+        for module in block.modules():
+            for name, held in [*module._parameters.items(), *module._buffers.items()]:
+                if held is not None:
+                    self.set_attribute(module, name, None)
+
+    def _hand_on_first_place(self, dropped: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Give the first block that is left the number of the first that was: 0.
+
+        A cache asks its first layer for its length.  Such a number is any integer that, in every
+        block of a list, is the block's place.
+        """
+        changed: dict[str, tuple[int, int]] = {}
+        for path, module in self.model.named_modules():
+            if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+                continue
+            left = [i for i, m in enumerate(module) if not isinstance(m, PassThrough)]
+            after = [i for i in left if f"{path}.{i}" not in dropped]
+            if len(left) < 2 or not after or left[0] == after[0]:
+                continue
+            for inner, first in module[left[0]].named_modules():
+                for name, value in list(vars(first).items()):
+                    ranks = {i: _integer(module[i], inner, name) for i in left}
+                    if type(value) is int and ranks == {i: i if i != left[0] else 0 for i in left}:
+                        where = ".".join(filter(None, (path, str(after[0]), inner)))
+                        self.set_size(Attribute(where, name), 0)
+                        changed[str(Attribute(where, name))] = (after[0], 0)
         return changed
 
     def _cut_tensors(
@@ -239,3 +281,9 @@ def _restore(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
     tensor.grad = None
     tensor.data = data
     tensor.grad = gradient
+
+
+def _integer(module: nn.Module, inner: str, name: str) -> int | None:
+    held: Any = dict(module.named_modules()).get(inner)
+    value = vars(held).get(name) if held is not None else None
+    return value if type(value) is int else None

@@ -49,6 +49,11 @@ class _Changed(_Part):
     after: int
 
 
+class _Passing(_Part):
+    input: int | str
+    output: tuple[bool, ...] | None
+
+
 class _Document(_Part):
     """What ``plan.json`` holds."""
 
@@ -60,6 +65,7 @@ class _Document(_Part):
     shapes: dict[str, _Reshaped]
     attributes: dict[str, _Changed]
     replaced: dict[str, str]
+    dropped: dict[str, _Passing]
     tied: dict[str, str]
 
 
@@ -116,6 +122,7 @@ def save_pruned(
         "shapes": {n: {"before": b, "after": a} for n, (b, a) in history.shapes.items()},
         "attributes": {n: {"before": b, "after": a} for n, (b, a) in history.attributes.items()},
         "replaced": {p: name for p, m in model.named_modules() if (name := name_of(m))},
+        "dropped": {n: {"input": x, "output": out} for n, (x, out) in history.dropped.items()},
         "tied": tied,
     }
     write_text(folder / PLAN, _dump(document) + "\n")
@@ -165,6 +172,7 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
     try:
         wrong = [
             *_foreign(document, model),
+            *_dropped(history, model, surgery),  # what went with them is in no file
             *_misfits(history, model, saved),
             *_untied(document.tied, model),
             *_replaced(document.replaced, model, surgery),  # these have more attributes
@@ -208,6 +216,7 @@ def _history(document: _Document) -> History:
             tuple(map(Plan.from_json, document.steps)),
             {name: (s.before, s.after) for name, s in document.shapes.items()},
             {name: (a.before, a.after) for name, a in document.attributes.items()},
+            {name: (d.input, d.output) for name, d in document.dropped.items()},
         )
     except PlanError as error:
         raise FileError(f"{PLAN} holds a plan that is none: {error}") from error
@@ -268,6 +277,17 @@ def _untied(tied: Mapping[str, str], model: nn.Module) -> Iterator[str]:
             yield f"{name!r} and {other!r} are one tensor in the file, and two in this model"
 
 
+def _dropped(history: History, model: nn.Module, surgery: Surgery) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    for path, how in history.dropped.items():
+        try:
+            if path not in modules or not path:
+                raise ValueError("there is no such module")
+            surgery.drop(path, how)
+        except ValueError as error:
+            yield f"{path!r} cannot be dropped: {error}"
+
+
 def _replaced(replaced: Mapping[str, str], model: nn.Module, surgery: Surgery) -> Iterator[str]:
     modules = dict(model.named_modules())
     for path, name in replaced.items():
@@ -293,7 +313,7 @@ def _other_values(history: History, model: nn.Module) -> Iterator[str]:
             yield f"this model has no integer {text!r}"
         elif value != before:
             yield f"{text} is {value} in this model, and was {before} in the dense one"
-        elif not 0 < after <= before:
+        elif not (0 if history.dropped else 1) <= after <= before:
             yield f"{text} cannot become {after}: it is {before}"
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from .plan import Plan
 
 Shape = tuple[int, ...]
+Passing = tuple[int | str, tuple[bool, ...] | None]  # argument, and parts of a tuple (see Block)
 
 HELD_AS = "_pruning_history"  # an attribute of the model, which survives a deep copy
 
@@ -24,12 +25,14 @@ class History:
     Attributes:
         steps: the plans that were applied, one after the other.
         shapes: parameter or buffer → its shape in the dense model, and now.
+        dropped: block → the argument that it returns now, and in which form.
         attributes: attribute, as in ``block.heads`` or ``block.sizes[1]`` → its value, likewise.
     """
 
     steps: tuple[Plan, ...] = ()
     shapes: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    dropped: Mapping[str, Passing] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> History:
@@ -41,10 +44,19 @@ class History:
         plan: Plan,
         shapes: Mapping[str, tuple[Shape, Shape]],
         attributes: Mapping[str, tuple[int, int]],
+        dropped: Mapping[str, Passing],
     ) -> History:
         """Return this history with one plan more, and what it changed."""
+        gone = tuple(f"{path}." for path in dropped)
+
+        def left(changes: dict[str, Any]) -> dict[str, Any]:
+            return {name: c for name, c in changes.items() if not name.startswith(gone)}
+
         return History(
-            (*self.steps, plan), _chain(self.shapes, shapes), _chain(self.attributes, attributes)
+            (*self.steps, plan),
+            left(_chain(self.shapes, shapes)),
+            left(_chain(self.attributes, attributes)),
+            {**{p: how for p, how in self.dropped.items() if not p.startswith(gone)}, **dropped},
         )
 
 

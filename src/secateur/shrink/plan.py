@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.errors import PlanError, did_you_mean
+from secateur.errors import PlanError, UnknownNameError, did_you_mean
 from secateur.select import Request, select
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -24,9 +24,13 @@ MOST_IN_ALL = 1 << 26
 
 @dataclass(frozen=True)
 class Plan:
-    """Group name → the positions that it keeps, ascending.  Groups that lose nothing are absent."""
+    """Group name → the positions that it keeps, ascending.  Groups that lose nothing are absent.
+
+    ``drop`` names residual blocks that go as a whole.
+    """
 
     keep: Mapping[str, tuple[int, ...]]
+    drop: tuple[str, ...] = ()
 
     @classmethod
     def from_keeps(cls, structure: Structure, keeps: Mapping[str, Tensor]) -> Plan:
@@ -108,13 +112,26 @@ class Plan:
         for name, kept in self.keep.items():
             keeps[name] = torch.zeros(structure[name].size, dtype=torch.bool)
             keeps[name][list(kept)] = True
-        return group_masks(structure, keeps)
+        masks = group_masks(structure, keeps)
+        for block in map(structure.block, self.drop):
+            for name in block.masks or ():
+                masks[name] = torch.zeros(structure.tensor(name).shape, dtype=torch.bool)
+        return masks
 
     def check(self, structure: Structure) -> None:
         """Raise a ``PlanError`` with all reasons why this plan does not fit a model, if any."""
         known = {g.name: g for g in structure.groups}
         frozen = {g.name: g for g in structure.frozen}
-        wrong = []
+        wrong = [
+            f"block {name!r} is named twice, or lies in another that is dropped"
+            for i, name in enumerate(self.drop)
+            if any(f"{name}.".startswith(f"{o}.") for o in (*self.drop[:i], *self.drop[i + 1 :]))
+        ]
+        for name in self.drop:
+            try:
+                structure.block(name)
+            except UnknownNameError as error:
+                wrong.append(str(error))
         for name, kept in self.keep.items():
             group = known.get(name)
             if group is None:
@@ -151,6 +168,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             "keep": {name: list(_ranges(kept)) for name, kept in self.keep.items()},
+            **({"drop": list(self.drop)} if self.drop else {}),
         }
 
     @classmethod
@@ -171,11 +189,14 @@ class Plan:
             if sum(listed) > MOST_IN_ALL:
                 raise ValueError(f"it keeps {sum(listed)} positions, more than {MOST_IN_ALL}")
             keep = {str(name): _positions(ranges) for name, ranges in data["keep"].items()}
+            drop = data.get("drop", [])
+            if not isinstance(drop, list) or not all(isinstance(name, str) for name in drop):
+                raise ValueError("drop must be a list of names")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
-        return cls(keep)
+        return cls(keep, tuple(drop))
 
 
 def _counted(ranges: Any) -> int:

@@ -66,6 +66,9 @@ class Result:
             change = f"{new / old - 1:+.0%}" if old else ""
             table.add_row(label, human(old), human(new), change)
         yield table
+        if self.plan.drop:
+            many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
+            yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
         yield f"checked: {self.verification}" if self.verification else "not checked (verify=False)"
         yield f"loads with: {self.loads_with}"
         for note in self.notes:
@@ -204,6 +207,40 @@ def apply_plan(
     return result
 
 
+def drop_blocks(
+    model: nn.Module, names: Sequence[str], example_inputs: Example, *, verify: bool = True
+) -> Result:
+    """Drop residual blocks from a deep copy of a model: each returns its input.
+
+    Args:
+        model: any module; it is not touched.
+        names: of ``analyze(model, example_inputs).blocks``.
+        example_inputs: as for ``analyze``; without a cache, which would keep what the blocks made.
+        verify: compare with the model in which what the blocks add is masked to zero.
+
+    Raises:
+        PlanError: a name is none of a residual block.
+        ShrinkError, VerificationError: the model does not run without them, or computes another
+            thing than the masked one.
+
+    >>> import torch
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.inner = nn.Linear(8, 8)
+    ...     def forward(self, x):
+    ...         return x + self.inner(x)
+    >>> net, x = nn.Sequential(Block(), Block(), nn.Linear(8, 2)), torch.randn(3, 8)
+    >>> from secateur import analyze
+    >>> [(block.name, block.params) for block in analyze(net, x).blocks]
+    [('0', 72), ('1', 72)]
+    >>> small = drop_blocks(net, ["1"], x)
+    >>> small.after.params, small.verification.passed
+    (90, True)
+    """
+    return apply_plan(model, Plan({}, tuple(names)), example_inputs, verify=verify)
+
+
 def _outputs(model: nn.Module, masks: Mapping[str, Tensor], example: Example) -> list[list[Tensor]]:
     """Return what the model computes under masks, and leave it as it was."""
     surgery = Surgery(model)
@@ -230,6 +267,11 @@ def cut_and_verify(
     model = model if inplace else copy.deepcopy(model)
     surgery = Surgery(model)
     inexact = [f"{n}: {structure[n].inexact}" for n in plan.keep if not structure[n].exact]
+    inexact += [
+        f"{name}: what it adds cannot be masked by parameters"
+        for name in plan.drop
+        if not structure.block(name).exact
+    ]
     checked: Verification | None = None
     folded: dict[str, Tensor] = {}
     try:
