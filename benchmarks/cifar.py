@@ -2,6 +2,8 @@
 
 For each network, pruner and ratio: the masks as the pruner made them, the masks as the speed-up
 completed them, and the smaller model.  The last two must predict the same class on every image.
+What the masked channels still emit (a BatchNorm's bias) is folded into the layers that read it, or
+masked too: that is the last column.
 
     python -m benchmarks.cifar                      # the 1,017 lossless test images
     python -m benchmarks.cifar --jpeg 10000         # and the test set from JPEG at two ratios
@@ -25,6 +27,7 @@ from secateur.nni.speedup import ModelSpeedup
 from secateur.nni.utils import auto_set_dependency_group_ids
 from tests.zoo import cifar_test_images, pretrained_cifar_resnet
 
+KINDS = ("masked", "completed", "smaller", "silent")
 PRUNERS = ("L1NormPruner", "L2NormPruner", "FPGMPruner", "LevelPruner")
 
 
@@ -35,7 +38,7 @@ def predict(model: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
 
 
 def pruned(dense: nn.Module, pruner: str, ratio: float, example: Tensor) -> dict[str, Any]:
-    """Return the masked, the completed and the smaller model, and the costs before and after."""
+    """Return the masked, the completed and the smaller models, and the costs before and after."""
     model = copy.deepcopy(dense)
     config = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
     if pruner != "LevelPruner":
@@ -47,6 +50,7 @@ def pruned(dense: nn.Module, pruner: str, ratio: float, example: Tensor) -> dict
     smaller = speedup.speedup_model()
     if speedup.result is None:
         raise RuntimeError("speedup_model() returned without a result")
+    silent = ModelSpeedup(copy.deepcopy(dense), example, masks, constants="mask").speedup_model()
     completed = copy.deepcopy(dense)
     state = completed.state_dict()
     with torch.no_grad():
@@ -58,6 +62,7 @@ def pruned(dense: nn.Module, pruner: str, ratio: float, example: Tensor) -> dict
         "masked": masked,
         "completed": completed,
         "smaller": smaller,
+        "silent": silent,
         "macs": secateur.analyze(smaller, example).cost().macs
         / secateur.analyze(dense, example).cost().macs,
         "params": sum(p.numel() for p in smaller.parameters())
@@ -74,7 +79,7 @@ def measure(
     made = pruned(dense, pruner, ratio, example)
     rows = []
     for name, (images, labels) in sets.items():
-        guesses = {kind: predict(made[kind], images) for kind in ("masked", "completed", "smaller")}
+        guesses = {kind: predict(made[kind], images) for kind in KINDS}
         rows.append(
             {
                 "model": f"resnet{depth}",
@@ -130,10 +135,19 @@ def main() -> int:
 
 
 def _text(dense: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    heading = ["model", "pruner", "ratio", "images", "masked %", "completed %", "smaller %"]
+    heading = [
+        "model",
+        "pruner",
+        "ratio",
+        "images",
+        "masked %",
+        "completed %",
+        "smaller %",
+        "constants masked %",
+    ]
     body = [
         [row["model"], row["pruner"], f"{row['ratio']:.1f}", row["images"]]
-        + [f"{row[kind]:.2f}" for kind in ("masked", "completed", "smaller")]
+        + [f"{row[kind]:.2f}" for kind in KINDS]
         + [f"{row['macs']:.0%}", f"{row['params']:.0%}", f"{row['same']:,} of {row['of']:,}"]
         for row in rows
     ]
