@@ -113,6 +113,11 @@ def _flat(kind: type[Product] | type[Concat], parts: Sequence[Axis]) -> list[Axi
     return flat
 
 
+def pieces(axis: Axis) -> list[Axis]:
+    """Return the pieces that an axis is laid end to end of; itself, if it is no concatenation."""
+    return _flat(Concat, [axis])
+
+
 def product(*parts: Axis) -> Axis:
     """Return the flattened grid of the parts, outermost first."""
     flat = _flat(Product, parts)

@@ -131,11 +131,6 @@ def _occurrences(inferred: Inferred) -> dict[int, tuple[Atom, list[Member]]]:
 
 def _inexact(inferred: Inferred, free: list[Atom]) -> dict[int, Reason]:
     """Return for each atom why its removal changes the result, where it does."""
-    by_atom: dict[int, list[Site]] = {id(atom): [] for atom in free}
-    for site in inferred.typing.sites:
-        for atom in atoms(site.axis):
-            if id(atom) in by_atom:
-                by_atom[id(atom)].append(site)
     found: dict[int, Reason] = {}
     for atom in free:
         single = Atom(1)  # the answer is the same for every position
@@ -143,7 +138,7 @@ def _inexact(inferred: Inferred, free: list[Atom]) -> dict[int, Reason]:
         def mentions(axis: Axis, _: Atom, atom: Atom = atom) -> bool:
             return contains(axis, atom)
 
-        for site in by_atom[id(atom)]:
+        for site in inferred.sites_of(atom):
             if site.harm:
                 found.setdefault(id(atom), _because(site, site.harm))
             elif not holds(site.zero, single, mentions, lambda *_: torch.ones(1, dtype=torch.bool)):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from secateur.errors import AxisError, RuleError
 
-from .axes import Atom, freeze
+from .axes import Atom, atoms, freeze
 from .conditions import ALWAYS, Masked, every
 from .lengths import Attribute, Named, Origin, Size, Sizing, solve
 from .program import Op, Recording, Ref
@@ -44,6 +45,18 @@ class Inferred:
         t.names += self._equals()
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing)
         self._numbers()
+
+    def sites_of(self, atom: Atom) -> list[Site]:
+        """Return the places where an axis that mentions the atom is summed away."""
+        return self._sites.get(id(atom), [])
+
+    @cached_property
+    def _sites(self) -> dict[int, list[Site]]:
+        found: dict[int, list[Site]] = {}
+        for site in self.typing.sites:
+            for atom in {id(atom): atom for atom in atoms(site.axis)}.values():
+                found.setdefault(id(atom), []).append(site)
+        return found
 
     def _start(self) -> None:
         shapes = self.recording.shapes

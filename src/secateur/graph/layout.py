@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.granularity import Granularity
 
-from .axes import Atom, Axis, Concat, Ragged, atoms, find
+from .axes import Atom, Axis, Concat, Ragged, atoms, find, pieces
 
 
 def labels(axis: Axis, atom: Atom) -> Tensor:
@@ -26,15 +26,18 @@ def labels(axis: Axis, atom: Atom) -> Tensor:
     axis = find(axis)
     if axis is atom:
         return torch.arange(atom.size)
-    if isinstance(axis, Atom):
-        return torch.full((axis.size,), -1)
-    parts = [labels(part, atom) for part in axis.parts]  # type: ignore[attr-defined]
+    label = torch.full((axis.size,), -1)
     if isinstance(axis, Concat):
-        return torch.cat(parts)
-    grid = parts[0]
-    for part in parts[1:]:
-        grid = torch.maximum(grid[:, None], part[None, :]).flatten()
-    return grid
+        start = 0
+        for piece in pieces(axis):
+            if piece is atom or not isinstance(piece, Atom):  # a long row of others is the rule
+                label[start : start + piece.size] = labels(piece, atom)
+            start += piece.size
+    elif not isinstance(axis, Atom):
+        label, *others = [labels(p, atom) for p in axis.parts]  # type: ignore[attr-defined]
+        for other in others:
+            label = torch.maximum(label[:, None], other[None, :]).flatten()
+    return label
 
 
 def block(tensor: Tensor, axis: Axis, atom: Atom) -> tuple[Tensor, Axis]:

@@ -64,12 +64,8 @@ def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
     check_masks(structure, masks)
     slices = _Slices(structure, masks)
     done = Completion()
-    sites: dict[int, list[Site]] = {}
-    for site in structure.inferred.typing.sites:
-        for atom in atoms(site.axis):
-            sites.setdefault(id(atom), []).append(site)
     for group in structure.groups:
-        _complete_group(group, sites.get(id(group.atom), []), slices, done)
+        _complete_group(group, structure.inferred.sites_of(group.atom), slices, done)
     _balance(structure, done)
     return done
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.graph.groups import contains
 from secateur.graph.layout import labels
 from secateur.graph.program import Ref
 from secateur.graph.record import evaluating
@@ -76,8 +75,8 @@ class Folding:
 def _readers(model: nn.Module, structure: Structure, group: str) -> Iterator[str | None]:
     """Yield the path of each layer that sums over a group; None where it is no layer to fold in."""
     seen = set()
-    for site in structure.inferred.typing.sites:
-        if site.weight is None or not contains(site.axis, structure[group].atom):
+    for site in structure.inferred.sites_of(structure[group].atom):
+        if site.weight is None:
             continue
         path, _, name = site.weight[0].rpartition(".")
         module = model.get_submodule(path)
