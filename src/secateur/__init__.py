@@ -13,6 +13,7 @@ from . import errors as errors
 from .config import Config as Config
 from .config import Target as Target
 from .criteria import criteria as criteria
+from .distillation import distillation_loss as distillation_loss
 from .graph.cost import Cost as Cost
 from .graph.groups import Group as Group
 from .methods import methods as methods
@@ -45,6 +46,7 @@ __all__ = [
     "apply_plan",
     "criteria",
     "drop_blocks",
+    "distillation_loss",
     "errors",
     "load_plans",
     "load_pruned",

@@ -97,6 +97,22 @@ def mask_of(module: nn.Module, tensor: str) -> Tensor | None:
     return cast("Tensor | None", getattr(module, _attribute(tensor)))
 
 
+def take_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Return what backwards have added to differentiable masks, and clear it.
+
+    By parameter name; of a parameter that is used in several places, the sum over them.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for module, tensor, parameter in _places(model):
+        mask = mask_of(module, tensor)
+        if mask is not None and mask.grad is not None:
+            name = names[id(parameter)]
+            found[name] = found[name] + mask.grad if name in found else mask.grad
+            mask.grad = None
+    return found
+
+
 def dense(module: nn.Module, tensor: str) -> Tensor:
     """Return a parameter as it is below its mask, if one is on."""
     parameter = module._parameters.get(tensor)

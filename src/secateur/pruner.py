@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -116,7 +117,7 @@ class Pruner:
         self.calls = 0
         self._level = 0.0
         self._optimizer = _LastStep()
-        self.method.attach(self)
+        self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         self._unwatch = before_each_step(self._before_optimizer)
 
     @property

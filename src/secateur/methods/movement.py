@@ -110,13 +110,8 @@ class Movement(Method):
 
     def _gradients(self, loss_scale: float) -> dict[str, Tensor]:
         """Return the gradient of each score that the last backwards left in the masks."""
-        left = {}
-        for path, module in self._pruner.model.named_modules(remove_duplicate=False):
-            for tensor in module._parameters:
-                mask = masking.mask_of(module, tensor)
-                if mask is not None and mask.grad is not None:
-                    left[f"{path}.{tensor}" if path else tensor] = mask.grad / loss_scale
-                    mask.grad = None
+        taken = masking.take_gradients(self._pruner.model)
+        left = {name: gradient / loss_scale for name, gradient in taken.items()}
         if not left:
             return {}
         return {each.name: self._gradient(each, left) for each in self._pruner.selectables}
