@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -170,6 +171,8 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+            # torch forgets this entry, and torch.compile then warns of a global hook for ever
+            module_hooks._global_forward_hooks_with_kwargs.pop(hook.id, None)
 
 
 @contextmanager
