@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from cyclopts import Parameter
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ConfigError, MissingExtraError, ShrinkError
@@ -97,7 +97,7 @@ def _onnx(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         return _checked(path, None, "onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    flat = [t for t in tree_leaves((args, kwargs)) if t is not None]
+    flat = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     names = [each.name for each in session.get_inputs()]
     feed: Mapping[str, Any] = {name: value.numpy() for name, value in zip(names, flat, strict=True)}
     found = [torch.from_numpy(value) for value in session.run(None, feed)]
