@@ -13,21 +13,20 @@ from tests import zoo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL: dict[str, dict[str, Any]] = {
-    "accelerate_loop": {"epochs": 3, "rows": 128},
     "hf_trainer": {"epochs": 3, "rows": 96},
     "lightning_module": {"epochs": 3, "rows": 128},
     "plain_loop": {"epochs": 3},
 }
 """Arguments with which each example takes seconds."""
+ELSEWHERE = ("accelerate_finetune",)  # tests/trainers/test_accelerate.py
 NEEDS = {
-    "accelerate_loop": "accelerate",
     "hf_trainer": "transformers",
     "lightning_module": "lightning",
 }
 
 
 def test_examples_when_one_is_added_then_it_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == SMALL.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SMALL, *ELSEWHERE}
 
 
 @pytest.mark.filterwarnings("ignore")  # of the trainers, about themselves
