@@ -50,8 +50,9 @@ def with_code() -> list[object]:
 
 @pytest.mark.parametrize("page", with_code())
 def test_page_when_its_python_runs_from_top_to_bottom_then_nothing_fails(
-    page: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # some blocks save what they made
     if "<!-- slow" in page.read_text(encoding="utf-8"):
         zoo.torchvision_models()  # transformers imports torchvision, which may need help
     module = ModuleType(f"docs_{page.stem}")  # classes of a page are found by their module's name
