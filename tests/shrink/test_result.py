@@ -39,7 +39,7 @@ def test_print_when_pruned_then_costs_check_and_where_it_loads_are_told(result):
     assert "Net: 50% of the units of 2 groups removed" in text
     for words in ("parameters", "MACs", "peak activation bytes", "checked: outputs differ by"):
         assert words in text
-    assert "loads with: a Net that was cut by the same plan" in text
+    assert "loads with: secateur.load_pruned, onto a freshly built Net" in text
     assert "note" not in text
 
 

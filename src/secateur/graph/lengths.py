@@ -38,6 +38,17 @@ class Attribute:
         where = f"{self.path}.{self.name}" if self.path else self.name
         return where if self.index is None else f"{where}[{self.index}]"
 
+    def held_by(self, module: Any) -> Any:
+        """Return what the module's own attribute holds, without running code of anybody's."""
+        value: Any = module
+        for name in self.name.split("."):
+            inside = getattr(value, "__dict__", None) if not isinstance(value, type) else None
+            value = inside.get(name) if isinstance(inside, dict) else None
+        if self.index is None:
+            return value
+        inside = value if isinstance(value, (tuple, list)) else ()
+        return inside[self.index] if self.index < len(inside) else None
+
     @classmethod
     def parse(cls, text: str, paths: Collection[str]) -> Attribute:
         """Return the attribute that was written as ``text``; ValueError where it is none.

@@ -45,10 +45,15 @@ class Surgery:
     def __init__(self, model: nn.Module):
         self.model = model
         self._undo: list[Callable[[], None]] = []
+        self.shapes: dict[str, tuple[Shape, Shape]] = {}  # before and after the cut
 
-    def undo(self) -> None:
-        """Put every tensor and attribute back, last change first."""
-        while self._undo:
+    def mark(self) -> int:
+        """Return how many changes were made, for ``undo``."""
+        return len(self._undo)
+
+    def undo(self, since: int = 0) -> None:
+        """Put every tensor and attribute back, last change first, down to a mark."""
+        while len(self._undo) > since:
             self._undo.pop()()
 
     def set_data(self, tensor: Tensor, data: Tensor) -> None:
@@ -136,7 +141,9 @@ class Surgery:
         """
         plan.check(structure)
         kept = {id(structure[n].atom): list(keep) for n, keep in plan.keep.items()}
-        shapes = self._cut_tensors(structure, lambda atom: kept.get(id(atom), range(atom.size)))
+        shapes = self.shapes = self._cut_tensors(
+            structure, lambda atom: kept.get(id(atom), range(atom.size))
+        )
         changed = self._set_sizes(structure, structure.counter(plan))
         changed |= self._hand_on_first_place(plan.drop)
         blocks = map(structure.block, plan.drop)
@@ -147,6 +154,13 @@ class Surgery:
         history = History.of(self.model).then(plan, shapes, changed, dropped)
         self.set_attribute(self.model, HELD_AS, history)
         return changed
+
+    def configure(self, changes: Mapping[str, tuple[int, int]]) -> None:
+        """Let the model's config say other numbers, and the history that it does."""
+        named = {f"config.{key}": change for key, change in changes.items()}
+        for name, (_, after) in named.items():
+            self.set_size(Attribute("", name), after)
+        self.set_attribute(self.model, HELD_AS, History.of(self.model).with_attributes(named))
 
     def drop(self, path: str, how: Passing) -> None:
         """Let a block return its input; its tensors go, its submodules and attributes stay."""

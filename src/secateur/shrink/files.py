@@ -308,25 +308,13 @@ def _other_values(history: History, model: nn.Module) -> Iterator[str]:
         except ValueError as error:
             yield str(error)
             continue
-        value = _held(modules[attribute.path], attribute)
+        value = attribute.held_by(modules[attribute.path])
         if type(value) is not int:
             yield f"this model has no integer {text!r}"
         elif value != before:
             yield f"{text} is {value} in this model, and was {before} in the dense one"
         elif not (0 if history.dropped else 1) <= after <= before:
             yield f"{text} cannot become {after}: it is {before}"
-
-
-def _held(module: nn.Module, attribute: Attribute) -> Any:
-    """Return what a module's own attribute holds, without running code of anybody's."""
-    value: Any = module
-    for name in attribute.name.split("."):
-        inside = getattr(value, "__dict__", None) if not isinstance(value, type) else None
-        value = inside.get(name) if isinstance(inside, dict) else None
-    if attribute.index is None:
-        return value
-    at = attribute.index
-    return value[at] if isinstance(value, (tuple, list)) and at < len(value) else None
 
 
 # -- tensors ---------------------------------------------------------------------------------------

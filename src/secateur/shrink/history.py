@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -38,6 +38,10 @@ class History:
     def of(cls, model: nn.Module) -> History:
         """Return the history of a model; that of a dense one is empty."""
         return vars(model).get(HELD_AS, cls())
+
+    def with_attributes(self, changes: Mapping[str, tuple[int, int]]) -> History:
+        """Return this history with more attributes that changed on the way."""
+        return replace(self, attributes=_chain(self.attributes, changes))
 
     def then(
         self,

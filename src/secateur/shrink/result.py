@@ -20,8 +20,10 @@ from secateur.types import Example, Masks
 
 from .complete import complete, group_masks
 from .cut import Surgery
+from .expressed import expressed, rebuilt
 from .files import load_plans, save_pruned
 from .fold import Folding
+from .history import History
 from .plan import Plan
 from .verify import Verification, difference, run, tolerance_of
 
@@ -40,14 +42,23 @@ class Result:
     notes: list[str] = field(default_factory=list)
     attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
+    config: dict[str, tuple[int, int]] | None = None  # integers that say the new shapes, if any do
+    rebuilt: bool = False  # such a model was built, and computes the same
 
     @property
     def loads_with(self) -> str:
         """Where the smaller model can be loaded, in one line."""
-        return (
-            f"a {self.structure.model} that was cut by the same plan (plan.json); not "
-            "with the dense model's loader, because shapes differ"
-        )
+        model = self.structure.model
+        if self.config is None:
+            return (
+                f"secateur.load_pruned, onto a freshly built {model}; not with the dense model's "
+                "loader, because shapes differ"
+            )
+        numbers = ", ".join(f"{key}={after}" for key, (_, after) in self.config.items())
+        seen = "the same outputs were seen" if self.rebuilt else "the shapes agree"
+        loader = ", so with save_pretrained and from_pretrained"
+        loader = loader if hasattr(self.model, "from_pretrained") else ""
+        return f"{model}(config) with {numbers or 'its own config'}{loader} ({seen})"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
@@ -274,6 +285,7 @@ def cut_and_verify(
     ]
     checked: Verification | None = None
     folded: dict[str, Tensor] = {}
+    config, same = None, False
     try:
         if folding:
             surgery.mask(folding.masks)
@@ -298,6 +310,7 @@ def cut_and_verify(
                     f"the smaller {structure.model} differs from the masked one by {gap:.1e} "
                     f"relative (allowed {checked.tolerance:.0e}) though every removal is exact"
                 )
+        config, same = _configured(model, structure, surgery, example_inputs if verify else None)
     except BaseException:
         surgery.undo()
         raise
@@ -312,4 +325,32 @@ def cut_and_verify(
         [*notes, *(f"inexact: {reason}" for reason in inexact)],
         attributes,
         folded,
+        config,
+        same,
     )
+
+
+def _configured(
+    model: nn.Module, structure: Structure, surgery: Surgery, example: Example | None
+) -> tuple[dict[str, tuple[int, int]] | None, bool]:
+    """Let the model's config say the new sizes, where it can.
+
+    Returns:
+        The integers that changed, or None; and whether a model that was built from them was seen
+        to compute the same.
+    """
+    dense = History.of(model).shapes
+    changes = expressed(model, dense, surgery.shapes, structure.inferred.attributes)
+    if changes is None or example is None:
+        return changes, False
+    expected = run(model, example)
+    new = rebuilt(model, changes)
+    allowed = tolerance_of(expected)
+    if new is not None and difference(expected, run(new, example)) > allowed:
+        return None, False  # the shapes are the same, but something else is not: a scale
+    start = surgery.mark()
+    surgery.configure(changes)
+    if difference(expected, run(model, example)) > allowed:  # its forward reads the config
+        surgery.undo(start)
+        return None, False
+    return changes, new is not None

@@ -1,0 +1,148 @@
+"""Where a smaller model loads: its own constructor with other numbers, or only our loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from tests import zoo
+
+SEED = torch.Generator().manual_seed(0)
+
+
+@dataclass
+class Sizes:
+    """What the model is built from."""
+
+    width: int = 8
+    inner: int = 24
+    depth: int = 2
+    scale: str = "none"
+
+
+class Net(nn.Module):
+    def __init__(self, config: Sizes):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(6, config.width)
+        self.up = nn.ModuleList(nn.Linear(config.width, config.inner) for _ in range(config.depth))
+        self.down = nn.ModuleList(
+            nn.Linear(config.inner, config.width) for _ in range(config.depth)
+        )
+        self.factor = 1 / config.inner if config.scale == "built" else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + self.factor * down(torch.relu(up(x)))
+        return x
+
+
+def pruned(uniform: bool = True, **sizes: Any) -> sc.Result:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, generator=SEED)
+    if uniform:
+        return sc.prune(Net(Sizes(**sizes)), x, sparsity=0.5, names=["up*"], uniform=True)
+    targets = [{"names": ["up.0"], "sparsity": 0.5}, {"names": ["up.1"], "sparsity": 0.25}]
+    return sc.prune(Net(Sizes(**sizes)), x, targets=targets)
+
+
+def test_config_when_widths_are_uniform_then_its_integers_say_them(tmp_path):
+    result = pruned()
+    assert result.config == {"inner": (24, 12)}
+    assert result.rebuilt
+    assert result.loads_with == "Net(config) with inner=12 (the same outputs were seen)"
+    assert result.model.config == Sizes(inner=12)
+    Net(result.model.config).load_state_dict(result.model.state_dict())
+    result.save(tmp_path)
+    loaded = sc.load_pruned(tmp_path, Net(Sizes()))
+    assert loaded.config == Sizes(inner=12)
+    again = sc.prune(result.model, torch.randn(4, 6), sparsity=0.5, names=["up*"], uniform=True)
+    assert again.config == {"inner": (12, 6)}
+    again.save(tmp_path)
+    assert sc.load_pruned(tmp_path, Net(Sizes())).config == Sizes(inner=6)
+
+
+def test_config_when_widths_differ_then_only_our_loader_is_named():
+    result = pruned(uniform=False)
+    assert len(set(result.plan.counts.values())) > 1
+    assert result.config is None
+    assert result.model.config == Sizes()
+    assert result.loads_with.startswith("secateur.load_pruned, onto a freshly built Net; not with")
+
+
+def test_config_when_its_model_computes_another_thing_then_only_our_loader_is_named():
+    result = pruned(scale="built")
+    assert result.verification.passed
+    assert result.config is None
+    assert result.model.config.inner == 24
+
+
+def test_config_when_not_verified_then_it_says_that_only_shapes_agree():
+    torch.manual_seed(0)
+    result = sc.prune(
+        Net(Sizes()), torch.randn(4, 6), sparsity=0.5, names=["up*"], uniform=True, verify=False
+    )
+    assert result.loads_with == "Net(config) with inner=12 (the shapes agree)"
+
+
+class Picky(Net):
+    def __init__(self, config: Sizes, extra: int):
+        super().__init__(config)
+
+
+def test_config_when_the_class_is_built_from_more_then_only_our_loader_is_named():
+    model = Picky(Sizes(), 1)
+    result = sc.prune(model, torch.randn(4, 6), sparsity=0.5, names=["up*"], uniform=True)
+    assert result.config is None
+
+
+@pytest.fixture
+def llama() -> Any:
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(config.__class__(**config.to_dict())).eval()
+
+    return build
+
+
+TOKENS = torch.randint(1, 64, (2, 7), generator=SEED)
+INPUTS = {"input_ids": TOKENS, "use_cache": False}
+
+
+def generated(model: nn.Module) -> Tensor:
+    return model.generate(TOKENS, max_new_tokens=5, do_sample=False)
+
+
+def test_pretrained_when_widths_are_uniform_then_the_stock_loader_takes_it(llama, tmp_path):
+    result = sc.prune(llama(), INPUTS, sparsity=0.5, exclude=["*attn*"], uniform=True)
+    assert result.config == {"intermediate_size": (48, 24)}
+    assert "save_pretrained and from_pretrained" in result.loads_with
+    result.model.save_pretrained(tmp_path)
+    stock = type(result.model).from_pretrained(tmp_path).eval()
+    assert torch.equal(generated(stock), generated(result.model))
+
+
+def test_pretrained_when_heads_shrink_then_its_weights_and_our_plan_load(llama, tmp_path):
+    result = sc.prune(llama(), INPUTS, sparsity=0.5, inexact=True)
+    assert result.config is None
+    result.model.save_pretrained(tmp_path)
+    sc.save_pruned(result.model, tmp_path, weights=False)
+    with torch.device("meta"):
+        fresh = llama()
+    for model in (llama(), fresh):
+        loaded = sc.load_pruned(tmp_path, model).eval()
+        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+        assert torch.equal(generated(loaded), generated(result.model))
