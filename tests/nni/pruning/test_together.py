@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from secateur import masking
+from secateur.errors import ConfigError
 from secateur.nni import trace
 from secateur.nni.pruning import (
     AGPPruner,
@@ -14,6 +15,7 @@ from secateur.nni.pruning import (
     LevelPruner,
     MovementPruner,
     Pruner,
+    SlimPruner,
     TaylorPruner,
 )
 from tests.nni.pruning.bench import FC2, TRAINED, Bench
@@ -40,6 +42,27 @@ def test_compress_when_the_training_raises_then_the_model_is_usable_and_unwrappe
     assert not torch.equal(bench.model.fc2.weight, before)
     _, masks = pruner.compress(8, None)
     assert int((masks["fc2"]["weight"].amax(1) == 0).sum()) == 4
+
+
+def test_generate_masks_when_slim_then_no_penalty_stays_behind(bench: Bench) -> None:
+    config = [{"op_names": ["norm"], "sparse_ratio": 0.5}]
+    pruner = SlimPruner(bench.model, config, bench.evaluator, 3, regular_scale=100.0)
+    pruner.generate_masks()
+    before = bench.model.norm.weight.detach().clone()
+    (bench.model(torch.randn(4, 6)) * 0).sum().backward()
+    bench.optimizer.step()
+    assert torch.equal(bench.model.norm.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("taylor", "needs gradients"), ("movement", "call compress")]
+)
+def test_generate_masks_when_only_training_can_tell_then_says_so(
+    bench: Bench, kind: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TRAINED[kind](bench).generate_masks()
+    assert not masking.is_masked(bench.model)
 
 
 def test_compress_when_it_trained_then_the_optimizer_takes_no_more_notice(bench: Bench) -> None:

@@ -103,10 +103,12 @@ class Engine(Pruner):
             gate.grad = None
 
     def release(self) -> None:
-        """Let go of the model; the masks stay as they are."""
-        self.activations.gates = {}
-        self.activations.put_on()
+        """Let go of the optimizers and the gates; the masks stay as they are."""
         self._unwatch()
+        if self.activations.gates:
+            self.activations.gates = {}
+            if self.activations.on:
+                self.activations.put_on()
 
 
 def units(

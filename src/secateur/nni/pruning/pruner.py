@@ -141,6 +141,9 @@ class Pruner:
         """
         with self._bare_model():
             engine = self._engine()
+            engine.release()
+            if engine.method.learns_masks:
+                raise ConfigError(f"{type(self).__name__} learns its masks: call compress()")
             self.masks = engine.decide()
             self.notes = engine.notes
         return self.get_masks()
@@ -226,6 +229,7 @@ class Pruner:
         try:
             yield
         finally:
+            masking.take_off(self.bound_model, bake=False)
             masking.put_on(self.bound_model, on)
 
     def _engine(self, family: Sequence[Pruner] = ()) -> Engine:
