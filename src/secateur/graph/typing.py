@@ -121,6 +121,7 @@ class Typing:
     decisions: Mapping[str, Collection[Attribute]] = field(default_factory=dict)
     numbers: list[tuple[Origin, Reason]] = field(default_factory=list)
     consumed: set[tuple[str, int]] = field(default_factory=set)  # parameter dims that are inputs
+    spared: set[tuple[str, int]] = field(default_factory=set)  # that divide: they are not masked
     # The operation being typed:
     reason: Reason = field(default_factory=lambda: Reason("not yet"))
     out: tuple[tuple[int, ...], ...] = ()

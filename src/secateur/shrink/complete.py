@@ -189,7 +189,8 @@ def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
     for name, keep in keeps.items():
         group = structure[name]
         for member in group.members:
-            if member.role == "buffer":
+            spared = (member.tensor, member.dim) in structure.inferred.typing.spared
+            if member.role == "buffer" or spared:
                 continue
             shape = r.shapes[r.parameters[member.tensor]]
             along = Along(member.dim, structure.tensor(member.tensor)[member.dim].axis, group.atom)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import ShrinkError
 from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
+from secateur.graph.record import evaluating
 from secateur.replacements import name_of, replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.structure import Structure
@@ -261,6 +262,10 @@ class Surgery:
 
     def describe(self) -> None:
         """Let torch's own layers say the sizes that they now have."""
+        with evaluating(self.model), torch.no_grad():  # looking at a spectral norm would change it
+            self._describe_all()
+
+    def _describe_all(self) -> None:
         for module in self.model.modules():
             for classes, says in _SAYS:
                 if isinstance(module, classes):

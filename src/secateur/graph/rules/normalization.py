@@ -93,11 +93,18 @@ def group_norm(
 
 @rule("_weight_norm_interface")
 def weight_norm(t: Typing, v: Typed, g: Typed, dim: int = 0) -> tuple[Any, ...]:
-    """w = g · v / ‖v‖, the norm over all dimensions but one."""
+    """w = g · v / ‖v‖, the norm over all dimensions but one.
+
+    To mask a position of that one, g suffices; with v masked too it would be 0 ÷ 0.
+    """
     t.same(v[dim], g[dim])
     for i, d in enumerate(v.dims):
         if i != dim:
             t.reduce(d)
-    t.reduce(v[dim], "divides by its own norm, which is 0 when masked")
-    kept = replace(v[dim], zero=either(v[dim].zero, g[dim].zero), source=None)
+    source = v[dim].source
+    if source and g[dim].source:
+        t.spared.add(source)
+    else:
+        t.reduce(v[dim], "divides by its own norm, which is 0 when masked")
+    kept = replace(v[dim], zero=g[dim].zero, source=None)
     return v.but(dim, kept), Typed(tuple(t.never_zero(d) for d in g.dims))
