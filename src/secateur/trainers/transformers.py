@@ -12,9 +12,6 @@ from secateur.errors import FileError
 from secateur.pruner import Pruner
 from secateur.shrink import Result
 
-STATE = "pruner.safetensors"
-"""The file in each of the Trainer's checkpoints that holds the pruner's state."""
-
 
 class AfterOptimizerStep(TrainerCallback):
     """Calls a function after each optimizer step, while the gradients are still there.
@@ -42,19 +39,13 @@ class AfterOptimizerStep(TrainerCallback):
 class PruningCallback(AfterOptimizerStep):
     """Steps a pruner while a ``Trainer`` trains, and keeps its state with the checkpoints.
 
-    Give it to ``Trainer(callbacks=[…])``, or to ``attach`` for loggers to see its metrics too.
-    Training that resumes from a checkpoint goes on pruning where it was.
-
     Args:
         pruner: a ``Pruner`` of the very model that is trained.
         finish: cut the model at the end of the training; ``result`` then tells what was done.
-        resume_from: the checkpoint that training will resume from, where that is not in the
-            Trainer's ``output_dir``.
+        resume_from: the checkpoint to resume from, where it is not in the ``output_dir``.
     """
 
-    def __init__(
-        self, pruner: Pruner, *, finish: bool = False, resume_from: str | Path | None = None
-    ):
+    def __init__(self, pruner: Pruner, *, finish: bool = False, resume_from: str | None = None):
         super().__init__(pruner.step)
         self.pruner = pruner
         self.finish = finish
@@ -63,18 +54,18 @@ class PruningCallback(AfterOptimizerStep):
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         if state.global_step:
-            file = Path(self.resume_from or _checkpoint(args, state)) / STATE
+            file = self._file(args, state, self.resume_from)
             if not file.is_file():
                 raise FileError(f"{file} is missing: give PruningCallback(…, resume_from=…)")
             self.pruner.load(file)
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        self.pruner.save(_checkpoint(args, state) / STATE)
+        self.pruner.save(self._file(args, state))
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         if self.finish:
             self.result = self.pruner.finish()
 
-
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def _file(self, args: Any, state: Any, folder: str | None = None) -> Path:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        return Path(folder or checkpoint) / "pruner.safetensors"
