@@ -609,6 +609,6 @@ def test_step_when_it_prunes_then_the_log_has_one_line(
             pruner.step()
     lines = [record.getMessage() for record in caplog.records]
     assert [line.partition(", scores")[0] for line in lines] == [
-        "step 2: 50.0 % of the goal, 25.0 % masked",
-        "step 4: 100.0 % of the goal, 50.0 % masked",
+        "step 2: 50.0% of the goal, 25.0% masked",
+        "step 4: 100.0% of the goal, 50.0% masked",
     ]

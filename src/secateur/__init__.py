@@ -17,6 +17,7 @@ from .distillation import distillation_loss as distillation_loss
 from .graph.cost import Cost as Cost
 from .graph.groups import Group as Group
 from .methods import methods as methods
+from .progress import Progress as Progress
 from .pruner import Pruner as Pruner
 from .pruner import prune as prune
 from .schedules import schedules as schedules
@@ -37,6 +38,7 @@ __all__ = [
     "Cost",
     "Group",
     "Plan",
+    "Progress",
     "Pruner",
     "Result",
     "Structure",

@@ -154,11 +154,7 @@ class Pruner:
         metrics = self.metrics()
         if due:
             self.statistics.reset()
-            log.info(
-                "step %d: %.1f %% of the goal, %.1f %% masked, scores up to %.3g",
-                *(self.calls, 100 * metrics["target"], 100 * metrics["sparsity"]),
-                metrics["threshold"],
-            )
+            log.info("%s", self.progress)
             for report in self.on_prune:
                 report(metrics)
         return metrics
@@ -246,6 +242,15 @@ class Pruner:
             "sparsity": 1 - kept / total if total else 0.0,
             "threshold": self._level,
         }
+
+    @property
+    def progress(self) -> str:
+        """Where the run is, in one line: calls, share of the goal, share masked, largest score."""
+        now = self.metrics()
+        return (
+            f"step {self.calls}: {now['target']:.1%} of the goal, {now['sparsity']:.1%} masked, "
+            f"scores up to {now['threshold']:.3g}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs: counts, masks, the dense weights below them, scores.

@@ -48,8 +48,7 @@ class PruningCallback(AfterOptimizerStep):
     def __init__(self, pruner: Pruner, *, finish: bool = False, resume_from: str | None = None):
         super().__init__(pruner.step)
         self.pruner = pruner
-        self.finish = finish
-        self.resume_from = resume_from
+        self.finish, self.resume_from = finish, resume_from
         self.result: Result | None = None
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
