@@ -83,35 +83,35 @@ class _Search:
         if sum(sums) != 1 or "other" in parts:
             return None
         out = parts[sums.index(True)].value
-        if self._leaks(call, out):
-            return None
         shapes = self.inferred.recording.shapes
         for position, value in call.inputs.items():
             if shapes[value] != shapes[out] or value == out:
                 continue
-            branches = self.branches(out, value, call.ops)
+            branches = self.branches(out, value, call.ops, set())
             if branches is not None:
-                return self._describe(call, position, sums, branches)
+                leaks = self._leaks(call, out)
+                return None if leaks else self._describe(call, position, sums, branches)
         return None
 
-    def branches(self, out: int, x: int, ops: range) -> list[int] | None:
+    def branches(self, out: int, x: int, ops: range, tried: set[int]) -> list[int] | None:
         """Return the values that were added to ``x`` to make ``out``, or None."""
         if out == x:
             return []
         op = self._op(out, ops)
-        if op is None:
+        if op is None or out in tried:
             return None
+        tried.add(out)
         kind = op.name.rsplit(".", 1)[0]
         given = [a.value for a in op.args if isinstance(a, Ref)]
         if kind in IDENTITIES or (kind in ("aten.relu", "aten.relu_") and self._positive(x)):
-            return self.branches(given[0], x, ops)
+            return self.branches(given[0], x, ops, tried)
         shapes = self.inferred.recording.shapes
         if kind not in ("aten.add", "aten.add_") or op.kwargs.get("alpha", 1) != 1:
             return None
         if len(given) != 2 or shapes[given[0]] != shapes[given[1]]:
             return None
         for old, new in (given, given[::-1]):
-            rest = self.branches(old, x, ops)
+            rest = self.branches(old, x, ops, tried)
             if rest is not None:
                 return [*rest, new]
         return None
