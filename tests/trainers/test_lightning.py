@@ -107,7 +107,7 @@ def test_fit_when_there_is_a_logger_then_it_gets_the_metrics(tmp_path: Path) -> 
     logger = CSVLogger(tmp_path, "run", "")
     trainer(tmp_path, callback(pruner), logger=logger, log_every_n_steps=1).fit(model, loader())
     with (tmp_path / "run" / "metrics.csv").open() as file:
-        logged = [float(row["sparsity"]) for row in csv.DictReader(file)]
+        logged = [float(row["pruning/sparsity"]) for row in csv.DictReader(file)]
     assert len(logged) == 8
     assert logged == sorted(logged)
     assert logged[-1] == pytest.approx(pruner.metrics()["sparsity"])

@@ -80,10 +80,19 @@ def test_train_when_it_logs_then_the_metrics_are_in_the_log(
 ) -> None:
     made = trainer(model, tmp_path, callback(pruner))
     made.train()
-    logged = [log["sparsity"] for log in made.state.log_history if "loss" in log]
+    logged = [log["pruning/sparsity"] for log in made.state.log_history if "loss" in log]
     assert len(logged) == 4
     assert logged == sorted(logged)
     assert logged[-1] == pruner.metrics()["sparsity"]
+
+
+def test_evaluate_when_called_then_returns_no_metric_of_the_pruner(
+    model: Labelled, pruner: Pruner, tmp_path: Path
+) -> None:
+    made = trainer(model, tmp_path, callback(pruner))
+    made.train()
+    metrics = made.evaluate(made.train_dataset[:BATCH])
+    assert not any("pruning" in name for name in metrics)
 
 
 def test_attach_when_a_logger_is_there_already_then_it_sees_the_metrics(
@@ -101,7 +110,7 @@ def test_attach_when_a_logger_is_there_already_then_it_sees_the_metrics(
     made = trainer(model, tmp_path, Logger())
     callback(pruner).attach(made)
     made.train()
-    assert Logger.seen[0]["pruning_step"] == 1.0
+    assert Logger.seen[0]["pruning/pruning_step"] == 1.0
 
 
 def test_train_when_finish_is_asked_for_then_the_model_is_smaller_at_the_end(

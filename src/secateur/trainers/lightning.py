@@ -25,7 +25,7 @@ class AfterOptimizerStep(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         def after(*_: Any) -> None:
-            self.metrics = self.function() or {}
+            self.metrics = {f"pruning/{k}": v for k, v in (self.function() or {}).items()}
 
         self._hook = trainer.optimizers[0].register_step_post_hook(after)
 

@@ -16,7 +16,7 @@ from secateur.shrink import Result
 class AfterOptimizerStep(TrainerCallback):
     """Calls a function after each optimizer step, while the gradients are still there.
 
-    What it returns is logged with what the Trainer logs next.
+    What it returns is logged with the next training loss.
     """
 
     def __init__(self, function: Callable[[], Mapping[str, float] | None]):
@@ -29,11 +29,12 @@ class AfterOptimizerStep(TrainerCallback):
 
     def on_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
         if not getattr(optimizer, "step_was_skipped", False):  # as mixed precision may
-            self.metrics = self.function() or {}
+            self.metrics = {f"pruning/{k}": v for k, v in (self.function() or {}).items()}
 
     def on_log(self, args: Any, state: Any, *_: Any, **others: Any) -> None:
-        others["logs"].update(self.metrics)
-        state.log_history[-1].update(self.metrics)
+        if "loss" in others["logs"]:  # of the training; what evaluate() returns is the user's
+            others["logs"].update(self.metrics)
+            state.log_history[-1].update(self.metrics)
 
 
 class PruningCallback(AfterOptimizerStep):
