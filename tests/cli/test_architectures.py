@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from secateur import cli
+from secateur.cli.models import load
 from tests import zoo
 
 Run = Callable[..., Any]
@@ -98,6 +99,26 @@ def test_journey_when_pruned_from_the_shell_then_onnxruntime_runs_what_comes_out
     assert facts["pruned"]["cost"]["macs"] <= 0.52 * facts["dense"]["cost"]["macs"]
     assert facts["pruned"]["bytes"] < facts["dense"]["bytes"]
     assert run("export", small, "--onnx")["onnx"]["difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+def test_prune_when_a_config_can_say_the_sizes_then_from_pretrained_loads_the_folder(
+    run: Run, tmp_path: Path
+) -> None:
+    import transformers
+
+    dense = hugging_face("llama", tmp_path / "llama")
+    small = tmp_path / "small"
+    words = ["--sparsity", "0.5", "--names", "*mlp*", "--uniform"]
+    report = run("prune", dense, *words, "--out", small)
+    assert "intermediate_size=32" in report["loads_with"]
+    stock = transformers.LlamaForCausalLM.from_pretrained(small).eval()
+    ours = load(str(small))
+    with torch.no_grad():
+        assert torch.allclose(
+            stock(**ours.example).logits, ours.model(**ours.example).logits, atol=1e-6
+        )
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from secateur.graph.cost import human
 from secateur.measure import latency
 from secateur.pruner import Pruner, calibrate
 from secateur.settings import pattern_share
-from secateur.shrink import Plan
+from secateur.shrink import Plan, save_pruned
 from secateur.structure import Structure
 
 from .models import keywords, load, remember
@@ -92,7 +92,12 @@ def prune(
         return
     assert out is not None
     result = pruner.finish()
-    result.save(out)
+    save_pretrained: Any = getattr(result.model, "save_pretrained", None)
+    if result.config is not None and save_pretrained is not None:
+        save_pretrained(out)  # an ordinary config says the new sizes
+        save_pruned(result.model, out, weights=False)
+    else:
+        result.save(out)
     remember(out, loaded.source)
     from secateur.report import report_of, write
 
