@@ -289,3 +289,27 @@ def test_script_when_the_dense_layer_is_scriptable_then_so_is_the_cut_one():
         scripted = torch.jit.script(small)
     with torch.no_grad():
         torch.testing.assert_close(scripted(*example), small(*example))
+
+
+class Halved(nn.MultiheadAttention):
+    """A subclass with more in its forward."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+        out, weights = super().forward(query / 2, key, value, **options)
+        return out, weights
+
+
+def test_cut_when_a_subclass_has_more_in_its_forward_then_masked_equals_cut(tmp_path):
+    def build() -> nn.Module:
+        model = Mixer()
+        model.attention = Halved(16, 4)
+        return model
+
+    model, example = randomised(build()), random(3, 4, 6)
+    result = sc.apply_plan(model, THREE_HEADS, example)
+    assert result.verification.passed
+    assert isinstance(result.model.attention, Halved)
+    assert result.model.attention.num_heads == 3
+    loaded = sc.load_pruned(result.save(tmp_path), build()).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(example), result.model(example))

@@ -181,10 +181,12 @@ class OwnForward(nn.GRU):
         return super().forward(input + 1, hx)
 
 
-def test_plain_when_a_subclass_has_its_own_forward_then_it_is_left_alone():
-    layer = OwnForward(4, 5)
-    with in_plain_operations(layer):
-        assert type(layer) is OwnForward
+def test_cut_when_a_subclass_has_more_in_its_forward_then_masked_equals_cut():
+    same_results(OwnForward(4, 5), random(6, 3, 4))
+    result = sc.prune(Tagger(OwnForward), random(3, 5, 6), sparsity=0.5)
+    assert result.verification.passed
+    assert type(result.model.read) is OwnForward
+    assert result.model.read.hidden_size == 6
 
 
 def test_plain_when_weights_are_parametrized_then_the_layer_is_still_traced():

@@ -146,3 +146,22 @@ def test_pretrained_when_heads_shrink_then_its_weights_and_our_plan_load(llama, 
         loaded = sc.load_pruned(tmp_path, model).eval()
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
         assert torch.equal(generated(loaded), generated(result.model))
+
+
+def test_pretrained_when_its_writer_renames_tensors_then_the_error_says_how_to_keep_them(tmp_path):
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=2, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config).eval()
+    result = sc.prune(model, INPUTS, sparsity=0.5, names=["*experts*"])
+    result.model.save_pretrained(tmp_path)
+    sc.save_pruned(result.model, tmp_path, weights=False)
+    with pytest.raises(sc.errors.FileError, match="save_original_format=False"):
+        sc.load_pruned(tmp_path, transformers.MixtralForCausalLM(config))
+    result.model.save_pretrained(tmp_path, save_original_format=False)
+    loaded = sc.load_pruned(tmp_path, transformers.MixtralForCausalLM(config)).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**INPUTS).logits, result.model(**INPUTS).logits)

@@ -40,14 +40,14 @@ def replaces(original: type[nn.Module]) -> Callable[[R], R]:
 def replacement_of(kind: type[nn.Module]) -> type[Any] | None:
     """Return the class that a layer's class is traced as, or None.
 
-    A subclass that keeps the original's forward (one whose weights are parametrized) is traced as
-    a subclass of both.
+    A subclass of torch's (one whose weights are parametrized, or with more in its forward) is
+    traced as a subclass of both, in which its ``super()`` is the replacement.
     """
     if kind in REPLACEMENTS or any(ours in kind.__mro__ for ours in REPLACEMENTS.values()):
         return REPLACEMENTS.get(kind)
     for original, ours in REPLACEMENTS.items():
-        if original in kind.__mro__ and kind.forward is original.forward:
-            return _mixed.setdefault(kind, type(kind.__name__, (ours, kind), {}))
+        if original in kind.__mro__:
+            return _mixed.setdefault(kind, type(kind.__name__, (kind, ours), {}))
     return None
 
 

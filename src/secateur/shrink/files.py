@@ -78,7 +78,7 @@ def save_pruned(
         model: one that secateur made smaller, trained further or not; or the result.
         directory: is made where it is missing.
         weights: write ``model.safetensors`` too; False leaves that to somebody else, such as
-            ``save_pretrained`` into the same directory.
+            ``save_pretrained(directory, save_original_format=False)``, which then keeps the names.
 
     Returns:
         The directory.
@@ -180,6 +180,8 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
         ]
         if wrong:
             what = f"{folder} does not fit this {type(model).__name__}"
+            if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
+                what += " (save_pretrained may rename tensors: give it save_original_format=False)"
             raise FileError(_listed(what, wrong))
         for names, tensor in _by_tensor(model):
             name = next((n for n in names if n in saved), None)
