@@ -1,0 +1,151 @@
+"""What masks cost while training: a step with masks over the same step without.
+
+Next to ``torch.nn.utils.prune`` with the same masks, in the same run.  The three models take turns
+in every round, and a ratio is the median over rounds of ratios within a round, so that what else
+runs on the machine falls on all of them alike; time is CPU time of the process, on one thread.
+
+    python -m benchmarks.overhead
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from benchmarks.record import table, write
+from secateur import Config, Pruner, masking
+from tests.zoo import torchvision_models
+
+KINDS: dict[str, dict[str, Any]] = {
+    "single weights": {"criterion": "magnitude", "granularity": "element"},
+    "output channels": {"criterion": "l1", "granularity": "out_channel"},
+    "groups": {"criterion": "l1"},
+}
+
+
+def resnet() -> tuple[nn.Module, Any, Tensor]:
+    """ResNet-18 on 32 images of 64 × 64."""
+    model = torchvision_models().resnet18(num_classes=10)
+    return model, torch.randn(32, 3, 64, 64), torch.randint(0, 10, (32,))
+
+
+class Encoder(nn.Module):
+    """A transformer encoder of 4 layers and a head, without dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).mean(1))
+
+
+def transformer() -> tuple[nn.Module, Any, Tensor]:
+    """4 layers of width 256 on 32 sequences of 64."""
+    return Encoder(), torch.randn(32, 64, 256), torch.randint(0, 10, (32,))
+
+
+def by_torch(model: nn.Module, masks: dict[str, Tensor]) -> None:
+    """Put masks on with torch's own pruning."""
+    for name, mask in masks.items():
+        path, _, tensor = name.rpartition(".")
+        torch_prune.custom_from_mask(model.get_submodule(path), tensor, mask)
+
+
+def stepper(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
+    """Return a function that makes one training step and returns its CPU seconds."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    model.train()
+
+    def step() -> float:
+        start = time.process_time()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        return time.process_time() - start
+
+    return step
+
+
+def measure(make: Callable[[], tuple[nn.Module, Any, Tensor]], kind: str, rounds: int) -> Any:
+    """Return one row."""
+    torch.manual_seed(0)
+    dense, x, y = make()
+    config = Config(sparsity=0.5, **KINDS[kind])
+    masks = Pruner(dense, config, x[:2]).decide()
+    ours, theirs = copy.deepcopy(dense), copy.deepcopy(dense)
+    masking.put_on(ours, masks)
+    by_torch(theirs, masks)
+    steps = {"plain": dense, "secateur": ours, "torch": theirs}
+    run = {name: stepper(model, x, y) for name, model in steps.items()}
+    for name in list(run):
+        try:
+            run[name]()  # warm up; the second step fails where torch's masks are stale
+            run[name]()
+        except RuntimeError as error:
+            if name != "torch":
+                raise
+            print(f"torch.nn.utils.prune fails: {error}"[:120])
+            del run[name]
+    times = [{name: step() for name, step in run.items()} for _ in range(rounds)]
+    ratios = {
+        name: statistics.median(t[name] / t["plain"] for t in times)
+        for name in run
+        if name != "plain"
+    }
+    return {
+        "model": make.__doc__.split("\n")[0].rstrip(".") if make.__doc__ else "",
+        "masks": kind,
+        "plain_ms": 1000 * statistics.median(t["plain"] for t in times),
+        **ratios,
+    }
+
+
+def main() -> int:
+    """Measure all and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for make in (resnet, transformer):
+        for kind in KINDS:
+            rows.append(measure(make, kind, options.rounds))
+            print(*rows[-1].values(), sep="\t", flush=True)
+    body = [
+        [
+            r["model"],
+            r["masks"],
+            f"{r['plain_ms']:.0f}",
+            f"{r['secateur']:.3f}",
+            f"{r['torch']:.3f}",
+        ]
+        for r in rows
+    ]
+    heading = ["model", "half masked", "plain step, ms", "secateur", "torch.nn.utils.prune"]
+    write(
+        "overhead",
+        "A training step with masks over one without",
+        rows,
+        f"Medians of {options.rounds} interleaved rounds, CPU time on one thread; SGD with "
+        "momentum.  torch.nn.utils.prune computes a masked weight before its module's forward; "
+        "attention reads its output weight without one, and the second backward fails.\n\n"
+        + table(heading, body),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
