@@ -18,7 +18,7 @@ import secateur
 from secateur import Config, Group, Plan, Pruner, Result, Structure
 from secateur.criteria import criteria, needs
 from secateur.graph.layout import rows
-from secateur.pruner import calibrate
+from secateur.one_shot import calibrate
 from secateur.select import Request, select
 from secateur.shrink import cut_and_verify, group_masks
 from secateur.types import Masks

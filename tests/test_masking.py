@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import MaskError
 from secateur.masking import dense, is_masked, mask_of, masks_on, put_on, take_off
+from tests import zoo
 
 
 @pytest.fixture
@@ -214,3 +215,157 @@ def test_put_on_when_a_weight_has_another_parametrization_then_says_what_to_do(m
         put_on(model, {"0.bias": torch.zeros(8), "2.weight": torch.ones(4, 32)})
     take_off(model)
     assert_equal(state(model), before)
+
+
+# what trains, copies and saves a masked model
+
+
+def test_state_dict_when_masks_are_on_then_names_are_plain_and_values_masked(model, masks):
+    before = state(model)
+    put_on(model, masks)
+    expected = {n: v * masks[n] if n in masks else v for n, v in before.items()}
+    assert_equal(state(model), expected)
+    assert_equal({n: p.detach() for n, p in model.named_parameters()}, before)
+
+
+def test_load_state_dict_when_masks_are_on_then_a_model_without_them_computes_the_same(
+    model, masks, example
+):
+    put_on(model, masks)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4))
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain(example), model(example))
+
+
+def test_load_state_dict_when_the_state_is_dense_then_all_is_replaced(model, masks):
+    put_on(model, masks)
+    other = {name: torch.randn(value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict(other)
+    assert_equal({n: p.detach() for n, p in model.named_parameters()}, other)
+
+
+def test_load_state_dict_when_the_state_is_masked_then_what_is_below_stays(model, masks):
+    before = state(model)
+    put_on(model, masks)
+    saved = {name: 2 * value for name, value in model.state_dict().items()}
+    model.load_state_dict(saved)
+    for name, parameter in model.named_parameters():
+        mask = masks.get(name, torch.ones(parameter.shape, dtype=torch.bool))
+        assert torch.equal(parameter.detach(), torch.where(mask, 2 * before[name], before[name]))
+
+
+def test_save_when_pickled_whole_then_the_copy_is_masked(model, masks, example, tmp_path):
+    put_on(model, masks)
+    torch.save(model, tmp_path / "model.pt")
+    twin = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(twin(example), model(example))
+    assert_equal(masks_on(twin), masks)
+
+
+def test_averaged_model_when_made_before_masks_then_it_averages_the_dense_weights(model, masks):
+    model[0].register_buffer("steps", torch.zeros(()))  # a copy pairs buffers by position
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    )
+    put_on(model, masks)
+    average.update_parameters(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    average.update_parameters(model)
+    for name, parameter in average.module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] + 0.5, msg=name)
+
+
+def test_optimizer_when_made_with_or_without_masks_then_its_state_fits_both(model, masks, example):
+    twin = copy.deepcopy(model)
+    put_on(model, masks)
+    optimizers = [torch.optim.AdamW(each.parameters()) for each in (model, twin)]
+    model(example).sum().backward()
+    optimizers[0].step()
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    shapes = [optimizers[1].state[p]["exp_avg"].shape for p in twin.parameters()]
+    assert shapes == [p.shape for p in twin.parameters()]
+
+
+def test_backward_when_masks_are_on_then_masked_weights_have_no_gradient(model, masks, example):
+    put_on(model, masks)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(example).sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            assert not parameter.grad[~masks[name]].any(), name
+            assert parameter.grad[masks[name]].any(), name
+
+
+def test_compile_when_masks_change_then_the_graph_is_whole_and_not_compiled_again(
+    model, masks, example
+):
+    put_on(model, masks)
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = model(example)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert torch.equal(compiled(example), expected)
+    put_on(model, {name: ~mask for name, mask in masks.items()})
+    assert torch.equal(compiled(example), model(example))
+    assert not torch.equal(model(example), expected)
+    assert len(graphs) == 1
+
+
+def test_put_on_when_a_recurrent_layer_is_masked_then_its_forward_uses_the_mask():
+    layer, x = nn.LSTM(4, 5, batch_first=True), torch.randn(2, 3, 4)
+    dense_output = layer(x)[0]
+    put_on(layer, {"weight_hh_l0": torch.zeros(20, 5)})
+    expected = layer(x)[0]
+    assert not torch.equal(expected, dense_output)
+    take_off(layer)
+    assert torch.equal(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((8, 40, 3, 3), 0), ((8, 40, 3, 3), 1), ((64, 64), 0), ((64, 64), 1), ((9,), 0)],
+)
+def test_put_on_when_whole_slices_are_masked_then_as_with_single_weights(shape, dim):
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(shape))
+    keep = torch.arange(shape[dim]) % 3 > 0
+    view = [1] * len(shape)
+    view[dim] = -1
+    mask = keep.view(view).expand(shape)
+    put_on(module, {"weight": mask})
+    assert torch.equal(module.weight, dense(module, "weight") * mask)
+    assert torch.equal(masks_on(module)["weight"], mask)
+
+
+def test_save_pretrained_when_masks_are_on_then_it_loads_elsewhere_with_the_same_outputs(tmp_path):
+    zoo.torchvision_models()  # transformers imports torchvision
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    put_on(
+        model,
+        {n: torch.rand(p.shape, generator=generator) > 0.5 for n, p in model.named_parameters()},
+    )
+    model.save_pretrained(tmp_path)
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(8)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight

@@ -501,6 +501,8 @@ def test_finish_when_not_inplace_then_training_can_go_on(net):
         ({"sparsity": 0.5, "round_too": 8}, "unknown key 'round_too'. Did you mean 'round_to'?"),
         ({"sparsity": 0.5, "of": "macs", "granularity": "element"}, "needs granularity 'group'"),
         ({"threshold": 0.5, "of": "params"}, "needs a sparsity, not a threshold"),
+        ({"sparsity": 0.5, "method": "movement"}, "learns from training: use Pruner in your loop"),
+        ({"sparsity": 0.5, "criterion": "taylor"}, "needs gradients"),
     ],
     ids=lambda value: str(value)[:50],
 )

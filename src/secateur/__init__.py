@@ -17,9 +17,9 @@ from .distillation import distillation_loss as distillation_loss
 from .graph.cost import Cost as Cost
 from .graph.groups import Group as Group
 from .methods import methods as methods
+from .one_shot import prune as prune
 from .progress import Progress as Progress
 from .pruner import Pruner as Pruner
-from .pruner import prune as prune
 from .schedules import schedules as schedules
 from .shrink import Plan as Plan
 from .shrink import Result as Result

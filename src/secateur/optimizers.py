@@ -8,10 +8,11 @@ own.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -65,3 +66,39 @@ def learning_rate_share(optimizer: Optimizer, peak: float) -> tuple[float, float
     rate = float(group["lr"])
     peak = float(group.get("initial_lr", max(rate, peak)))
     return (rate / peak if peak > 0 else 0.0), peak
+
+
+class Scaler(Protocol):
+    """A ``torch.amp.GradScaler``."""
+
+    def get_scale(self) -> float: ...
+
+
+class LastStep:
+    """What is known of the optimizer's last step."""
+
+    def __init__(self) -> None:
+        self.fresh = False  # there was one since the pruner's last
+        self.ever = False
+        self.share = 1.0
+        self.scale = 1.0
+        self.peak = 0.0
+
+    def seen(self, optimizer: Optimizer, scaler: Scaler | None) -> None:
+        """Take down what an optimizer that is about to step tells."""
+        self.fresh = self.ever = True
+        self.share, self.peak = learning_rate_share(optimizer, self.peak)
+        self.scale = 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def add_gradient(penalty: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Add the gradient of a differentiable scalar to that of parameters."""
+    with torch.enable_grad():
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            penalty, parameters, allow_unused=True
+        )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        before = parameter.grad
+        parameter.grad = gradient if before is None else before.add_(gradient)

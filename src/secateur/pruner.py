@@ -1,4 +1,4 @@
-"""``Pruner``, stepped by your loop like a learning-rate scheduler, and ``prune``, the one call."""
+"""``Pruner``, stepped by your loop like a learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,9 @@ from .config import Config
 from .distributed import check_same, rank, whole
 from .errors import ConfigError
 from .methods import named
-from .optimizers import before_each_step, learning_rate_share
+from .optimizers import LastStep, Scaler, add_gradient, before_each_step
 from .resume import read_state, write_state
 from .schedules import schedules
-from .select import Request
 from .shrink import Plan, Result, cut_and_verify, group_masks
 from .shrink import shrink as shrink_masks
 from .stats import Statistics
@@ -33,12 +31,6 @@ from .targets import selectables as _selectables
 from .types import Example, Masks
 
 log = logging.getLogger(__name__)
-
-
-class Scaler(Protocol):
-    """A ``torch.amp.GradScaler``."""
-
-    def get_scale(self) -> float: ...
 
 
 class Pruner:
@@ -116,7 +108,7 @@ class Pruner:
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
         self._level = 0.0
-        self._optimizer = _LastStep()
+        self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         self._unwatch = before_each_step(self._before_optimizer)
 
@@ -173,7 +165,7 @@ class Pruner:
                 for s in self.selectables
             ]
             requests = [
-                _scaled(scored(each, score), share)
+                scored(each, score, share)
                 for each, score in zip(self.selectables, scores, strict=True)
             ]
             keeps, notes = self.budget.select(requests)
@@ -217,7 +209,7 @@ class Pruner:
         self.observe(ours)
         penalty = self.method.penalty()
         if penalty is not None and penalty.requires_grad:
-            _add_gradient(penalty, [p for p in ours if p.requires_grad])
+            add_gradient(penalty, [p for p in ours if p.requires_grad])
 
     def _learn(self) -> None:
         """Let the method learn, unless the optimizer skipped this step (as a GradScaler may)."""
@@ -374,129 +366,3 @@ class Pruner:
             inplace=True,
             verify=verify,
         )
-
-
-class _LastStep:
-    """What is known of the optimizer's last step."""
-
-    def __init__(self) -> None:
-        self.fresh = False  # there was one since the pruner's last
-        self.ever = False
-        self.share = 1.0
-        self.scale = 1.0
-        self.peak = 0.0
-
-    def seen(self, optimizer: Optimizer, scaler: Scaler | None) -> None:
-        self.fresh = self.ever = True
-        self.share, self.peak = learning_rate_share(optimizer, self.peak)
-        self.scale = 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def _add_gradient(penalty: Tensor, parameters: Sequence[Tensor]) -> None:
-    with torch.enable_grad():
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(
-            penalty, parameters, allow_unused=True
-        )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            continue
-        before = parameter.grad
-        parameter.grad = gradient if before is None else before.add_(gradient)
-
-
-def _scaled(request: Request, share: float) -> Request:
-    def part(value: float | None) -> float | None:
-        return None if value is None else value * share
-
-    return replace(
-        request,
-        sparsity=part(request.sparsity),
-        threshold=part(request.threshold),
-        min_sparsity=part(request.min_sparsity),
-        max_sparsity=part(request.max_sparsity),
-    )
-
-
-def prune(
-    model: nn.Module,
-    example_inputs: Example,
-    sparsity: float | None = None,
-    criterion: str = "l2",
-    *,
-    config: Config | Mapping[str, Any] | None = None,
-    inplace: bool = False,
-    verify: bool = True,
-    batches: Iterable[Any] | None = None,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
-    **settings: Any,
-) -> Result:
-    """Prune a model in one shot and return the smaller one.
-
-    Args:
-        model: any module.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        sparsity: the share to remove, of channels or of what ``of`` says.
-        criterion: a name in ``secateur.criteria``.
-        config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
-        inplace: cut this very model; by default a deep copy, so that the dense one is there still.
-        verify: compare the smaller with the masked model.
-        batches: calibration data, for a criterion that needs gradients.
-        loss: ``(model, batch) → scalar``; its gradients on each batch are what is needed.
-        settings: any other field of ``Config``: ``of="macs"``, ``scope="global"``, ``round_to=8``,
-            ``exclude=["fc"]``, ``inexact=True``, …
-
-    Returns:
-        The result: print it; ``result.model`` is the smaller model.
-
-    Raises:
-        ConfigError: a setting is wrong, or selects nothing in this model.
-        TraceError: the forward failed on the example inputs.
-        ShrinkError, VerificationError: it could not be cut; ``model`` is unchanged.
-
-    >>> from torch import nn
-    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    >>> prune(net, torch.zeros(1, 8), sparsity=0.25).model[0].out_features
-    12
-    """
-    if config is None:
-        if sparsity is None and settings.get("threshold") is None and not settings.get("targets"):
-            raise ConfigError("prune() needs sparsity=…, threshold=… or config=…")
-        given = {**settings, "criterion": criterion}
-        config = Config.from_dict(given if sparsity is None else {**given, "sparsity": sparsity})
-    elif sparsity is not None or settings:
-        raise ConfigError("give either config=… or single settings to prune(), not both")
-    elif not isinstance(config, Config):
-        config = Config.from_dict(config)
-    if config.schedule != "constant" or config.steps != 1:
-        raise ConfigError("prune() prunes in one shot; for a schedule use Pruner in your loop")
-    pruner = Pruner(model, config, example_inputs)
-    if batches is not None:
-        calibrate(pruner, batches, loss)
-    pruner.decide()
-    return pruner.finish(inplace=inplace, verify=verify)
-
-
-def calibrate(
-    pruner: Pruner,
-    batches: Iterable[Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
-) -> None:
-    """Let a pruner see the gradients of some batches, in eval mode; the model is as before."""
-    if loss is None:
-        raise ConfigError("batches=… need loss=…, a function of (model, batch) that returns a loss")
-    model = pruner.model
-    training = {module: module.training for module in model.modules()}
-    gradients = [(p, p.grad) for p in model.parameters()]
-    model.eval()
-    try:
-        for batch in batches:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            with torch.enable_grad():
-                loss(model, batch).backward()
-            pruner.observe()
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient

@@ -248,6 +248,18 @@ def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) ->
     return made
 
 
-def scored(selectable: Selectable, score: Tensor) -> Request:
-    """Return the selectable's request with its scores."""
-    return replace(selectable.request, score=score)
+def scored(selectable: Selectable, score: Tensor, share: float = 1.0) -> Request:
+    """Return the selectable's request with its scores, for a share of its goal."""
+    request = selectable.request
+
+    def part(value: float | None) -> float | None:
+        return None if value is None else value * share
+
+    return replace(
+        request,
+        score=score,
+        sparsity=part(request.sparsity),
+        threshold=part(request.threshold),
+        min_sparsity=part(request.min_sparsity),
+        max_sparsity=part(request.max_sparsity),
+    )

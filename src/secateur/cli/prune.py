@@ -19,7 +19,8 @@ from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
 from secateur.measure import latency
-from secateur.pruner import Pruner, calibrate
+from secateur.one_shot import calibrate
+from secateur.pruner import Pruner
 from secateur.settings import pattern_share
 from secateur.shrink import Plan, save_pruned
 from secateur.structure import Structure

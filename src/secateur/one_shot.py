@@ -1,0 +1,101 @@
+"""``prune``: the one call, from a model to a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import ConfigError
+from .pruner import Pruner
+from .shrink import Result
+from .types import Example
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Example,
+    sparsity: float | None = None,
+    criterion: str = "l2",
+    *,
+    config: Config | Mapping[str, Any] | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    **settings: Any,
+) -> Result:
+    """Prune a model in one shot and return the smaller one.
+
+    Args:
+        model: any module.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        sparsity: the share to remove, of channels or of what ``of`` says.
+        criterion: a name in ``secateur.criteria``.
+        config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
+        inplace: cut this very model; by default a deep copy, so that the dense one is there still.
+        verify: compare the smaller with the masked model.
+        batches: calibration data, for a criterion that needs gradients.
+        loss: ``(model, batch) → scalar``; its gradients on each batch are what is needed.
+        settings: any other field of ``Config``: ``of="macs"``, ``scope="global"``, ``round_to=8``,
+            ``exclude=["fc"]``, ``inexact=True``, …
+
+    Returns:
+        The result: print it; ``result.model`` is the smaller model.
+
+    Raises:
+        ConfigError: a setting is wrong, or selects nothing in this model.
+        TraceError: the forward failed on the example inputs.
+        ShrinkError, VerificationError: it could not be cut; ``model`` is unchanged.
+
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> prune(net, torch.zeros(1, 8), sparsity=0.25).model[0].out_features
+    12
+    """
+    if config is None:
+        if sparsity is None and settings.get("threshold") is None and not settings.get("targets"):
+            raise ConfigError("prune() needs sparsity=…, threshold=… or config=…")
+        given = {**settings, "criterion": criterion}
+        config = Config.from_dict(given if sparsity is None else {**given, "sparsity": sparsity})
+    elif sparsity is not None or settings:
+        raise ConfigError("give either config=… or single settings to prune(), not both")
+    elif not isinstance(config, Config):
+        config = Config.from_dict(config)
+    if config.schedule != "constant" or config.steps != 1:
+        raise ConfigError("prune() prunes in one shot; for a schedule use Pruner in your loop")
+    if config.method is not None:
+        raise ConfigError(f"method {config.method!r} learns from training: use Pruner in your loop")
+    pruner = Pruner(model, config, example_inputs)
+    if batches is not None:
+        calibrate(pruner, batches, loss)
+    pruner.decide()
+    return pruner.finish(inplace=inplace, verify=verify)
+
+
+def calibrate(
+    pruner: Pruner,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+) -> None:
+    """Let a pruner see the gradients of some batches, in eval mode; the model is as before."""
+    if loss is None:
+        raise ConfigError("batches=… need loss=…, a function of (model, batch) that returns a loss")
+    model = pruner.model
+    training = {module: module.training for module in model.modules()}
+    gradients = [(p, p.grad) for p in model.parameters()]
+    model.eval()
+    try:
+        for batch in batches:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            with torch.enable_grad():
+                loss(model, batch).backward()
+            pruner.observe()
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
