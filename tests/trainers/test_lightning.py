@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,6 +88,17 @@ def test_fit_when_it_trains_then_steps_once_per_optimizer_step(
     pruner = Pruner(model, CONFIG, EXAMPLE)
     trainer(tmp_path, callback(pruner)).fit(model, loader())
     assert (pruner.calls, pruner.updates) == (8, 3)
+
+
+def test_train_start_when_the_loss_is_scaled_then_the_pruner_learns_by_how_much() -> None:
+    model = classifier()
+    pruner = Pruner(model, CONFIG, EXAMPLE)
+    scaler = torch.amp.GradScaler("cpu")
+    started = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=scaler), optimizers=[model.configure_optimizers()]
+    )
+    callback(pruner).on_train_start(started, model)
+    assert pruner.scaler is scaler
 
 
 def test_fit_when_gradients_are_accumulated_then_steps_once_per_optimizer_step(

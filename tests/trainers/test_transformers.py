@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,17 @@ def test_train_when_it_logs_then_the_metrics_are_in_the_log(
     assert len(logged) == 4
     assert logged == sorted(logged)
     assert logged[-1] == pruner.metrics()["sparsity"]
+
+
+def test_train_begin_when_the_loss_is_scaled_then_the_pruner_learns_by_how_much(
+    pruner: Pruner,
+) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    made, state = callback(pruner), SimpleNamespace(global_step=0)
+    made.on_train_begin(None, state, None, optimizer=SimpleNamespace(scaler=scaler))
+    assert pruner.scaler is scaler
+    made.on_train_begin(None, state, None, optimizer=SimpleNamespace())
+    assert pruner.scaler is scaler
 
 
 def test_evaluate_when_called_then_returns_no_metric_of_the_pruner(

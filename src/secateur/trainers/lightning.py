@@ -57,6 +57,11 @@ class PruningCallback(AfterOptimizerStep):
         self.finish = finish
         self.result: Result | None = None
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # with 16-mixed
+        self.pruner.scaler = scaler or self.pruner.scaler
+        super().on_train_start(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         return self.pruner.state_dict()
 

@@ -52,7 +52,10 @@ class PruningCallback(AfterOptimizerStep):
         self.finish, self.resume_from = finish, resume_from
         self.result: Result | None = None
 
-    def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, *_: Any, optimizer: Any = None, **__: Any
+    ) -> None:
+        self.pruner.scaler = getattr(optimizer, "scaler", None) or self.pruner.scaler  # of fp16
         if state.global_step:
             file = self._file(args, state, self.resume_from)
             if not file.is_file():
