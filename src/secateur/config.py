@@ -172,6 +172,9 @@ class Config(Target):
     )
     round_to: Count = Field(1, description="kept counts are multiples of this")
     uniform: bool = Field(False, description="the same kept count for all groups of one kind")
+    grid: Literal["fine", "coarse"] = Field(
+        "fine", description="of axes that share a grid: widths (fine), or whole heads (coarse)"
+    )
     inexact: bool = Field(False, description="also prune groups whose removal is inexact")
     seed: int = Field(0, ge=0, lt=2**63, description="of what falls by chance")
 

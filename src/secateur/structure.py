@@ -69,13 +69,15 @@ class Structure:
         group = self._by_atom.get(id(axis))
         return frozenset({group.name, *group.sized}) if group else None
 
-    def independent(self, *, inexact: bool = False) -> tuple[Group, ...]:
+    def independent(self, *, inexact: bool = False, coarse: bool = False) -> tuple[Group, ...]:
         """Return groups of which no two share a grid, so that a share of each is a share of all.
 
         Of heads and their widths, or convolution groups and their channels, one is chosen: an exact
-        one before an inexact one, then the one with more positions.
+        one before an inexact one, then the one with more positions; or, ``coarse``, the one whose
+        positions take more parameters with them (whole heads).
         """
-        order = sorted(self.groups, key=lambda g: (not g.exact, -g.size))
+        finer = (lambda g: -g.params) if coarse else (lambda g: -g.size)
+        order = sorted(self.groups, key=lambda g: (not g.exact, finer(g)))
         chosen: set[str] = set()
         for group in order:
             if (group.exact or inexact) and group.size > 1 and not chosen & set(group.grid):

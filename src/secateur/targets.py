@@ -182,7 +182,7 @@ def _of_groups(
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
     made = []
-    for group in structure.independent(inexact=config.inexact):
+    for group in structure.independent(inexact=config.inexact, coarse=config.grid == "coarse"):
         makers = [m for m in group.members if m.role == "out"]
         owners = {m.tensor.rpartition(".")[0] for m in makers}
         excluded = _exclusions(target)

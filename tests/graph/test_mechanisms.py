@@ -155,6 +155,30 @@ def biased(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(2, 3) * m.scale + bias[None]).softmax(-1) @ v
 
 
+def by_the_function_of_torch(m: Any, x: Tensor) -> Tensor:
+    """All of it in one call, which computes its sizes where nobody sees them."""
+    out, _ = F.multi_head_attention_forward(
+        *([x.transpose(0, 1)] * 3),
+        *(m.wide, m.heads, m.packed.weight, m.packed.bias, None, None, False, 0.0),
+        *(m.out.weight, m.out.bias),
+        need_weights=False,
+    )
+    return out.transpose(0, 1)
+
+
+class Called(nn.Module):
+    """A layer that is read by torch's own function of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.heads = 8, 2
+        self.first, self.packed = nn.Linear(HIDDEN, 8), nn.Linear(8, 24)
+        self.out, self.last = nn.Linear(8, 8), nn.Linear(8, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(by_the_function_of_torch(self, self.first(x)))
+
+
 def linear(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Linear attention: no softmax over positions."""
     return torch.einsum("bhld,bhdv->bhlv", q, torch.einsum("bhld,bhlv->bhdv", k, v)) * m.scale
@@ -495,6 +519,32 @@ def _one_width(m: Any, x: Tensor) -> Tensor:
     shape = (*x.shape[:-1], m.heads, m.width)
     q, k, v = (f(x).view(shape).transpose(1, 2) for f in (m.q, m.k, m.v))
     return m.out(m.method(m, q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_attention_when_one_function_of_torch_does_it_all_then_it_stays_and_is_told_its_width():
+    structure = analyze(randomised(Called()), tokens())
+    assert structure.groups == ()
+    assert "written in the code" in structure["packed[1]"].frozen.why
+    assert [str(a) for a in structure.inferred.attributes] == ["wide"]
+
+
+def test_pairs_when_they_become_complex_numbers_then_rows_still_begin_at_an_even_place():
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [6, 4]
+            self.layer, self.last = nn.Linear(HIDDEN, 10), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            plain, pairs = self.layer(x).split(self.sizes, -1)
+            pairs = torch.view_as_complex(pairs.view(*pairs.shape[:-1], -1, 2))
+            return self.last(torch.cat((plain, torch.view_as_real(pairs).flatten(-2)), -1))
+
+    model = randomised(Sized())
+    structure = analyze(model, tokens())
+    assert structure["layer"].size == 6
+    assert structure["layer"].step == 2
+    assert half(structure, structure.exact, model, tokens()).verification.passed
 
 
 def test_experts_when_two_are_chosen_then_two_stay():

@@ -197,6 +197,16 @@ class Call:
         return [None] * n
 
 
+class _Closed(Call):
+    """A function in Python that computes sizes where nobody sees it: they are literals to us."""
+
+    def one(self, size: int, last: bool = False) -> Origin | None:
+        return Origin.of(size)
+
+    def several(self, sizes: Sequence[int]) -> list[Origin | None]:
+        return [Origin.of(abs(size)) for size in sizes]
+
+
 def _absolute(integer: int) -> Origin:
     """Return the origin of |integer|: a negative bound counts from the end."""
     origin = origin_of(integer)
@@ -233,8 +243,11 @@ class CallWatcher(TorchFunctionMode):
             for integer in _integers(args[:1]):
                 if isinstance(integer, TracedInt):
                     self.note.number(integer.origin)
+        elif func is F.multi_head_attention_forward:
+            self._checked(args, kwargs or {})
         before = self.current
-        self.current = Call(args, kwargs)
+        closed = func is F.multi_head_attention_forward
+        self.current = _Closed() if closed else Call(args, kwargs)
         try:
             return func(*args, **(kwargs or {}))
         finally:
@@ -257,6 +270,15 @@ class CallWatcher(TorchFunctionMode):
         value = self.value_of(query)
         if kwargs.get("scale") is None and len(args) < 7 and value is not None:
             self.note.number(Origin.of(Size(value, query.dim() - 1)))
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """This function compares the width of its queries with the one that it is told."""
+        query = args[0] if args else kwargs["query"]
+        told = args[3] if len(args) > 3 else kwargs["embed_dim_to_check"]
+        value = self.value_of(query)
+        if value is not None:
+            width = Origin.of(Size(value, query.dim() - 1))
+            self.note.decision(width, origin_of(told), equal=True)
 
 
 _MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}

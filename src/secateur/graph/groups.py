@@ -161,11 +161,14 @@ def _spread(
 def _limits(inferred: Inferred, sized: dict[int, list[Atom]]) -> dict[int, tuple[int, int]]:
     """Return for each atom how many positions stay at least, and of what that is a multiple.
 
-    Of a grid or of pieces each keeps as many: that is more than enough.
+    Of pieces each keeps as many, and of a grid the rows: that is more than enough.
     """
     found: dict[int, tuple[int, int]] = {}
     for limit in inferred.typing.limits:
-        for atom in [a for a in atoms(limit.axis) if a.frozen is None]:
+        axis = find(limit.axis)
+        while limit.step > 1 and isinstance(axis, Product):
+            axis = find(axis.parts[-1])
+        for atom in [a for a in atoms(axis) if a.frozen is None]:
             for tied in sized.get(id(atom), [atom]):
                 least, step = found.get(id(tied), (1, 1))
                 found[id(tied)] = (max(least, min(limit.least, tied.size)), lcm(step, limit.step))

@@ -128,6 +128,7 @@ class Inferred:
         t.reason = Reason("", op.name, op.module, op.line)
         t.out = tuple(self.recording.shapes[ref.value] for ref in op.outputs)
         t.itemsize = self.recording.itemsize[op.outputs[0].value] if op.outputs else 0
+        t.base = self._base(op)
         t.calls = op.call
         args = [self._type(a) for a in op.args]
         kwargs = {k: self._type(v) for k, v in op.kwargs.items()}
@@ -152,6 +153,10 @@ class Inferred:
             self.types[ref.value] = self.made[ref.value] = made
         if op.updates:
             self._written(*op.updates)
+
+    def _base(self, op: Op) -> Typed | None:
+        first = op.args[0] if op.args else None
+        return self.types.get(self.recording.owner[first.value]) if isinstance(first, Ref) else None
 
     def _count(self, op: Op, args: Any, kwargs: Any, outs: list[Typed]) -> None:
         """Follow numbers that are positions of an axis to where an axis is looked up by them."""

@@ -105,6 +105,8 @@ class _Recorder(TorchDispatchMode):
 
 def _aliases(func: Any, i: int, seen: tuple[Any, ...]) -> tuple[int | None, bool]:
     """Return the value that output i shares memory with, and whether it was written to."""
+    if func.is_view and seen and isinstance(seen[0], Ref):  # of split, the schema tells nothing
+        return seen[0].value, False
     returns = func._schema.returns
     info = returns[min(i, len(returns) - 1)].alias_info if returns else None
     if info is None:

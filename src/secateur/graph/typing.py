@@ -125,6 +125,7 @@ class Typing:
     # The operation being typed:
     reason: Reason = field(default_factory=lambda: Reason("not yet"))
     out: tuple[tuple[int, ...], ...] = ()
+    base: Typed | None = None  # the tensor that the first argument is a view of
     itemsize: int = 4  # bytes of an element of the first output
     calls: Provenance | None = None
 

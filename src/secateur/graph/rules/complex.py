@@ -15,6 +15,8 @@ PAIR = "a real and an imaginary part"
 @rule("view_as_complex")
 def pairs_to_complex(t: Typing, x: Typed) -> Typed:
     t.freeze(x[-1], PAIR)
+    if t.base and len(t.base):  # rows must begin at an even place
+        t.limit(t.base[-1], step=2)
     return x.but(-1, None)
 
 
