@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from secateur import cli
 
@@ -212,6 +213,19 @@ def test_export_when_both_formats_then_runtimes_agree_with_the_model(run: Run, s
     assert (small / "model.onnx").is_file()
     assert written["onnx"]["difference"] < 1e-5
     assert written["torch_export"]["difference"] < 1e-6
+
+
+def test_export_when_batch_is_dynamic_then_another_batch_runs(run: Run, small: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    written = run("export", small, "--onnx", "--torch-export", "--dynamic-batch", "--json")
+    assert written["onnx"]["difference"] < 1e-5
+    session = onnxruntime.InferenceSession(small / "model.onnx")
+    (shape,) = [each.shape for each in session.get_inputs()]
+    assert isinstance(shape[0], str)
+    assert shape[1:] == [3, 12, 12]
+    program = torch.export.load(small / "model.pt2").module()
+    assert program(torch.zeros(7, 3, 12, 12)).shape == (7, 5)
 
 
 def test_export_when_no_format_then_says_which_there_are(run: Run, small: Path) -> None:

@@ -31,7 +31,10 @@ COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
         "--train net.py:train --out small",
     ),
     compare: ("secateur compare torchvision:resnet18 small",),
-    export: ("secateur export small --onnx --torch-export",),
+    export: (
+        "secateur export small --onnx --torch-export",
+        "secateur export small --onnx --dynamic-batch",
+    ),
     report: ("secateur report small", "secateur report small --markdown"),
     list_: ("secateur list", 'secateur list "l*"'),
 }

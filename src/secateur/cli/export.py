@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from cyclopts import Parameter
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import ConfigError, MissingExtraError, ShrinkError
 from secateur.graph.record import evaluating, tensors_of
@@ -32,6 +32,7 @@ def export(
     *,
     onnx: Annotated[bool, Parameter(negative=())] = False,
     torch_export: Annotated[bool, Parameter(negative=())] = False,
+    dynamic_batch: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
     arg: Arguments = None,
     weights: Weights = None,
@@ -48,6 +49,8 @@ def export(
         Write model.onnx, and run it with onnxruntime where that is installed.
     torch_export
         Write model.pt2, which torch.export.load reads.
+    dynamic_batch
+        Let the first dimension of every input vary; checked with twice as many.
     out
         The folder for the files; by default that of the model, else the current one.
     """
@@ -55,42 +58,60 @@ def export(
         raise ConfigError("say what to write: --onnx, --torch-export, or both")
     loaded = load(model, arg or (), weights, input or ())
     folder = out or (Path(model) if Path(model).is_dir() else Path())
+    example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
+    shapes = _first_varies(example) if dynamic_batch else None
     written = {}
     if torch_export:
-        written["torch_export"] = _torch_export(loaded.model, loaded.example, folder)
+        written["torch_export"] = _torch_export(loaded.model, example, shapes, folder)
     if onnx:
-        written["onnx"] = _onnx(loaded.model, loaded.example, folder)
+        written["onnx"] = _onnx(loaded.model, example, shapes, folder)
     lines = "\n".join(
         f"{each['file']}: {each['bytes']:,} bytes, {each['checked']}" for each in written.values()
     )
     show(lines, written, as_json=as_json)
 
 
-def _torch_export(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
+def _doubled(example: Example) -> Example:
+    return tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, example)
+
+
+def _first_varies(example: Example) -> Any:
+    """Return torch.export's description of inputs whose first dimension may vary."""
+    args, kwargs = call_arguments(example)
+    return tree_map(
+        lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) else None, kwargs or args
+    )
+
+
+def _torch_export(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict[str, Any]:
     args, kwargs = call_arguments(example)
     path = folder / "model.pt2"
     with evaluating(model), torch.no_grad():
-        program = torch.export.export(model, args, kwargs)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         packed = io.BytesIO()  # a temporary file's name does not end in .pt2, which it insists on
         torch.export.save(program, packed)
         with whole(path) as temporary:
             temporary.write_bytes(packed.getvalue())
+        args, kwargs = call_arguments(_doubled(example) if shapes else example)
         expected = [*tensors_of(model(*args, **kwargs))]
         found = [*tensors_of(torch.export.load(path).module()(*args, **kwargs))]
     return _checked(path, difference([expected], [found]), "torch.export")
 
 
-def _onnx(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
+def _onnx(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict[str, Any]:
     for package in ("onnx", "onnxscript"):
         _needed(package)
     args, kwargs = call_arguments(example)
     path = folder / "model.onnx"
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
-        program = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            model, args, kwargs=kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes
+        )
         assert program is not None
         with whole(path) as temporary:
             program.save(temporary)
+        args, kwargs = call_arguments(_doubled(example) if shapes else example)
         expected = [*tensors_of(model(*args, **kwargs))]
     try:
         import onnxruntime
