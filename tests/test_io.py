@@ -69,3 +69,11 @@ def test_read_tensors_when_it_is_a_pickle_then_it_is_not_unpickled(tmp_path: Pat
     torch.save({"a": torch.ones(2)}, tmp_path / "x")
     with pytest.raises(FileError, match="is damaged, or no safetensors file"):
         read_tensors(tmp_path / "x")
+
+
+def test_write_tensors_when_written_then_who_may_read_a_text_may_read_them(tmp_path: Path):
+    write_text(tmp_path / "a.txt", "a")
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1

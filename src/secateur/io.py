@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .errors import FileError
 
+_umask = os.umask(0)  # there is no way to read it without setting it
+os.umask(_umask)
+READABLE = 0o666 & ~_umask
 MOST_TEXT = 1 << 28  # bytes; far beyond any file that secateur writes
 
 
@@ -27,6 +30,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        temporary.chmod(READABLE)  # safetensors makes files that only their owner reads
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
