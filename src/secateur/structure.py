@@ -154,6 +154,9 @@ class Structure:
             numbers = human(g.params), human(self.macs_per_index(g))
             table.add_row(g.name, str(g.size), slices + more, *numbers, removal)
         yield table
+        if self.blocks:
+            names = ", ".join(f"{b.name} ({human(b.params)} params)" for b in self.blocks[:4])
+            yield f"can be dropped whole: {names}{' …' if len(self.blocks) > 4 else ''}"
         reasons: dict[str, list[Group]] = {}
         for g in self.frozen:
             reasons.setdefault(g.frozen.why if g.frozen else "", []).append(g)
