@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -35,16 +35,17 @@ from benchmarks.models import FAMILIES, build
 from benchmarks.record import FOLDER, table, write
 from secateur.graph.axes import Atom, Axis, Concat, find
 from secateur.graph.groups import Group
+from secateur.graph.record import evaluating, tensors_of
 from secateur.graph.rules import rule_for
 from secateur.shrink import Plan, group_masks
 from secateur.shrink.cut import Surgery
-from secateur.shrink.verify import difference, run
+from secateur.shrink.verify import difference
 from secateur.structure import Structure
-from secateur.types import Example
+from secateur.types import Example, call_arguments
 
 TOLERANCE = 1e-4  # relative, float32
 TOLERANCE_64 = 1e-8  # the same in float64: what proves that a difference in float32 is rounding
-CHEAP = 60e6  # parameters up to which float64 is run as well
+CHEAP = 25e6  # parameters up to which float64 is run as well
 REACH = 0.95
 
 Outcome = dict[str, Any]
@@ -62,7 +63,7 @@ def examine(family: str, name: str) -> Outcome:
         found |= _exact(model, structure, example)
         if found["status"] == "ok":
             stage = "inexact cut fails"
-            _difference(model, structure, structure.independent(inexact=True), example)
+            masked_and_cut(model, structure, structure.independent(inexact=True), example)
     except Exception as error:  # whatever a model of somebody else's raises
         found = {} if stage in ("build fails", "trace fails") else found
         found |= {"status": stage, "error": f"{type(error).__name__}: {error}"[:600]}
@@ -109,20 +110,26 @@ def _exact(model: nn.Module, structure: Structure, example: Example) -> Outcome:
     """Cut half of every exact group and compare; groups of one grid are cut in separate rounds."""
     if not any(g.size > 1 for g in structure.groups):
         return {"status": "nothing to cut"}
-    worst, worst64, least = 0.0, None, None
-    wide = _in_double(model, example)
+    worst, worst64, effect = 0.0, None, None
+    wide: tuple[nn.Module, Example] | None = None
     for groups in rounds(structure):
-        gap, effect = _difference(model, structure, groups, example)
-        worst, least = max(worst, gap), effect if least is None else min(least, effect)
-        if wide and (structure.cost().params <= CHEAP or gap > TOLERANCE):
-            worst64 = max(worst64 or 0.0, _difference(wide[0], structure, groups, wide[1])[0])
+        masked, small = masked_and_cut(model, structure, groups, example)
+        worst = max(worst, gap := difference(masked, small))
+        if effect is None:  # of the masks on the outputs; a test of nothing would show as 0
+            effect = difference(forward(model, example), masked)
+        if structure.cost().params <= CHEAP or gap > TOLERANCE:
+            wide = wide or _in_double(model, example)
+        if wide:
+            worst64 = max(
+                worst64 or 0.0, difference(*masked_and_cut(wide[0], structure, groups, wide[1]))
+            )
     proven = worst64 is not None and worst64 <= TOLERANCE_64
     same = worst <= TOLERANCE and (worst64 or 0.0) <= TOLERANCE
     return {
         "status": "ok" if same or proven else "SILENT",
         "difference": worst,
         "difference64": worst64,  # None: too large a model, or it cannot run in float64
-        "effect": least,  # of the masks on the outputs; a test of nothing would show as 0
+        "effect": effect,
     }
 
 
@@ -133,10 +140,18 @@ def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example] 
         lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, example
     )
     try:
-        run(wide, example)
+        forward(wide, example)
     except (RuntimeError, TypeError):  # an operation, or the model's own code, wants float32
         return None
     return wide, example
+
+
+def forward(model: nn.Module, example: Example) -> list[list[Tensor]]:
+    """Return the model's outputs on the example, as ``difference`` compares them."""
+    args, kwargs = call_arguments(example)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [[x.clone() for x in tensors_of(model(*args, **kwargs))]]
 
 
 def rounds(structure: Structure) -> Iterator[list[Group]]:
@@ -156,13 +171,10 @@ def rounds(structure: Structure) -> Iterator[list[Group]]:
                 taken |= mates
 
 
-def _difference(
-    model: nn.Module,
-    structure: Structure,
-    groups: Any,
-    example: Example,
-) -> tuple[float, float]:
-    """Cut a random half of each group; return smaller against masked, and masked against dense."""
+def masked_and_cut(
+    model: nn.Module, structure: Structure, groups: Iterable[Group], example: Example
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Mask, then cut, a random half of each group; return the outputs of both."""
     generator = torch.Generator().manual_seed(0)
     keeps = {}
     for group in groups:
@@ -170,13 +182,14 @@ def _difference(
         left = max(group.least, -(-(group.size - group.size // 2) // group.step) * group.step)
         keep[torch.randperm(group.size, generator=generator)[:left]] = True
         keeps[group.name] = keep
-    model = copy.deepcopy(model)
-    dense = run(model, example)
     surgery = Surgery(model)
-    surgery.mask(group_masks(structure, keeps))
-    masked = run(model, example)
-    surgery.cut(structure, Plan.from_keeps(structure, keeps))
-    return difference(masked, run(model, example)), difference(dense, masked)
+    try:
+        surgery.mask(group_masks(structure, keeps))
+        masked = forward(model, example)
+        surgery.cut(structure, Plan.from_keeps(structure, keeps))
+        return masked, forward(model, example)
+    finally:
+        surgery.undo()
 
 
 def peer(family: str, name: str) -> Outcome:
@@ -189,7 +202,7 @@ def peer(family: str, name: str) -> Outcome:
         import torch_pruning
 
         model, example = build(family, name)
-        before = run(model, example)
+        before = forward(model, example)
         widths = {size for out in before[0] for size in out.shape[1:]}
         last = [
             module
@@ -203,7 +216,7 @@ def peer(family: str, name: str) -> Outcome:
             pruning_ratio=0.5,
             ignored_layers=last,
         ).step()
-        after = run(model, example)
+        after = forward(model, example)
         if [x.shape for x in before[0]] != [x.shape for x in after[0]]:
             return {"status": "other shapes"}
         params = sum(p.numel() for p in model.parameters())

@@ -169,10 +169,22 @@ def _mixed(result: int, a: int, b: int) -> Origin:
 
 
 class Call:
-    """The integers that the running torch function was given, in order."""
+    """The name of the running torch function, and the integers that it was given, in order."""
 
-    def __init__(self, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        name: str = "",
+        arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
+    ):
+        self.name = name
         self.integers: list[int] = list(_integers((arguments, list((options or {}).values()))))
+        self._places = dict(enumerate(arguments)) | (options or {})
+
+    def argument(self, keyword: str, place: int) -> Origin | None:
+        """Return the origin of one argument, or None if it is no integer or was not given."""
+        value = self._places.get(keyword, self._places.get(place))
+        return _absolute(value) if isinstance(value, int) else None
 
     def one(self, size: int, last: bool = False) -> Origin | None:
         """Return the origin of one size: an expression, a literal, or None if not given.
@@ -247,7 +259,8 @@ class CallWatcher(TorchFunctionMode):
             self._checked(args, kwargs or {})
         before = self.current
         closed = func is F.multi_head_attention_forward
-        self.current = _Closed() if closed else Call(args, kwargs)
+        name = getattr(func, "__name__", "")
+        self.current = _Closed() if closed else Call(name, args, kwargs)
         try:
             return func(*args, **(kwargs or {}))
         finally:

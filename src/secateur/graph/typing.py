@@ -101,7 +101,12 @@ class Limit:
 class Provenance(Protocol):
     """Where the integers of the call being typed came from (see ``attributes``)."""
 
+    @property
+    def name(self) -> str: ...
+
     def one(self, size: int, last: bool = False) -> Origin | None: ...
+
+    def argument(self, keyword: str, place: int) -> Origin | None: ...
 
     def several(self, sizes: Sequence[int]) -> list[Origin | None]: ...
 
@@ -252,6 +257,20 @@ class Typing:
         """
         found = {a for a in self.decisions.get(self.reason.module, ()) if a.value == size}
         return Origin.of(found.pop() if len(found) == 1 else size)
+
+    @property
+    def called(self) -> str:
+        """The name of the torch function that ran this operation; torch may have composed it."""
+        return self.calls.name if self.calls else ""
+
+    def argument_of(self, functions: str, keyword: str, place: int, size: int) -> Origin | None:
+        """Return what was passed as one argument of one of these functions, by its place.
+
+        Where another function ran the operation, it is what was passed as that size.
+        """
+        if self.calls and self.called in functions.split():
+            return self.calls.argument(keyword, place)
+        return self.origin_of(size)
 
     def origins_of(self, sizes: Sequence[int]) -> list[Origin | None]:
         """Return what the code passed for each of several sizes of this operation."""

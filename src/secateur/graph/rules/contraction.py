@@ -28,6 +28,13 @@ def with_bias(t: Typing, dim: Dim, bias: Dim | None) -> Dim:
     return replace(dim, zero=every(dim.zero, bias.zero), const=every(dim.const, bias.const))
 
 
+def across(t: Typing, dims: Sequence[Dim], bias: Any) -> tuple[Dim, ...]:
+    """Return the dimensions that a bias is broadcast over: of zeros they become constants."""
+    if bias is None:
+        return tuple(map(own, dims))
+    return tuple(replace(t.never_zero(d), const=d.zero) for d in dims)
+
+
 @rule("mm")
 def mm(t: Typing, x: Typed, y: Typed, *_: Any) -> Typed:
     t.contract(x[1], y[0])
@@ -40,6 +47,8 @@ def addmm(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
     if len(bias) == 2 and bias[0].size != 1:
         t.same(rows, bias[0])
         rows = replace(rows, zero=every(rows.zero, bias[0].zero))
+    else:
+        (rows,) = across(t, [rows], bias)
     return Typed((rows, with_bias(t, columns, bias[-1])))
 
 
@@ -47,13 +56,18 @@ def addmm(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
 def linear(t: Typing, x: Typed, weight: Typed, bias: Typed | None = None) -> Typed:
     t.contract(x[-1], weight[1])
     out = with_bias(t, own(weight[0]), bias[0] if bias else None)
-    return Typed((*x.dims[:-1], out))
+    return Typed((*across(t, x.dims[:-1], bias), out))
 
 
 @rule("mv")
 def mv(t: Typing, x: Typed, y: Typed) -> Typed:
     t.contract(x[1], y[0])
     return Typed((own(x[0]),))
+
+
+@rule("addmv", "addmv_")
+def addmv(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
+    return Typed((with_bias(t, mv(t, x, y)[0], bias[0]),))
 
 
 @rule("dot", "vdot")
@@ -103,13 +117,16 @@ def convolution(
         out = _grouped(t, x[1], weight, groups, transposed)
     out = with_bias(t, out, bias[0] if bias else None)
     space = [t.fresh(size, "a spatial dimension") for size in t.out[0][2:]]
-    return Typed((x[0], out, *space))
+    return Typed((*across(t, x.dims[:1], bias), out, *space))
+
+
+_CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 
 
 def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) -> Dim:
     """The channels are a grid: groups × channels of one group; only the latter are summed."""
     row = t.fresh(groups)  # the groups themselves
-    t.name(row.axis, t.origin_of(groups, last=True))  # not a stride that is as large
+    t.name(row.axis, t.argument_of(_CONVOLUTIONS, "groups", 6, groups))
     per_group = x.size // groups
     wide = weight[0].size // groups
     if t.ragged and not transposed and per_group > 1 and wide > 1:

@@ -20,6 +20,7 @@ def grouped_mm(t: Typing, x: Typed, weight: Typed, offsets: Typed | None = None,
     t.same(weight[0], offsets[0])
     for dim in (x[1], weight[1], weight[2]):
         t.limit(dim, step=max(1, 16 // t.itemsize))  # rows start at multiples of 16 bytes
+    t.freeze(x[0], "offsets say which expert a row meets")
     t.contract(x[1], weight[1])
     return Typed((own(x[0]), own(weight[2])))
 

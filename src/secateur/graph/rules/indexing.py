@@ -142,6 +142,8 @@ def index_put(
             dims[place] = _added(t, x[place], values[place])
         else:
             dims[place] = t.never_zero(x[place], False)
+    passing = len(x) - (used[-1] + 1 if used else 0)
+    t.freeze(values.dims[: max(0, len(values) - passing)], "it is as long as an index")
     if used != list(range(len(used))):
         t.freeze([*x.dims, *values.dims], "its positions are looked up by number")
     return Typed(tuple(dims))

@@ -23,6 +23,11 @@ def _affine(t: Typing, x: Dim, weight: Dim | None, bias: Dim | None) -> Dim:
     return Dim(x.axis, zero, either(x.const, weight.zero))
 
 
+def _shifted(t: Typing, dim: Dim, always: Any = True) -> Dim:
+    """Return a dimension across which a mean or a bias is added: of zeros it becomes constants."""
+    return t.never_zero(dim) if always is not None else replace(dim, source=None)
+
+
 def _at(parameter: Typed | None, dim: int = 0) -> Dim | None:
     return parameter[dim] if parameter is not None and len(parameter) else None
 
@@ -39,7 +44,12 @@ def batch_norm(
     for statistic in rest[:2]:
         if isinstance(statistic, Typed) and len(statistic):
             t.same(x[1], statistic[0])
-    out = x.but(1, _affine(t, x[1], _at(weight), _at(bias)))
+    training = rest[2] if len(rest) > 2 and isinstance(rest[2], bool) else rest[0]
+    if training is True:
+        for dim in (x[0], *x.dims[2:]):
+            t.reduce(dim, "takes mean and variance over the axis, as in training")
+    others = [_shifted(t, d) for d in x.dims]  # the running mean is subtracted at least
+    out = Typed(tuple(others)).but(1, _affine(t, x[1], _at(weight), _at(bias)))
     return _with_statistics(t, out, x[1])
 
 
@@ -70,6 +80,7 @@ def layer_norm(
         t.reduce(dim, "normalises over the axis: its mean and variance change with the width")
         t.name(dim.axis, origin)
         dims[first + i] = _affine(t, dim, _at(weight, i), _at(bias, i))
+    dims[:first] = [_shifted(t, d, bias) for d in x.dims[:first]]
     out = Typed(tuple(dims))
     kept = tuple(t.never_zero(d) for d in x.dims[:first])
     ones = tuple(t.fresh(1) for _ in normalized_shape)
@@ -83,10 +94,13 @@ def group_norm(
     """Mean and variance over the channels of a group: whole groups can go exactly."""
     halves = t.split(x[1], x[1].size // groups)
     if halves:
-        t.name(halves[0].axis, t.origin_of(groups))
+        t.name(halves[0].axis, t.argument_of("group_norm", "num_groups", 1, groups))
         if halves[1].size > 1:
             t.reduce(halves[1], "normalises over the channels of a group")
-    out = x.but(1, _affine(t, x[1], _at(weight), _at(bias)))
+    for dim in x.dims[2:]:
+        t.reduce(dim, "normalises over space")
+    others = [_shifted(t, d, bias) for d in x.dims]
+    out = Typed(tuple(others)).but(1, _affine(t, x[1], _at(weight), _at(bias)))
     statistics = [t.opaque(shape) for shape in t.out[1:]]
     return (out, *statistics)
 

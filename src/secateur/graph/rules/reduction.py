@@ -48,6 +48,10 @@ def norm(
 
 @rule("mean", "nanmean")
 def mean(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
+    if t.called == "rms_norm" and isinstance(dim, (list, tuple)):  # torch composes it from a mean
+        shape = [x[d].size for d in dim]
+        for d, origin in zip(dim, t.origins_of(shape), strict=True):
+            t.name(x[d].axis, origin)
     return _reduce(t, x, dim, keepdim, "averages over the axis")
 
 
@@ -108,6 +112,24 @@ def softmax(t: Typing, x: Typed, dim: int, *_: Any, **__: Any) -> Typed:
     if x[dim].size > 1:
         t.reduce(x[dim], "takes a softmax over the axis")
     return Typed(tuple(t.never_zero(d) for d in x.dims), x.static)
+
+
+@rule("_fft_c2c", "_fft_r2c", "_fft_c2r")
+def fourier(t: Typing, x: Typed, dim: Sequence[int], *_: Any, **__: Any) -> Typed:
+    """Every frequency is made of all positions, and as many as there are."""
+    out = x
+    for d in dim:
+        t.freeze(x[d], "a Fourier transform mixes its positions")
+        out = out.but(d, t.fresh(t.out[0][d], "frequencies"))
+    return Typed(tuple(replace(d, source=None) for d in out.dims), x.static)
+
+
+@rule("linalg_solve_triangular", "multinomial", "bernoulli", "bernoulli_", "normal_", "uniform_")
+def mixed(t: Typing, x: Typed, *more: Any, **_: Any) -> Typed:
+    """Every element depends on all of them, or on the place of each."""
+    for each in (x, *(y for y in more if isinstance(y, Typed))):
+        t.freeze(each, "an operation mixes its positions")
+    return t.opaque(t.out[0])
 
 
 @rule("cumsum", "cumsum_")

@@ -176,7 +176,7 @@ def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
     """Pieces of one size: from ``chunk`` they stay equal, from ``split`` as long as is named."""
     sizes = [shape[dim] for shape in t.out]
     pieces = t.pieces(x[dim], sizes)
-    origin = t.origin_of(size)
+    origin = None if "chunk" in t.called else t.origin_of(size)  # it is given their number
     for piece in pieces:
         if piece.size == size:
             t.name(piece.axis, origin)
@@ -285,6 +285,12 @@ def triangle(t: Typing, x: Typed, *_: Any) -> Typed:
     return x
 
 
+@rule("diagonal", "diagonal_copy", "diag_embed")
+def diagonal(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
+    t.freeze(x.dims, "its diagonal is read")
+    return t.opaque(t.out[0])
+
+
 @rule("unfold", "as_strided", "as_strided_")
 def windows(t: Typing, x: Typed, *args: Any, **_: Any) -> Typed:
     if t.reason.op.startswith("aten.unfold"):
@@ -292,7 +298,12 @@ def windows(t: Typing, x: Typed, *args: Any, **_: Any) -> Typed:
         t.freeze(x[dim], "windows slide over it")
         out = x.but(dim, t.fresh(t.out[0][dim], "windows"))
         return Typed((*out.dims, t.fresh(t.out[0][-1], "a window")), x.static)
-    if x.shape == t.out[0]:
+    if x.shape == t.out[0] and _is_contiguous(x.shape, args[1]):
         return x
     t.freeze(x.dims, "it is read through strides")
     return t.opaque(t.out[0])
+
+
+def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    steps = [prod(shape[i + 1 :]) for i in range(len(shape))]
+    return all(s == step or n == 1 for n, s, step in zip(shape, strides, steps, strict=True))

@@ -1,0 +1,84 @@
+"""Convolutions: plain, grouped, depthwise, transposed."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+
+from tests.graph.rules.harness import FC, GROUPED, Case, check, layer, numbers, over
+from tests.graph.rules.laws import Law
+
+CASES = {
+    "conv1d": layer(nn.Conv1d(8, 6, 3), 1, after=6, exact=FC),
+    "conv2d": layer(nn.Conv2d(8, 6, 3, bias=False), after=6, exact=FC),
+    "conv3d": layer(nn.Conv3d(8, 6, 3), 3, after=6, exact=FC),
+    "strided": layer(nn.Conv2d(8, 6, 3, stride=2, padding=1), after=6, exact=FC),
+    "dilated": layer(nn.Conv2d(8, 6, 3, dilation=2), after=6, exact=FC),
+    "reflected": layer(nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"), after=6, exact=FC),
+    "grouped": layer(nn.Conv2d(8, 12, 3, groups=4), after=12, exact=GROUPED),
+    "depthwise": layer(nn.Conv2d(8, 8, 3, groups=8)),
+    "depthwise-1d": layer(nn.Conv1d(8, 8, 3, groups=8), 1),
+    "depth-multiplier": layer(
+        nn.Conv2d(8, 16, 3, groups=8), after=16, exact={"first": 8, "mid": 2}
+    ),
+    "transposed-1d": layer(
+        nn.ConvTranspose1d(8, 6, 3, stride=2), 1, after=6, exact={"first": 8, "mid:1": 6}
+    ),
+    "transposed": layer(
+        nn.ConvTranspose2d(8, 6, 3, stride=2), after=6, exact={"first": 8, "mid:1": 6}
+    ),
+    "transposed-grouped": layer(
+        nn.ConvTranspose2d(8, 12, 3, groups=4),
+        after=12,
+        exact={"first": 4, "first[1]": 2, "mid:1": 3},
+    ),
+    "transposed-depthwise": layer(nn.ConvTranspose2d(8, 8, 3, groups=8)),
+    "unbatched": Case(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)), numbers(3, 6, 6), {"0": 8}
+    ),
+}
+
+
+@over(CASES)
+def test_convolution_when_half_is_cut_then_the_groups_are_these_and_behave_as_they_say(case):
+    check(case)
+
+
+# The law: cutting the inputs of one call is cutting its outputs.
+
+LAWS = {
+    **{
+        f"conv{d}d": Law(
+            lambda m, f=f: f(m.x, m.w, m.b), x="n i" + " 5" * d, w="o i" + " 3" * d, b="o"
+        )
+        for d, f in enumerate((F.conv1d, F.conv2d, F.conv3d), 1)
+    },
+    **{
+        f"conv_transpose{d}d": Law(
+            lambda m, f=f: f(m.x, m.w, m.b, 2),
+            x="n i" + " 3" * d,
+            w="i o" + " 3" * d,
+            b="o",
+        )
+        for d, f in enumerate((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 1)
+    },
+    "grouped": Law(
+        lambda m: F.conv2d(m.x, m.w, m.b, groups=m.g), x="n (g i) 4 4", w="(g o) i 3 3", b="(g o)"
+    ),
+    "depthwise": Law(lambda m: F.conv2d(m.x, m.w, groups=m.g), x="n g 4 4", w="g 1 3 3"),
+    "multiplied": Law(lambda m: F.conv2d(m.x, m.w, groups=m.g), x="n g 4 4", w="(g o) 1 3 3"),
+    "transposed-grouped": Law(
+        lambda m: F.conv_transpose2d(m.x, m.w, m.b, groups=m.g),
+        x="n (g i) 3 3",
+        w="(g i) o 3 3",
+        b="(g o)",
+    ),
+    "transposed-depthwise": Law(
+        lambda m: F.conv_transpose2d(m.x, m.w, groups=m.g), x="n g 3 3", w="g 1 3 3"
+    ),
+}
+
+
+@over(LAWS)
+def test_convolution_when_inputs_are_cut_then_outputs_are_cut_alike(case):
+    case.check()
