@@ -186,13 +186,9 @@ class Call:
         value = self._places.get(keyword, self._places.get(place))
         return _absolute(value) if isinstance(value, int) else None
 
-    def one(self, size: int, last: bool = False) -> Origin | None:
-        """Return the origin of one size: an expression, a literal, or None if not given.
-
-        ``last`` says that it is the last integer of the call, whatever others are as large.
-        """
+    def one(self, size: int) -> Origin | None:
+        """Return the origin of one size: an expression, a literal, or None if not given."""
         same = [i for i in self.integers if int(i) == size]
-        same = same[-1:] if last else same
         traced = next((i for i in same if isinstance(i, TracedInt)), None)
         return _absolute(traced if traced is not None else same[0]) if same else None
 

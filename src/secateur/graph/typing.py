@@ -104,7 +104,7 @@ class Provenance(Protocol):
     @property
     def name(self) -> str: ...
 
-    def one(self, size: int, last: bool = False) -> Origin | None: ...
+    def one(self, size: int) -> Origin | None: ...
 
     def argument(self, keyword: str, place: int) -> Origin | None: ...
 
@@ -245,9 +245,9 @@ class Typing:
         else:
             self.freeze(dim, "its positions are looked up by number")
 
-    def origin_of(self, size: int, last: bool = False) -> Origin | None:
+    def origin_of(self, size: int) -> Origin | None:
         """Return what the code passed for one size of this operation, or None if torch made it."""
-        return self.calls.one(size, last) if self.calls else None
+        return self.calls.one(size) if self.calls else None
 
     def decided(self, size: int) -> Origin:
         """Return the only attribute of this size that the running module compared with a number.

@@ -28,14 +28,14 @@ def index(t: Typing, x: Typed, indices: Sequence[Typed | None]) -> Typed:
     passing = [d for i, d in enumerate(x.dims) if i not in used]
     first = used[0] if used and used == list(range(used[0], used[-1] + 1)) else 0
     new = len(t.out[0]) - len(passing)
+    if new != max(len(i) for i in indices if i is not None):  # a mask takes several dimensions
+        t.freeze(x.dims, "it is indexed by a mask")
+        return t.opaque(t.out[0])
     dims = (
         *passing[:first],
         *(t.fresh(s, "the shape of an index") for s in t.out[0][first : first + new]),
         *passing[first:],
     )
-    if tuple(d.size for d in dims) != t.out[0]:  # boolean masks take several dimensions
-        t.freeze(x.dims, "it is indexed by a mask")
-        return t.opaque(t.out[0])
     return Typed(tuple(replace(d, source=None) for d in dims))
 
 
