@@ -208,7 +208,7 @@ class Call:
 class _Closed(Call):
     """A function in Python that computes sizes where nobody sees it: they are literals to us."""
 
-    def one(self, size: int, last: bool = False) -> Origin | None:
+    def one(self, size: int) -> Origin | None:
         return Origin.of(size)
 
     def several(self, sizes: Sequence[int]) -> list[Origin | None]:
