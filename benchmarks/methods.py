@@ -239,10 +239,10 @@ def _text(rows: list[dict[str, Any]], order: list[str]) -> str:
             ]
             if own:
                 found = [r["accuracy"] for r in own]
-                spread = statistics.stdev(found) if len(found) > 1 else 0.0
+                spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
                 mean = {k: statistics.mean(r[k] for r in own) for k in ("macs", "params")}
                 body.append(
-                    [method, f"{statistics.mean(found):.2f} ± {spread:.2f}", str(len(own))]
+                    [method, f"{statistics.mean(found):.2f}{spread}", str(len(own))]
                     + [f"{mean['macs']:.1%}", f"{mean['params']:.1%}"]
                 )
         parts += [

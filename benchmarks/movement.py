@@ -179,9 +179,9 @@ def _text(rows: list[dict[str, Any]]) -> str:
             for r in rows
             if (r["steps"], r["layers"], r["kept"], r["method"]) == (steps, layers, kept, method)
         ]
-        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
         body.append(
-            [method, f"{kept:.0%}", f"{statistics.mean(found):.2f} ± {spread:.2f}"]
+            [method, f"{kept:.0%}", f"{statistics.mean(found):.2f}{spread}"]
             + [str(len(found)), str(steps), str(layers)]
         )
     return "\n\n".join(
