@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def main() -> None:
         print(json.dumps(measure(only)))
         return
     data, rows = {}, []
+    load = os.getloadavg()[0]
     for name in MODELS:
         command = [sys.executable, "-m", "benchmarks.scale", "--only", name]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -115,21 +117,14 @@ def main() -> None:
                 f"{found['parameters_at_half'] / 1e9:.1f}",
             ]
         )
-    heading = [
-        "on `meta`",
-        "10⁹ parameters",
-        "operations",
-        "groups",
-        "seconds",
-        "GiB",
-        "GiB before",
-    ]
+    heading = ["on `meta`", "10⁹ parameters", "operations", "groups", "seconds", "CPU s", "GiB"]
     text = table([*heading, "GiB before", "10⁹ at half of every exact group"], rows)
     text += (
         f"\n\nGoal: {GOAL_SECONDS:.0f} s and {GOAL_GIB:.0f} GiB. {TOKENS} tokens; the first "
         "analysis of the process, so that imports and caches count. CPU s are the process's own, "
-        "whatever else the machine did. GiB is the most that the whole process ever held; before "
-        "the analysis that was Python, torch, transformers and the model's modules."
+        "whatever else the machine did. GiB is the most that the process ever held; before it "
+        "that was Python, torch, transformers and the model's modules. The load of the "
+        f"machine was {load:.1f} on {os.cpu_count()} cores."
     )
     write("scale", "Analysis of models that fit no machine", data, text)
 
