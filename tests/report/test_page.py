@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import Config, Pruner, prune
+from secateur import Config, Pruner, drop_blocks, prune
 from secateur.errors import FileError, MissingExtraError
 from secateur.measure import Latency
 from secateur.report import Report, read, report_of, to_markdown, write, write_page
@@ -145,3 +145,24 @@ def test_page_when_jinja2_is_missing_then_facts_are_kept_and_the_extra_is_named(
     with pytest.raises(MissingExtraError, match=r"secateur\[report\]"):
         write(tmp_path, report)
     assert read(tmp_path) == report
+
+
+class Residual(nn.Module):
+    """Adds something to its input, (n, 8) → (n, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
+
+
+def test_page_when_a_block_was_dropped_then_it_is_named_and_its_layers_say_so() -> None:
+    dense = nn.Sequential(nn.Linear(4, 8), Residual(), Residual(), nn.Linear(8, 2))
+    example = torch.rand(3, 4)
+    found = report_of(drop_blocks(dense, ["1"], example), dense)
+    assert [b.name for b in found.structure.blocks if b.dropped] == ["1"]
+    page = to_html(found)
+    assert "<b>dropped whole</b> 1" in page
+    assert "8×8 → <b>dropped</b>" in page

@@ -70,6 +70,15 @@ class FrozenFact(Fact):
     place: str = ""
 
 
+class BlockFact(Fact):
+    """A residual block, which can be dropped whole."""
+
+    name: str
+    params: int
+    macs: int
+    dropped: bool = False
+
+
 class StructureFacts(Fact):
     """What can be removed from a model, and why the rest cannot."""
 
@@ -79,6 +88,7 @@ class StructureFacts(Fact):
     peak_bytes: int
     groups: tuple[GroupFact, ...]
     frozen: tuple[FrozenFact, ...]
+    blocks: tuple[BlockFact, ...] = ()
     unknown: dict[str, str]
 
 
@@ -178,6 +188,11 @@ def structure_facts(structure: Structure, plan: Plan | None = None) -> Structure
         )
         for g in structure.frozen
     )
+    dropped = plan.drop if plan else ()
+    blocks = tuple(
+        BlockFact(name=b.name, params=b.params, macs=b.macs, dropped=b.name in dropped)
+        for b in structure.blocks
+    )
     unknown = {op: str(reason) for op, reason in structure.unknown.items()}
     return StructureFacts(
         model=structure.model,
@@ -186,6 +201,7 @@ def structure_facts(structure: Structure, plan: Plan | None = None) -> Structure
         peak_bytes=cost.peak_bytes,
         groups=groups,
         frozen=frozen,
+        blocks=blocks,
         unknown=unknown,
     )
 

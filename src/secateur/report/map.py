@@ -76,6 +76,8 @@ def map_of(report: Report) -> Map:
         shapes = [t for t in report.tensors if _module(t.name) == module]
         largest = max(shapes, key=lambda t: len(t.before))
         before, after = _shape(largest.before), _shape(largest.after)
+        if not largest.after:
+            after = "dropped"
         stations.append(Station(label, False, before, after if after != before else ""))
     lines = _lanes([(g, _stops(g, rows)) for g in report.structure.groups])
     return Map(tuple(stations), tuple(lines))

@@ -50,6 +50,7 @@ def to_html(report: Report) -> str:
         widest=max((g.size for g in groups), default=1),
         strip=strip,
         masked=masked,
+        dropped=[block.name for block in report.structure.blocks if block.dropped],
         map=map_of(report),
         row=ROW,
         lane=LANE,
