@@ -134,25 +134,25 @@ class Structure:
         return f"Structure({self.model}: {len(self.groups)} groups, {len(self.frozen)} frozen)"
 
     def __str__(self) -> str:
-        console = Console(width=120, record=False, file=None, color_system=None)
+        console = Console(width=140, color_system=None)
         with console.capture() as captured:
             console.print(self)
         return captured.get()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")
-        for column in ("group", "size", "slices", "params/index", "MACs/index", "removal"):
-            table.add_column(
-                column, justify="right" if "/" in column or column == "size" else "left"
-            )
+        longest = max((len(g.name) for g in self.groups), default=0)  # names must not look alike
+        table.add_column("group", overflow="fold", min_width=min(longest, options.max_width // 3))
+        table.add_column("size", justify="right")
+        table.add_column("slices", overflow="fold")
+        table.add_column("params\n/index", justify="right")
+        table.add_column("MACs\n/index", justify="right")
+        table.add_column("removal", overflow="fold")
         for g in self.groups:
-            removal = "exact" if g.exact else f"[yellow]inexact[/]: {g.inexact}"
-            if g.sized:
-                removal += f"; as many as {', '.join(g.sized)}"
-            slices = ", ".join(f"{m.tensor}:{m.dim}" for m in g.members[:3])
-            more = f" +{len(g.members) - 3}" if len(g.members) > 3 else ""
+            slices = f"{_tail(g.members[0].tensor)}:{g.members[0].dim}"
+            more = f" +{len(g.members) - 1}" if len(g.members) > 1 else ""
             numbers = human(g.params), human(self.macs_per_index(g))
-            table.add_row(g.name, str(g.size), slices + more, *numbers, removal)
+            table.add_row(g.name, str(g.size), slices + more, *numbers, _removal(g))
         yield table
         if self.blocks:
             names = ", ".join(f"{b.name} ({human(b.params)} params)" for b in self.blocks[:4])
@@ -163,6 +163,19 @@ class Structure:
         for why, groups in reasons.items():
             names = ", ".join(f"{g.name} ({g.size})" for g in groups[:4])
             yield f"[dim]frozen[/] {names}{' …' if len(groups) > 4 else ''}: {why}"
+
+
+def _tail(name: str) -> str:
+    """Return the end of a dotted name that a person recognises: the layer and its tensor."""
+    return ".".join(name.split(".")[-2:])
+
+
+def _removal(group: Group) -> str:
+    said = "exact" if group.exact else f"[yellow]inexact[/]: {group.inexact}"
+    if group.sized:
+        others = f" and {len(group.sized) - 1} more" if len(group.sized) > 1 else ""
+        said += f"; as many as {group.sized[0]}{others}"
+    return said
 
 
 def analyze(model: nn.Module, example_inputs: Example, *, ragged: bool = False) -> Structure:
