@@ -6,7 +6,7 @@ What the masked channels still emit (a BatchNorm's bias) is folded into the laye
 masked too: that is the last column.
 
     python -m benchmarks.cifar                      # the 1,017 lossless test images
-    python -m benchmarks.cifar --jpeg 10000         # and the test set from JPEG at two ratios
+    python -m benchmarks.cifar --jpeg 10000         # and, once a network, the test set from JPEG
     python -m benchmarks.cifar --depths 20 --ratios 0.3
 """
 
@@ -103,7 +103,6 @@ def main() -> int:
     parser.add_argument("--ratios", type=float, nargs="+", default=[k / 10 for k in range(1, 8)])
     parser.add_argument("--pruners", nargs="+", default=PRUNERS, choices=PRUNERS)
     parser.add_argument("--jpeg", type=int, default=0, help="also this many images from JPEG")
-    parser.add_argument("--jpeg-ratios", type=float, nargs="+", default=[0.1, 0.5])
     options = parser.parse_args()
 
     sets = {"lossless": cifar_test_images()}
@@ -120,9 +119,8 @@ def main() -> int:
             dense.append({"model": f"resnet{depth}", "images": name, "accuracy": accuracy})
         for pruner in options.pruners:
             for ratio in options.ratios:
-                used = {
-                    n: s for n, s in sets.items() if n != "jpeg" or ratio in options.jpeg_ratios
-                }
+                first = (pruner, ratio) == (options.pruners[0], options.ratios[0])
+                used = {n: s for n, s in sets.items() if n == "lossless" or first}
                 rows += measure(depth, pruner, ratio, used)
                 print(*rows[-1].values(), sep="\t", flush=True)
     write(
