@@ -73,10 +73,10 @@ LAWS = {
         lambda m: (
             torch.rand_like(m.x) * 0,
             torch.randn_like(m.x) * 0,
-            torch.empty_like(m.x) * 0,
+            torch.empty_like(m.x).zero_(),
             m.x.new_full((2,), 3.0),
             m.x.new_ones(2),
-            m.x.new_empty_strided((2,), (1,)) * 0,
+            m.x.new_empty_strided((2,), (1,)).zero_(),
         ),
         x="a b",
     ),
