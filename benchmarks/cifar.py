@@ -145,7 +145,7 @@ def _text(dense: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     ]
     body = [
         [row["model"], row["pruner"], f"{row['ratio']:.1f}", row["images"]]
-        + [f"{row[kind]:.2f}" for kind in KINDS]
+        + [f"{row[kind]:.2f}" if kind in row else "–" for kind in KINDS]
         + [f"{row['macs']:.0%}", f"{row['params']:.0%}", f"{row['same']:,} of {row['of']:,}"]
         for row in rows
     ]
@@ -153,7 +153,9 @@ def _text(dense: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             "Test accuracy without fine-tuning. Same: images on which the completed and the "
-            "smaller model predict the same class.",
+            "smaller model predict the same class.  The smaller model has the constants of masked "
+            "channels folded into the layers that read them; in the column before the last three "
+            "they are masked too (–: not measured).",
             table(["dense", "images", "accuracy %"], start),
             table([*heading, "MACs left", "params left", "same"], body),
         ]
