@@ -62,6 +62,21 @@ class Bare(nn.Module):
         return self.down(F.relu(self.up(x)))
 
 
+class Forked(nn.Module):
+    """What the reader makes goes to its BatchNorm, and past it into a concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3)
+        self.conv2 = nn.Conv2d(6, 4, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(F.relu(self.conv1(x)))
+        return self.fc(torch.cat([self.bn2(x), x], 1).mean((2, 3)))
+
+
 class Residual(nn.Module):
     """The stem and the branch share their channels."""
 
@@ -326,6 +341,18 @@ def test_shrink_when_the_model_has_no_weights_then_it_is_cut_and_not_checked():
     assert result.plan.counts == {"conv1": 4}
     assert result.model.conv2.weight.shape == (4, 4, 3, 3)
     assert result.verification is None
+
+
+def test_shrink_when_the_reader_is_read_past_its_norm_then_nothing_is_folded_into_that():
+    net = Net(Forked)
+    with torch.no_grad():
+        net.model.conv1.bias.abs_().add_(0.5)
+    masks = net.ones("conv1.weight")
+    masks["conv1.weight"][[1, 4]] = False
+    result = net.shrink(masks)
+    assert result.folded == {}
+    assert any("which no bias can take over" in note for note in result.notes)
+    assert same(net.output(result), net.masked(result.masks))
 
 
 # several slices that disagree

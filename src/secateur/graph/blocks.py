@@ -14,7 +14,7 @@ from .axes import Atom
 from .conditions import Condition, Either, Every, Masked
 from .cost import macs, params_of
 from .infer import Inferred
-from .program import ModuleCall, Op, Ref, values_in
+from .program import ModuleCall, Op, Ref
 
 IDENTITIES = {"aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten.contiguous"}
 
@@ -72,7 +72,7 @@ class _Search:
         for i, op in enumerate(inferred.recording.ops):
             for ref in op.outputs:
                 self.made[ref.value] = i
-            for value in values_in([*op.args, *op.kwargs.values()]):
+            for value in op.reads:
                 self.read[value] = i
         for value in inferred.recording.outputs:
             self.read[value] = len(inferred.recording.ops)

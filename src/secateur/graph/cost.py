@@ -68,7 +68,7 @@ def peak_bytes(inferred: Inferred, count: Count) -> int:
     born: dict[int, int] = {}
     state = {r.owner[v] for v in (*r.parameters.values(), *r.buffers.values(), *r.inputs)}
     for step, op in enumerate(r.ops):
-        for value in (*_values(op.args), *_values(list(op.kwargs.values())), *_values(op.outputs)):
+        for value in (*op.reads, *(ref.value for ref in op.outputs)):
             last[r.owner[value]] = step
         for ref in op.outputs:
             born.setdefault(r.owner[ref.value], step)
@@ -111,9 +111,3 @@ def _macs(inferred: Inferred, op: Op, count: Count) -> int:
     options = {k: shapes(v) for k, v in op.kwargs.items()}
     flops = formula(*map(shapes, op.args), **options, out_val=outs[0] if len(outs) == 1 else outs)
     return int(flops) // 2
-
-
-def _values(x: Any) -> list[int]:
-    if isinstance(x, Ref):
-        return [x.value]
-    return [v for part in x for v in _values(part)] if isinstance(x, (list, tuple)) else []

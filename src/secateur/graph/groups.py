@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import lcm
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -101,15 +101,7 @@ def _state(inferred: Inferred) -> Iterator[tuple[str, int, bool]]:
     owner |= {value: (name, False) for name, value in r.buffers.items()}
     seen: set[int] = set()
 
-    def uses(x: Any) -> Iterator[int]:
-        if hasattr(x, "value"):
-            yield x.value
-        elif isinstance(x, (list, tuple)):
-            for part in x:
-                yield from uses(part)
-
-    used = (v for op in r.ops for v in uses([*op.args, *op.kwargs.values()]))
-    for value in used:
+    for value in (v for op in r.ops for v in op.reads):
         if value in owner and value not in seen:
             seen.add(value)
             yield (owner[value][0], value, owner[value][1])

@@ -35,6 +35,11 @@ class Op:
         """As in ``aten.view.default``."""
         return str(self.func)
 
+    @property
+    def reads(self) -> list[int]:
+        """The values of all tensors among its arguments, also in lists."""
+        return list(_values_in([*self.args, *self.kwargs.values()]))
+
 
 @dataclass(frozen=True)
 class Number:
@@ -97,14 +102,13 @@ class Recording:
             made |= {self.owner[value] for value in op.updates or ()}
             found.append(not made or not made.isdisjoint(needed))  # nothing made: it was read
             if found[-1]:
-                needed |= {self.owner[v] for v in values_in([*op.args, *op.kwargs.values()])}
+                needed |= {self.owner[v] for v in op.reads}
         return found[::-1]
 
 
-def values_in(x: Any) -> Iterator[int]:
-    """Yield the values that an operation's arguments mention."""
+def _values_in(x: Any) -> Iterator[int]:
     if isinstance(x, Ref):
         yield x.value
     elif isinstance(x, (list, tuple)):
         for part in x:
-            yield from values_in(part)
+            yield from _values_in(part)

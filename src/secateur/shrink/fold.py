@@ -80,7 +80,9 @@ def _readers(model: nn.Module, structure: Structure, group: str) -> Iterator[str
             continue
         path, _, name = site.weight[0].rpartition(".")
         module = model.get_submodule(path)
-        plain = isinstance(module, nn.Linear) or getattr(module, "groups", 0) == 1
+        plain = isinstance(module, nn.Linear) or (
+            isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1
+        )
         if path in seen:
             continue
         seen.add(path)
@@ -89,16 +91,18 @@ def _readers(model: nn.Module, structure: Structure, group: str) -> Iterator[str
 
 def _absorber(model: nn.Module, structure: Structure, path: str) -> tuple[str, int] | None:
     """Return the tensor that can take a constant over, and the sign with which it does."""
-    if getattr(model.get_submodule(path), "bias", None) is not None:
-        return f"{path}.bias", 1
     r = structure.inferred.recording
+    if getattr(model.get_submodule(path), "bias", None) is not None:
+        canonical = r.names.get(f"{path}.bias")
+        alone = list(r.names.values()).count(str(canonical)) == 1  # not another layer's too
+        return (f"{path}.bias", 1) if alone else None
     weight = r.parameters.get(r.names.get(f"{path}.weight", ""))
-    made = [op.outputs[0] for op in r.ops if Ref(weight if weight is not None else -1) in op.args]
-    users = [op for op in r.ops if len(made) == 1 and made[0] in op.args]
-    if len(users) != 1 or "batch_norm" not in users[0].name:
+    made = [op.outputs[0] for op in r.ops if weight in op.reads]
+    users = [op for op in r.ops if len(made) == 1 and made[0].value in op.reads]
+    if len(users) != 1 or "batch_norm" not in users[0].name or made[0].value in r.outputs:
         return None
     means = {Ref(value): name for name, value in r.buffers.items()}
-    mean = means.get(users[0].args[3]) if len(users[0].args) > 3 else None
+    mean = means.get(users[0].args[3])
     return (mean, -1) if mean is not None else None
 
 
@@ -163,7 +167,7 @@ def _amount(
     shape = [1] * like.ndim
     shape[channel] = -1
     with evaluating(model), torch.no_grad():
-        one = like[:1] * 0
+        one = torch.zeros_like(like[:1])
         change = module(one + value.view(shape)) - module(one)
     change = change.movedim(channel, 0).flatten(1)
     mean = change.mean(1)
