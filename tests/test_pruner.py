@@ -172,6 +172,12 @@ def test_prune_when_a_config_or_a_dict_is_given_then_it_is_the_same_as_settings(
     assert prune(net, EXAMPLE, config=settings).plan == plan
 
 
+@pytest.mark.parametrize("setting", [{"sparsity": 0.5}, {"criterion": "l1"}, {"of": "macs"}])
+def test_prune_when_a_config_and_single_settings_are_given_then_config_error(net, setting):
+    with pytest.raises(ConfigError, match="not both"):
+        prune(net, EXAMPLE, config={"sparsity": 0.5}, **setting)
+
+
 def test_prune_when_the_scope_is_global_then_weak_layers_lose_more(uneven):
     local = prune(uneven, EXAMPLE, 0.5, names=INNER).plan.counts
     overall = prune(uneven, EXAMPLE, 0.5, names=INNER, scope="global", normalize="none").plan.counts

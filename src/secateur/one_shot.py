@@ -19,7 +19,7 @@ def prune(
     model: nn.Module,
     example_inputs: Example,
     sparsity: float | None = None,
-    criterion: str = "l2",
+    criterion: str | None = None,
     *,
     config: Config | Mapping[str, Any] | None = None,
     inplace: bool = False,
@@ -34,7 +34,7 @@ def prune(
         model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         sparsity: the share to remove, of channels or of what ``of`` says.
-        criterion: a name in ``secateur.criteria``.
+        criterion: a name in ``secateur.criteria``; "l2" if none is given.
         config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
         inplace: cut this very model; by default a deep copy, so that the dense one is there still.
         verify: compare the smaller with the masked model.
@@ -58,9 +58,10 @@ def prune(
     if config is None:
         if sparsity is None and settings.get("threshold") is None and not settings.get("targets"):
             raise ConfigError("prune() needs sparsity=…, threshold=… or config=…")
-        given = {**settings, "criterion": criterion}
-        config = Config.from_dict(given if sparsity is None else {**given, "sparsity": sparsity})
-    elif sparsity is not None or settings:
+        named = {"sparsity": sparsity, "criterion": criterion}
+        given = {name: value for name, value in named.items() if value is not None}
+        config = Config.from_dict({**settings, **given})
+    elif sparsity is not None or criterion is not None or settings:
         raise ConfigError("give either config=… or single settings to prune(), not both")
     elif not isinstance(config, Config):
         config = Config.from_dict(config)

@@ -8,7 +8,6 @@ A method is a pydantic dataclass, whose fields are its settings.  A ``Pruner`` m
    to the gradients of the parameters, which are final by then;
 3. ``step``, at the start of each ``Pruner.step()``: learn from what the last backward left;
 4. ``scores``, whenever the pruner decides; and ``complete``, on the masks that come of it;
-5. ``finish``, once, before the cut, while the masks are still on;
 
 and ``state_dict`` and ``load_state_dict`` with the pruner's own.
 """
@@ -63,9 +62,6 @@ class Method:
     def complete(self, masks: Masks) -> Masks:
         """Return the masks that go on: those given, or more."""
         return masks
-
-    def finish(self) -> None:
-        """Put what was learned into the model's own parameters."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs: nested dicts of tensors, numbers and text."""
