@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from .apply import apply_plan, cut_and_verify, drop_blocks
 from .complete import Completion, complete, group_masks
 from .files import load_plans, load_pruned, save_pruned
+from .from_masks import shrink
 from .plan import Plan
-from .result import Result, apply_plan, cut_and_verify, drop_blocks, shrink
+from .result import Result
 from .verify import Verification
 
 __all__ = [
