@@ -1,0 +1,142 @@
+"""Does a saved model fit a freshly built dense one?  Every reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from secateur.errors import did_you_mean
+from secateur.graph.lengths import Attribute
+from secateur.replacements import name_of, replacement_of
+
+from .cut import Surgery
+from .document import Document
+from .history import History, Shape
+
+
+def misfits(
+    document: Document,
+    history: History,
+    model: nn.Module,
+    saved: Mapping[str, Tensor],
+    surgery: Surgery,
+) -> list[str]:
+    """Return why a saved model does not fit this one.
+
+    What was dropped and replaced then is, on the way, dropped and replaced here too: ``surgery``
+    takes it back.
+    """
+    return [
+        *_foreign(document, model),
+        *_dropped(history, model, surgery),  # what went with them is in no file
+        *_other_tensors(history, model, saved),
+        *_untied(document.tied, model),
+        *_replaced(document.replaced, model, surgery),  # these have more attributes
+        *_other_values(history, model),
+    ]
+
+
+def _foreign(document: Document, model: nn.Module) -> Iterator[str]:
+    saved, here = document.model.rpartition(".")[2], type(model).__name__
+    if saved != here:
+        yield f"it was saved from a {document.model}, and this is a {here}"
+    if History.of(model).steps:
+        yield "this model is pruned already; load onto one that was just built"
+
+
+def _other_tensors(
+    history: History, model: nn.Module, saved: Mapping[str, Tensor]
+) -> Iterator[str]:
+    tensors, state = tensors_of(model), model.state_dict().keys()
+    for name in (*saved, *history.shapes):
+        if name not in tensors:
+            yield f"this model has no tensor {name!r}.{did_you_mean(name, tensors)}"
+    for names, tensor in by_tensor(model):
+        name = names[0]
+        shape = tuple(tensor.shape)
+        before, after = next(
+            (history.shapes[n] for n in names if n in history.shapes), (shape, shape)
+        )
+        found = next((saved[n] for n in names if n in saved), None)
+        if before != shape:
+            yield f"{name!r} is {shape} in this model, and was {before} in the dense one"
+        elif found is None:
+            if tensor.is_meta or before != after or any(n in state for n in names):
+                yield f"{name!r} is missing in the files"
+        elif tuple(found.shape) != after:
+            yield f"{name!r} is {tuple(found.shape)} in the file, and {after} in its plan"
+        elif found.dtype != tensor.dtype:
+            yield f"{name!r} is {found.dtype} in the file, and {tensor.dtype} in this model"
+
+
+def _untied(tied: Mapping[str, str], model: nn.Module) -> Iterator[str]:
+    tensors = tensors_of(model)
+    for name, other in tied.items():
+        if tensors.get(name) is not tensors.get(other):
+            yield f"{name!r} and {other!r} are one tensor in the file, and two in this model"
+
+
+def _dropped(history: History, model: nn.Module, surgery: Surgery) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    for path, how in history.dropped.items():
+        try:
+            if path not in modules or not path:
+                raise ValueError("there is no such module")
+            surgery.drop(path, how)
+        except ValueError as error:
+            yield f"{path!r} cannot be dropped: {error}"
+
+
+def _replaced(replaced: Mapping[str, str], model: nn.Module, surgery: Surgery) -> Iterator[str]:
+    modules = dict(model.named_modules())
+    for path, name in replaced.items():
+        module = modules.get(path)
+        if module is None or replacement_of(type(module)) is None:
+            yield f"{path!r} cannot be replaced by {name!r}: it is {type(module).__name__}"
+            continue
+        surgery.replace(module)
+        if name_of(module) != name:
+            yield f"{path!r} is replaced by {name_of(module)}, and not by {name!r}"
+
+
+def _other_values(history: History, model: nn.Module) -> Iterator[str]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for text, (before, after) in history.attributes.items():
+        try:
+            attribute = Attribute.parse(text, modules)
+        except ValueError as error:
+            yield str(error)
+            continue
+        value = attribute.held_by(modules[attribute.path])
+        if type(value) is not int:
+            yield f"this model has no integer {text!r}"
+        elif value != before:
+            yield f"{text} is {value} in this model, and was {before} in the dense one"
+        elif not (0 if history.dropped else 1) <= after <= before:
+            yield f"{text} cannot become {after}: it is {before}"
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by every one of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def by_tensor(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    found: dict[int, tuple[list[str], Tensor]] = {}
+    for name, tensor in tensors_of(model).items():
+        found.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(found.values())
+
+
+def ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return name → first name, for each further name of a tensor."""
+    first: dict[int, str] = {}
+    return {n: first[id(t)] for n, t in tensors.items() if first.setdefault(id(t), n) != n}
+
+
+def shape_of(tensor: Tensor | None) -> Shape | None:
+    return None if tensor is None else tuple(tensor.shape)
