@@ -5,11 +5,11 @@ from __future__ import annotations
 from secateur.structure import analyze
 
 from .models import load
-from .options import Arguments, AsJson, Inputs, Weights, show
+from .options import Arguments, AsJson, Inputs, Model, Weights, show
 
 
 def inspect(
-    model: str,
+    model: Model,
     /,
     *,
     arg: Arguments = None,
@@ -17,14 +17,7 @@ def inspect(
     input: Inputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the groups of a model, what they cost, what is frozen or inexact, and why.
-
-    Parameters
-    ----------
-    model
-        module:callable, file.py:callable, torchvision:NAME, timm:NAME, a Hugging Face folder,
-        or a folder that secateur wrote.
-    """
+    """Show the groups of a model, what they cost, what is frozen or inexact, and why."""
     from secateur.report import structure_facts
 
     loaded = load(model, arg or (), weights, input or ())

@@ -13,8 +13,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
+from .build import KINDS
+
 F = TypeVar("F", bound=Callable[..., Any])
 
+Model: TypeAlias = Annotated[str, Parameter(help=KINDS)]
 Arguments: TypeAlias = Annotated[
     list[str] | None,
     Parameter(name="--arg", negative=(), help="key=value for the callable; repeat it for more"),

@@ -26,13 +26,13 @@ from secateur.shrink import Plan, save_pruned
 from secateur.structure import Structure
 
 from .models import keywords, load, remember
-from .options import Arguments, AsJson, Inputs, Weights, show, with_settings
+from .options import Arguments, AsJson, Inputs, Model, Weights, show, with_settings
 from .places import called, imported
 
 
 @with_settings(Config, without=("targets",))
 def prune(
-    model: str,
+    model: Model,
     /,
     *,
     out: Path | None = None,
@@ -51,9 +51,6 @@ def prune(
 
     Parameters
     ----------
-    model
-        module:callable, file.py:callable, torchvision:NAME, timm:NAME, a Hugging Face folder,
-        or a folder that secateur wrote.
     out
         Folder for model.safetensors, plan.json, record.json, report.json and report.html.
     config
