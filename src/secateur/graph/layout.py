@@ -80,10 +80,14 @@ class Along(Granularity):
 
     def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
         mask = torch.ones(tuple(shape), dtype=torch.bool, device=keep.device)
+        self.limit(mask, keep)
+        return mask
+
+    def limit(self, mask: Tensor, keep: Tensor) -> None:
+        """Mask in place what goes with the positions that are not kept."""
         part, axis = block(mask, self.axis, self.atom)
         label = labels(axis, self.atom).to(keep.device)
         stays = (label < 0) | keep[label.clamp(min=0)]
-        view = [1] * len(shape)
+        view = [1] * mask.ndim
         view[self.dim] = -1
         part &= stays.view(view)
-        return mask

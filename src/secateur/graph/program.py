@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .lengths import Attribute, Origin
@@ -92,6 +93,15 @@ class Recording:
     equals: list[Equal] = field(default_factory=list)
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
+
+    @cached_property
+    def readers(self) -> dict[int, list[Op]]:
+        """The operations that read each value, once the recording is whole."""
+        found: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for value in set(op.reads):
+                found.setdefault(value, []).append(op)
+        return found
 
     def used(self) -> list[bool]:
         """Return for each operation whether anything that the model returns or keeps needs it."""

@@ -145,9 +145,9 @@ def parameter_masks(masks: Masks) -> dict[str, Tensor]:
             name = full_name(module, target)
             if not isinstance(mask, Tensor):
                 raise MaskError(f"the mask of {name!r} is a {type(mask).__name__}, not a tensor")
-            if not torch.equal(mask.bool().to(mask.dtype), mask):
-                raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
             found[name] = mask.bool()
+            if not torch.equal(found[name].to(mask.dtype), mask):
+                raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
     return found
 
 

@@ -80,15 +80,23 @@ class _Slices:
             name = structure.inferred.recording.names[name]  # tied names are one parameter
             self.masks[name] = mask & self.masks[name] if name in self.masks else mask
         self._alive: dict[tuple[str, int], Tensor] = {}
+        self._without_kernel: dict[str, Tensor] = {}
 
     def alive(self, parameter: str, dim: int) -> Tensor:
         """Return for each index of a dimension whether any of its weights is kept."""
         key = (parameter, dim)
         if key not in self._alive:
-            mask = self.masks[parameter]
+            mask = self._kernels(parameter) if dim < 2 else self.masks[parameter]
             others = tuple(d for d in range(mask.ndim) if d != dim)
             self._alive[key] = (mask.any(others) if others else mask).cpu()
         return self._alive[key]
+
+    def _kernels(self, parameter: str) -> Tensor:
+        """Return a mask without its kernel dimensions, which both channels are asked about over."""
+        if parameter not in self._without_kernel:
+            mask = self.masks[parameter]
+            self._without_kernel[parameter] = mask.flatten(2).any(2) if mask.ndim > 2 else mask
+        return self._without_kernel[parameter]
 
     def masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
         """Return for each position of an atom whether all its weights are masked."""
@@ -192,8 +200,9 @@ def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
             spared = (member.tensor, member.dim) in structure.inferred.typing.spared
             if member.role == "buffer" or spared:
                 continue
-            shape = r.shapes[r.parameters[member.tensor]]
-            along = Along(member.dim, structure.tensor(member.tensor)[member.dim].axis, group.atom)
-            mask = along.expand(keep.cpu(), shape)
-            masks[member.tensor] = masks[member.tensor] & mask if member.tensor in masks else mask
+            if member.tensor not in masks:
+                shape = r.shapes[r.parameters[member.tensor]]
+                masks[member.tensor] = torch.ones(shape, dtype=torch.bool)
+            axis = structure.tensor(member.tensor)[member.dim].axis
+            Along(member.dim, axis, group.atom).limit(masks[member.tensor], keep.cpu())
     return masks

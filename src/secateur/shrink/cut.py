@@ -125,7 +125,8 @@ class Surgery:
         state = dict(self.model.named_parameters(remove_duplicate=False))
         for name, mask in masks.items():
             parameter = state[name]
-            self.set_data(parameter, parameter.data.masked_fill(~mask.to(parameter.device), 0))
+            data = parameter.data
+            self.set_data(parameter, torch.where(mask.to(data.device), data, data.new_zeros(())))
 
     def add(self, amounts: Mapping[str, Tensor]) -> None:
         """Add to parameters and buffers by their names."""

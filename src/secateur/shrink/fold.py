@@ -20,9 +20,7 @@ from secateur.graph.layout import labels
 from secateur.graph.program import Ref
 from secateur.graph.record import evaluating
 from secateur.structure import Structure
-from secateur.types import Example, Masks
-
-from .verify import run
+from secateur.types import Example, Masks, call_arguments
 
 STEADY = 1e-5  # how far, relative to its size, a constant may vary
 
@@ -43,12 +41,22 @@ class Folding:
         The model is masked by ``masks`` alone, so that it still emits the constants.
         """
         readers = {name: list(_readers(model, structure, name)) for name in self.constants}
+        with evaluating(model), torch.no_grad():
+            return self._amounts(model, structure, example, readers)
+
+    def _amounts(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        example: Example,
+        readers: Mapping[str, list[str | None]],
+    ) -> tuple[dict[str, Tensor], list[str]]:
         inputs = _inputs(model, example, {r for each in readers.values() for r in each if r})
         constants: dict[str, Tensor] = {}  # reader → value of each of its input channels
         notes = []
         for name, gone in self.constants.items():
             found = {
-                r: _constant(structure, name, gone, model, r, inputs.get(r, []))
+                r: _constant(structure, name, gone, model.get_submodule(r), r, inputs.get(r, []))
                 for r in readers[name]
                 if r
             }
@@ -62,9 +70,12 @@ class Folding:
             notes.append(f"{count}; it is folded into {', '.join(found) or 'nothing'}")
         added: dict[str, Tensor] = {}
         for reader, value in constants.items():
-            tensor, amount, even = _amount(model, structure, reader, value, inputs[reader][0])
+            absorber = _absorber(model, structure, reader)
+            assert absorber is not None  # else it would be no reader
+            tensor, sign = absorber
+            amount, even = _effect(model.get_submodule(reader), value, inputs[reader][0])
             mask = self.completed.get(tensor)
-            added[tensor] = amount if mask is None else amount * mask.to(amount)
+            added[tensor] = sign * (amount if mask is None else amount * mask.to(amount))
             if not even:
                 notes.append(
                     f"{reader}: zero padding stops a constant at the border; its mean is folded"
@@ -97,9 +108,9 @@ def _absorber(model: nn.Module, structure: Structure, path: str) -> tuple[str, i
         alone = list(r.names.values()).count(str(canonical)) == 1  # not another layer's too
         return (f"{path}.bias", 1) if alone else None
     weight = r.parameters.get(r.names.get(f"{path}.weight", ""))
-    made = [op.outputs[0] for op in r.ops if weight in op.reads]
-    users = [op for op in r.ops if len(made) == 1 and made[0].value in op.reads]
-    if len(users) != 1 or "batch_norm" not in users[0].name or made[0].value in r.outputs:
+    made = [op.outputs[0].value for op in r.readers.get(weight, ())] if weight is not None else []
+    users = r.readers.get(made[0], []) if len(made) == 1 else []
+    if len(users) != 1 or "batch_norm" not in users[0].name or made[0] in r.outputs:
         return None
     means = {Ref(value): name for name, value in r.buffers.items()}
     mean = means.get(users[0].args[3])
@@ -107,7 +118,7 @@ def _absorber(model: nn.Module, structure: Structure, path: str) -> tuple[str, i
 
 
 def _inputs(model: nn.Module, example: Example, paths: set[str]) -> dict[str, list[Tensor]]:
-    """Return what each of the layers reads, on the example and on fresh inputs."""
+    """Return what each of the layers reads, at each of its calls."""
     seen: dict[str, list[Tensor]] = {}
 
     def watch(path: str) -> RemovableHandle:
@@ -117,8 +128,10 @@ def _inputs(model: nn.Module, example: Example, paths: set[str]) -> dict[str, li
         return model.get_submodule(path).register_forward_pre_hook(see)
 
     hooks = [watch(path) for path in paths]
+    args, kwargs = call_arguments(example)
     try:
-        run(model, example)
+        with torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -133,43 +146,50 @@ def _constant(
     structure: Structure,
     group: str,
     gone: Tensor,
-    model: nn.Module,
+    module: nn.Module,
     path: str,
     inputs: list[Tensor],
 ) -> Tensor | None:
     """Return the value of each input channel of a layer: the constant, 0 where there is none.
 
-    None if a value varies between places or inputs after all.
+    None if a value varies between places or calls after all, or was never seen.
     """
-    module = model.get_submodule(path)
     dim = 0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
     label = labels(structure.tensor(f"{path}.weight")[dim].axis, structure[group].atom)
-    here = (label >= 0) & gone[label.clamp(min=0)]
-    if not inputs:
+    here = ((label >= 0) & gone[label.clamp(min=0)]).nonzero().flatten()
+    channel = _channel(module)
+    seen = [x.index_select(channel, here.to(x.device)).movedim(channel, 0) for x in inputs]
+    if not seen:
         return None
-    rows = torch.cat([x.movedim(_channel(module), 0).flatten(1) for x in inputs], 1)
-    value = rows[:, 0].clone()
-    steady = (rows - value[:, None]).abs().amax(1) <= STEADY * (1 + value.abs())
-    if not bool(steady[here.to(rows.device)].all()):
+    low = torch.stack([x.flatten(1).amin(1) for x in seen]).amin(0)
+    high = torch.stack([x.flatten(1).amax(1) for x in seen]).amax(0)
+    if bool((high - low > STEADY * (1 + high.abs())).any()):
         return None
-    return value.masked_fill(~here.to(value.device), 0)
+    return low.new_zeros(len(label)).index_copy(0, here.to(low.device), high)
 
 
-def _amount(
-    model: nn.Module, structure: Structure, path: str, value: Tensor, like: Tensor
-) -> tuple[str, Tensor, bool]:
-    """Return the tensor to change, by how much, and whether the output is the same everywhere."""
-    module = model.get_submodule(path)
-    absorber = _absorber(model, structure, path)
-    assert absorber is not None
-    tensor, sign = absorber
+def _effect(module: nn.Module, value: Tensor, like: Tensor) -> tuple[Tensor, bool]:
+    """Return what constant inputs add to each output channel, and whether equally everywhere.
+
+    It is the mean over all places; the layer runs on as few of them as tell.
+    """
     channel = _channel(module)
     shape = [1] * like.ndim
     shape[channel] = -1
-    with evaluating(model), torch.no_grad():
-        one = torch.zeros_like(like[:1])
-        change = module(one + value.view(shape)) - module(one)
+    zeros = like.new_zeros(_few(module, like))
+    change = module(zeros + value.view(shape)) - module(zeros)
     change = change.movedim(channel, 0).flatten(1)
     mean = change.mean(1)
-    even = bool(torch.allclose(change, mean[:, None], rtol=1e-4, atol=1e-6))
-    return tensor, sign * mean, even
+    return mean, bool(torch.allclose(change, mean[:, None], rtol=1e-4, atol=1e-6))
+
+
+def _few(module: Any, like: Tensor) -> list[int]:
+    """Return the shape of the smallest input that shows a layer's answer to constants."""
+    if isinstance(module, nn.Linear):
+        return [1] * (like.ndim - 1) + [like.shape[-1]]
+    space = like.shape[2:]
+    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):  # a subclass may pad by itself
+        steps = zip(module.dilation, module.kernel_size, strict=True)
+        if module.padding_mode != "zeros" or not any(module._reversed_padding_repeated_twice):
+            space = torch.Size(dilation * (size - 1) + 1 for dilation, size in steps)
+    return [1, like.shape[1], *space]
