@@ -95,7 +95,10 @@ class _Slices:
         """Return a mask without its kernel dimensions, which both channels are asked about over."""
         if parameter not in self._without_kernel:
             mask = self.masks[parameter]
-            self._without_kernel[parameter] = mask.flatten(2).any(2) if mask.ndim > 2 else mask
+            if mask.ndim > 2:
+                mask = mask.flatten(2)
+                mask = mask[:, :, 0] if mask.shape[2] == 1 else mask.any(2)
+            self._without_kernel[parameter] = mask
         return self._without_kernel[parameter]
 
     def masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
@@ -193,16 +196,22 @@ def _balance(structure: Structure, done: Completion) -> None:
 def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
     """Return complete masks: every slice of every parameter that goes with a removed position."""
     r = structure.inferred.recording
-    masks: Masks = {}
+    spared = structure.inferred.typing.spared
+    limits: dict[str, list[tuple[Along, Tensor]]] = {}
     for name, keep in keeps.items():
         group = structure[name]
         for member in group.members:
-            spared = (member.tensor, member.dim) in structure.inferred.typing.spared
-            if member.role == "buffer" or spared:
-                continue
-            if member.tensor not in masks:
-                shape = r.shapes[r.parameters[member.tensor]]
-                masks[member.tensor] = torch.ones(shape, dtype=torch.bool)
-            axis = structure.tensor(member.tensor)[member.dim].axis
-            Along(member.dim, axis, group.atom).limit(masks[member.tensor], keep.cpu())
+            if member.role != "buffer" and (member.tensor, member.dim) not in spared:
+                axis = structure.tensor(member.tensor)[member.dim].axis
+                along = Along(member.dim, axis, group.atom)
+                limits.setdefault(member.tensor, []).append((along, keep.cpu()))
+    masks: Masks = {}
+    for name, found in limits.items():
+        shape = r.shapes[r.parameters[name]]
+        lived_in = {0, *(along.dim for along, _ in found)}  # a kernel, say, is spread at the end
+        small = [size if dim in lived_in else 1 for dim, size in enumerate(shape)]
+        mask = torch.ones(small, dtype=torch.bool)
+        for along, keep in found:
+            along.limit(mask, keep)
+        masks[name] = mask.expand(shape).contiguous()
     return masks

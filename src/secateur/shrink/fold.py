@@ -8,7 +8,7 @@ constant stops at the border, and no bias can say that: there the mean over all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from secateur.graph.record import evaluating
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments
 
+READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 STEADY = 1e-5  # how far, relative to its size, a constant may vary
 
 
@@ -73,7 +74,8 @@ class Folding:
             absorber = _absorber(model, structure, reader)
             assert absorber is not None  # else it would be no reader
             tensor, sign = absorber
-            amount, even = _effect(model.get_submodule(reader), value, inputs[reader][0])
+            layer = model.get_submodule(reader)
+            amount, even = _effect(layer, value, inputs[reader][0].shape)
             mask = self.completed.get(tensor)
             added[tensor] = sign * (amount if mask is None else amount * mask.to(amount))
             if not even:
@@ -91,9 +93,8 @@ def _readers(model: nn.Module, structure: Structure, group: str) -> Iterator[str
             continue
         path, _, name = site.weight[0].rpartition(".")
         module = model.get_submodule(path)
-        plain = isinstance(module, nn.Linear) or (
-            isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1
-        )
+        # a subclass may do more: standardise its weight, pad by itself
+        plain = type(module) in READERS and getattr(module, "groups", 1) == 1
         if path in seen:
             continue
         seen.add(path)
@@ -138,15 +139,11 @@ def _inputs(model: nn.Module, example: Example, paths: set[str]) -> dict[str, li
     return seen
 
 
-def _channel(module: nn.Module) -> int:
-    return -1 if isinstance(module, nn.Linear) else 1
-
-
 def _constant(
     structure: Structure,
     group: str,
     gone: Tensor,
-    module: nn.Module,
+    module: Any,
     path: str,
     inputs: list[Tensor],
 ) -> Tensor | None:
@@ -154,10 +151,9 @@ def _constant(
 
     None if a value varies between places or calls after all, or was never seen.
     """
-    dim = 0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
-    label = labels(structure.tensor(f"{path}.weight")[dim].axis, structure[group].atom)
+    label = labels(structure.tensor(f"{path}.weight")[1].axis, structure[group].atom)
     here = ((label >= 0) & gone[label.clamp(min=0)]).nonzero().flatten()
-    channel = _channel(module)
+    channel = 1 - module.weight.ndim  # from the end: of a batch or of a single input
     seen = [x.index_select(channel, here.to(x.device)).movedim(channel, 0) for x in inputs]
     if not seen:
         return None
@@ -168,28 +164,33 @@ def _constant(
     return low.new_zeros(len(label)).index_copy(0, here.to(low.device), high)
 
 
-def _effect(module: nn.Module, value: Tensor, like: Tensor) -> tuple[Tensor, bool]:
+def _effect(module: Any, value: Tensor, shape: Sequence[int]) -> tuple[Tensor, bool]:
     """Return what constant inputs add to each output channel, and whether equally everywhere.
 
-    It is the mean over all places; the layer runs on as few of them as tell.
+    Zero padding takes a tap of the kernel away from the outputs near a border: what is returned is
+    the mean over all places, as each tap is inside for a share of them.
+
+    >>> conv = nn.Conv1d(1, 1, 3, padding=1)
+    >>> _ = nn.init.ones_(conv.weight)
+    >>> amount, even = _effect(conv, torch.ones(1), (1, 1, 4))  # 2, 3, 3 and 2 taps are inside
+    >>> amount.tolist(), even
+    ([2.5], False)
     """
-    channel = _channel(module)
-    shape = [1] * like.ndim
-    shape[channel] = -1
-    zeros = like.new_zeros(_few(module, like))
-    change = module(zeros + value.view(shape)) - module(zeros)
-    change = change.movedim(channel, 0).flatten(1)
-    mean = change.mean(1)
-    return mean, bool(torch.allclose(change, mean[:, None], rtol=1e-4, atol=1e-6))
+    taps = torch.tensordot(module.weight, value, dims=([1], [0]))  # (out, *kernel)
+    rank = taps.ndim - 1
+    even = True
+    for dim in range(rank if getattr(module, "padding_mode", "") == "zeros" else 0):
+        inside = _inside(module, dim, shape[dim - rank]).to(taps)
+        even &= bool((inside == 1).all())
+        taps = taps * inside.view([-1 if i == dim else 1 for i in range(rank)])
+    return taps.reshape(len(taps), -1).sum(1), even
 
 
-def _few(module: Any, like: Tensor) -> list[int]:
-    """Return the shape of the smallest input that shows a layer's answer to constants."""
-    if isinstance(module, nn.Linear):
-        return [1] * (like.ndim - 1) + [like.shape[-1]]
-    space = like.shape[2:]
-    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):  # a subclass may pad by itself
-        steps = zip(module.dilation, module.kernel_size, strict=True)
-        if module.padding_mode != "zeros" or not any(module._reversed_padding_repeated_twice):
-            space = torch.Size(dilation * (size - 1) + 1 for dilation, size in steps)
-    return [1, like.shape[1], *space]
+def _inside(module: Any, dim: int, size: int) -> Tensor:
+    """Return for each tap of a kernel's dimension the share of outputs for which it is inside."""
+    before, after = module._reversed_padding_repeated_twice[::-1][2 * dim : 2 * dim + 2][::-1]
+    kernel, step = module.kernel_size[dim], module.dilation[dim]
+    outputs = (size + before + after - step * (kernel - 1) - 1) // module.stride[dim] + 1
+    first = torch.arange(outputs) * module.stride[dim] - before
+    place = first[:, None] + torch.arange(kernel) * step
+    return ((place >= 0) & (place < size)).double().mean(0)
