@@ -8,7 +8,7 @@ zero channels that these networks' shortcuts add, and fails.  Rows are kept in
 results/methods.jsonl as they are made, so that an interrupted run goes on where it was.
 
     python -m benchmarks.methods                     # what results/methods.md holds
-    python -m benchmarks.methods --depth 20 --steps 20 --seeds 1
+    python -m benchmarks.methods --depth 20 --steps 20 --seeds 0
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, device_name, table, write
 from secateur import Config, Pruner
 from tests.zoo import cifar_test_images, pretrained_cifar_resnet, shared_data
 
@@ -58,23 +58,23 @@ TORCH_PRUNING = ("tp l1", "tp l2", "tp fpgm", "tp taylor", "tp slim")
 
 
 class Data:
-    """Training batches with the usual augmentation, and the test images."""
+    """Training batches with the usual augmentation, on a device."""
 
-    def __init__(self, seed: int):
+    def __init__(self, device: torch.device):
         data = shared_data()
         pixels, labels = data.cifar10("train", lossless=True)
         mean, std = torch.tensor(data.CIFAR_MEAN), torch.tensor(data.CIFAR_STD)
         images = (torch.from_numpy(pixels) / 255 - mean) / std
-        self.images = images.permute(0, 3, 1, 2).contiguous()
-        self.labels = torch.from_numpy(labels)
-        self.seed = seed
+        self.images = images.permute(0, 3, 1, 2).contiguous().to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.seed = 0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield random batches without end, the same for every method with this seed."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             order = torch.randperm(len(self.images), generator=generator)
-            for index in order.split(BATCH)[:-1]:
+            for index in order.to(self.images.device).split(BATCH)[:-1]:
                 x = F.pad(self.images[index], (4, 4, 4, 4))
                 top, left, flip = torch.randint(0, 9, (3,), generator=generator).tolist()
                 x = x[:, :, top : top + 32, left : left + 32]
@@ -179,8 +179,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def measure(depth: int, method: str, seed: int, steps: int, data: Data) -> dict[str, Any]:
     """Return one row."""
-    images, labels = cifar_test_images()
-    dense = pretrained_cifar_resnet(depth)
+    device = data.images.device
+    images, labels = (x.to(device) for x in cifar_test_images())
+    dense = pretrained_cifar_resnet(depth).to(device)
     example = images[:2]
     macs = secateur.analyze(dense, example).cost().macs
     torch.manual_seed(seed)
@@ -193,6 +194,7 @@ def measure(depth: int, method: str, seed: int, steps: int, data: Data) -> dict[
         "method": method,
         "seed": seed,
         "steps": steps,
+        "device": device_name(device),
         "accuracy": accuracy(smaller, images, labels),
         "macs": secateur.analyze(smaller, example).cost().macs / macs,
         "params": sum(p.numel() for p in smaller.parameters())
@@ -207,16 +209,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--depth", type=int, default=56)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=every, choices=every)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
 
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    made = {(r["model"], r["method"], r["seed"], r["steps"]) for r in rows}
-    data = Data(0)
-    for seed in range(options.seeds):
+    key = ("model", "method", "seed", "steps", "device")
+    made = {tuple(r[k] for k in key) for r in rows}
+    data, model, on = Data(options.device), f"resnet{options.depth}", device_name(options.device)
+    for seed in options.seeds:
         for method in options.methods:
-            if (f"resnet{options.depth}", method, seed, options.steps) in made:
+            if (model, method, seed, options.steps, on) in made:
                 continue
             rows.append(measure(options.depth, method, seed, options.steps, data))
             ROWS.parent.mkdir(exist_ok=True)
@@ -230,13 +234,12 @@ def main() -> int:
 def _text(rows: list[dict[str, Any]], order: list[str]) -> str:
     images, labels = cifar_test_images()
     parts = []
-    for model, steps in sorted({(r["model"], r["steps"]) for r in rows}):
+    for model, steps, device in sorted({(r["model"], r["steps"], r["device"]) for r in rows}):
         dense = accuracy(pretrained_cifar_resnet(int(model.removeprefix("resnet"))), images, labels)
         body = []
         for method in order:
-            own = [
-                r for r in rows if (r["model"], r["steps"], r["method"]) == (model, steps, method)
-            ]
+            key = {"model": model, "steps": steps, "device": device, "method": method}
+            own = [r for r in rows if key.items() <= r.items()]
             if own:
                 found = [r["accuracy"] for r in own]
                 spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
@@ -246,9 +249,10 @@ def _text(rows: list[dict[str, Any]], order: list[str]) -> str:
                     + [f"{mean['macs']:.1%}", f"{mean['params']:.1%}"]
                 )
         parts += [
-            f"{model}, dense {dense:.2f} %; {steps} steps of {BATCH} images in all, SGD, rate "
-            f"{RATE}; accuracy on the {len(labels):,} lossless test images, mean ± standard "
-            "deviation over seeds (the standard error of one figure is about 0.9 points).",
+            f"{model}, dense {dense:.2f} %, trained on {device}; {steps} steps of {BATCH} images "
+            f"in all, SGD, rate {RATE}; accuracy on the {len(labels):,} lossless test images, "
+            "mean ± standard deviation over seeds (the standard error of one figure is about "
+            "0.9 points).",
             table(["method", "accuracy %", "seeds", "MACs left", "params left"], body),
         ]
     return "\n\n".join(parts)

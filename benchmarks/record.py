@@ -26,6 +26,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a row says it was measured on.
+
+    >>> device_name(torch.device("cpu"))
+    'CPU'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table: the first column to the left, the others to the right.
 

@@ -175,8 +175,8 @@ class Pruner:
                     masks[name] = masks[name] & mask if name in masks else mask
             masks = self.method.complete(masks)
         check_same(masks)
-        gone = [s[~k].max() for s, k in zip(scores, keeps, strict=True) if not bool(k.all())]
-        self._level = float(torch.stack(gone).max()) if gone else 0.0
+        gone = [s[~k] for s, k in zip(scores, keeps, strict=True)]
+        self._level = max((float(s.max()) for s in gone if len(s)), default=0.0)
         self.notes = notes
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
         self.masks = masks

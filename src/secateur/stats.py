@@ -47,7 +47,9 @@ class Statistics:
             weight = whole(parameter.detach())
             rows = part.granularity.rows(whole(parameter.grad.detach()))
             score = each.part_score(part, weight, grad=rows).float()
-            self.sums[key] = self.sums[key] + score if key in self.sums else score
+            if key in self.sums:  # on the CPU, where they come from a file
+                score = self.sums[key].to(score.device) + score
+            self.sums[key] = score
             self.counts[key] = self.counts.get(key, 0) + 1
 
     def score(
@@ -71,7 +73,7 @@ class Statistics:
                     "iteration, and the parameter must require gradients; without an optimizer "
                     "call observe() after backward(), before gradients are set to None"
                 )
-            found.append(reduced(self.sums[key] / self.counts[key], "mean").cpu())
+            found.append(reduced(self.sums[key] / self.counts[key], "mean"))
         return each.combine(found)
 
     def reset(self) -> None:

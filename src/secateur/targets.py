@@ -62,7 +62,7 @@ class Selectable:
         """
         parts = self.scoring
         return self.combine(
-            [self.part_score(p, tensors[p.tensor], generator=generator).cpu() for p in parts]
+            [self.part_score(p, tensors[p.tensor], generator=generator) for p in parts]
         )
 
     def part_score(self, part: Part, tensor: Tensor, **statistics: Any) -> Tensor:
@@ -80,19 +80,25 @@ class Selectable:
         return function(part.granularity.rows(tensor), **options).float()
 
     def combine(self, scores: Sequence[Tensor]) -> Tensor:
-        """Return the mean of the parts' scores, each made comparable first."""
-        return torch.stack([normalized(score, self.normalize) for score in scores]).mean(0)
+        """Return the mean of the parts' scores, each made comparable first.
+
+        Several parts meet on the CPU, wherever each of them is.
+        """
+        if len(scores) == 1:
+            return normalized(scores[0], self.normalize)
+        return torch.stack([normalized(score.cpu(), self.normalize) for score in scores]).mean(0)
 
     def masks(self, keep: Tensor, tensors: Mapping[str, Tensor], only: str | None = None) -> Masks:
         """Return the mask of every part's tensor for a bool decision ``(positions,)``.
 
-        ``only``: of the parts in that tensor alone.
+        Each is on its tensor's device.  ``only``: of the parts in that tensor alone.
         """
         masks: Masks = {}
         for part in self.parts:
             if only is not None and part.tensor != only:
                 continue
-            mask = part.granularity.expand(keep.cpu(), tuple(tensors[part.tensor].shape))
+            tensor = tensors[part.tensor]
+            mask = part.granularity.expand(keep.to(tensor.device), tuple(tensor.shape))
             masks[part.tensor] = masks[part.tensor] & mask if part.tensor in masks else mask
         return masks
 

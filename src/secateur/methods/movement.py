@@ -93,8 +93,7 @@ class Movement(Method):
 
     def scores(self) -> Mapping[str, Tensor]:
         soft = {e.name for e in self._pruner.selectables if e.request.threshold is not None}
-        found = {n: s.sigmoid() if n in soft else s.clone() for n, s in self._scores.items()}
-        return {name: score.cpu() for name, score in found.items()}
+        return {n: s.sigmoid() if n in soft else s.clone() for n, s in self._scores.items()}
 
     def complete(self, masks: Masks) -> Masks:
         return masks | self._bias_masks(masks)
@@ -131,7 +130,7 @@ class Movement(Method):
     def _others(self, each: Selectable, tensor: str) -> Tensor:
         """Return the product of the masks that other selectables put on a tensor."""
         parameter = dict(self._pruner.model.named_parameters())[tensor]
-        product = torch.ones(parameter.shape, dtype=torch.bool)
+        product = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         for other in self._pruner.selectables:
             if other.name != each.name and other.name in self._pruner.keeps:
                 mask = other.masks(self._pruner.keeps[other.name], {tensor: parameter}, only=tensor)
