@@ -33,9 +33,10 @@ from torch.utils._pytree import tree_map
 import secateur
 from benchmarks.models import FAMILIES, build
 from benchmarks.record import FOLDER, table, write
+from secateur.forward import evaluating, random_kept
 from secateur.graph.axes import Atom, Axis, Concat, find
 from secateur.graph.groups import Group
-from secateur.graph.record import evaluating, tensors_of
+from secateur.graph.record import tensors_of
 from secateur.graph.rules import rule_for
 from secateur.shrink import Plan, group_masks
 from secateur.shrink.cut import Surgery
@@ -149,7 +150,7 @@ def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example] 
 def forward(model: nn.Module, example: Example) -> list[list[Tensor]]:
     """Return the model's outputs on the example, as ``difference`` compares them."""
     args, kwargs = call_arguments(example)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(model), torch.no_grad(), random_kept():
         torch.manual_seed(0)
         return [[x.clone() for x in tensors_of(model(*args, **kwargs))]]
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import ConfigError, MissingExtraError, ShrinkError
-from secateur.graph.record import evaluating, tensors_of
+from secateur.forward import evaluating
+from secateur.graph.record import tensors_of
 from secateur.io import whole
 from secateur.shrink.verify import difference
 from secateur.types import Example, call_arguments

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 import secateur
-from secateur.graph.record import evaluating
+from secateur.forward import evaluating
 from secateur.measure import Latency, latency
 from secateur.report import Report, report_of
 from secateur.types import Masks

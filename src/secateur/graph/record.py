@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
+from secateur.forward import evaluating, random_kept
 from secateur.replacements import in_plain_operations
 from secateur.types import Example, call_arguments
 
@@ -177,21 +178,6 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
             module_hooks._global_forward_hooks_with_kwargs.pop(hook.id, None)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
-
-
 def record(model: nn.Module, example: Example) -> Recording:
     """Return the operations of one forward of the model on the example inputs.
 
@@ -240,7 +226,7 @@ def _record(
         ]
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(random_kept())
         failed = stack.enter_context(_module_calls(model, recorder))
         stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))

@@ -124,7 +124,7 @@ class Movement(Method):
                 continue
             if part.tensor in self._shared:
                 gradient = gradient * self._others(each, part.tensor).to(gradient)
-            total += part.granularity.rows(gradient).to(score.dtype).sum(1)
+            total += part.granularity.rows(gradient).to(score).sum(1)
         return reduced(total, "mean")
 
     def _others(self, each: Selectable, tensor: str) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ShrinkError
+from secateur.forward import evaluating
 from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
-from secateur.graph.record import evaluating
 from secateur.replacements import name_of, replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.structure import Structure

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.forward import random_kept
 from secateur.graph.lengths import Attribute
 
 from .history import Shape
@@ -70,7 +71,7 @@ def rebuilt(model: nn.Module, changes: Changes) -> nn.Module | None:
     config: Any = copy.deepcopy(model.config)
     for key, (_, after) in changes.items():
         setattr(config, key, after)
-    with torch.random.fork_rng(devices=[]):
+    with random_kept():
         new = type(model)(config)
     first = next(model.parameters())
     new.to(device=first.device, dtype=first.dtype).load_state_dict(model.state_dict())

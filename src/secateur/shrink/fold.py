@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateur.forward import evaluating, random_kept
 from secateur.graph.layout import labels
 from secateur.graph.program import Ref
-from secateur.graph.record import evaluating
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments
 
@@ -131,7 +131,7 @@ def _inputs(model: nn.Module, example: Example, paths: set[str]) -> dict[str, li
     hooks = [watch(path) for path in paths]
     args, kwargs = call_arguments(example)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_kept():
             model(*args, **kwargs)
     finally:
         for hook in hooks:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from secateur.graph.record import evaluating, tensors_of
+from secateur.forward import evaluating, full_precision, random_kept
+from secateur.graph.record import tensors_of
 from secateur.types import Example, call_arguments
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -59,7 +60,7 @@ def trials(example: Example, seed: int = 0) -> Iterator[Example]:
 def run(model: nn.Module, example: Example, seed: int = 0) -> list[list[Tensor]]:
     """Return the model's output tensors, in eval mode and without gradients, for each trial."""
     found = []
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(model), torch.no_grad(), random_kept(), full_precision():
         for trial in trials(example, seed):
             args, kwargs = call_arguments(trial)
             torch.manual_seed(seed)
