@@ -5,24 +5,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-STEPS = 24  # halvings: finer than one channel in ten million
 
+def ratios_around(
+    cost: Callable[[float], float], goal: float, finest: float
+) -> tuple[float, float]:
+    """Return two ratios in [0, 1] around a goal, by bisection: ``cost(low) > goal >= cost(high)``.
 
-def ratios_around(cost: Callable[[float], float], goal: float) -> tuple[float, float]:
-    """Return two neighbouring ratios in [0, 1], by bisection: ``cost(low) > goal >= cost(high)``.
+    They are at most ``finest`` apart.  Costs that only fall with the ratio are assumed.  Where even
+    0 costs little enough both are 0, and where 1 still costs more than the goal (something must
+    stay, something is frozen), 1.
 
-    Costs that only fall with the ratio are assumed.  Where even 0 costs little enough both are 0,
-    and where 1 still costs more than the goal (something must stay, something is frozen), 1.
-
-    >>> [round(ratio, 3) for ratio in ratios_around(lambda ratio: (1 - ratio) ** 2, 0.25)]
-    [0.5, 0.5]
+    >>> ratios_around(lambda ratio: (1 - ratio) ** 2, 0.25, finest=0.01)
+    (0.4921875, 0.5)
     """
     low, high = 0.0, 1.0
     if cost(low) <= goal:
         return low, low
     if cost(high) > goal:
         return high, high
-    for _ in range(STEPS):
+    while high - low > finest:
         middle = (low + high) / 2
         if cost(middle) <= goal:
             high = middle

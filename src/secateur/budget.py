@@ -56,7 +56,11 @@ class Budget:
         def at(ratio: float) -> tuple[list[Tensor], list[str]]:
             return self._balanced([replace(r, sparsity=ratio) for r in requests], names)
 
-        low, high = ratios_around(lambda ratio: self._cost(self._counts(at(ratio)[0])), allowed)
+        # so fine that between two ratios at most one block more goes of whatever is ranked together
+        finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
+        low, high = ratios_around(
+            lambda ratio: self._cost(self._counts(at(ratio)[0])), allowed, finest
+        )
         keeps, notes = at(high)
         return self._one_by_one(requests, at(low)[0], keeps, allowed), notes
 

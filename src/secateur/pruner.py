@@ -164,6 +164,10 @@ class Pruner:
                 given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
                 for s in self.selectables
             ]
+            scores = [  # of a group's few positions on the CPU, where a budget's search is faster
+                score if each.group is None else score.cpu()
+                for each, score in zip(self.selectables, scores, strict=True)
+            ]
             requests = [
                 scored(each, score, share)
                 for each, score in zip(self.selectables, scores, strict=True)

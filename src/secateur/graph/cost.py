@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -98,16 +99,20 @@ def _shape(inferred: Inferred, value: int, count: Count) -> tuple[int, ...]:
 
 
 def _macs(inferred: Inferred, op: Op, count: Count) -> int:
-    formula = flop_registry.get(getattr(op.func, "overloadpacket", None))
-    if formula is None:
+    packet = getattr(op.func, "overloadpacket", None)
+    if packet not in flop_registry:
         return 0
 
     def shapes(x: Any) -> Any:
         if isinstance(x, Ref):
             return _shape(inferred, x.value, count)
-        return [shapes(part) for part in x] if isinstance(x, (list, tuple)) else x
+        return tuple(map(shapes, x)) if isinstance(x, (list, tuple)) else x
 
-    outs = [_shape(inferred, ref.value, count) for ref in op.outputs]
-    options = {k: shapes(v) for k, v in op.kwargs.items()}
-    flops = formula(*map(shapes, op.args), **options, out_val=outs[0] if len(outs) == 1 else outs)
-    return int(flops) // 2
+    options = tuple((k, shapes(v)) for k, v in op.kwargs.items())
+    return _flops(packet, shapes(op.args), options, shapes(op.outputs)) // 2
+
+
+@lru_cache(maxsize=2**16)  # a search for a budget asks for the same shapes again and again
+def _flops(packet: Any, args: tuple[Any, ...], options: tuple[Any, ...], outs: Any) -> int:
+    out = outs[0] if len(outs) == 1 else list(outs)
+    return int(flop_registry[packet](*args, **dict(options), out_val=out))
