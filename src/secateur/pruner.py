@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -179,8 +180,9 @@ class Pruner:
                     masks[name] = masks[name] & mask if name in masks else mask
             masks = self.method.complete(masks)
         check_same(masks)
-        gone = [s[~k] for s, k in zip(scores, keeps, strict=True)]
-        self._level = max((float(s.max()) for s in gone if len(s)), default=0.0)
+        gone = [s.masked_fill(k, -inf).amax() for s, k in zip(scores, keeps, strict=True) if len(s)]
+        level = max(map(float, gone), default=0.0)
+        self._level = level if level > -inf else 0.0
         self.notes = notes
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
         self.masks = masks

@@ -109,7 +109,7 @@ def select_count(
     """
     per_part = remove // clusters
     parts = _parts(score, clusters, pinned)
-    removable = int(parts.isfinite().sum(dim=1).amin())
+    removable = parts.shape[1] if pinned is None else int(parts.isfinite().sum(dim=1).amin())
     if not 0 <= per_part <= removable:
         raise ConfigError(f"cannot remove {per_part} of {removable} removable blocks per part")
     if not per_part:
@@ -119,6 +119,18 @@ def select_count(
     below, tied = parts < last, parts == last
     spare = per_part - below.sum(dim=1, keepdim=True)
     return ~(below | (tied & (tied.cumsum(dim=1) <= spare))).reshape(-1)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether no number is NaN or infinite.
+
+    >>> all_finite(torch.tensor([1.0, 2.0])), all_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
+    if not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # NaN if any is; several times faster than asking each number
+    return bool(low.isfinite() & high.isfinite())
 
 
 def _parts(score: Tensor, clusters: int, pinned: Tensor | None) -> Tensor:
@@ -222,7 +234,8 @@ def _check(requests: Sequence[Request], names: Sequence[str]) -> None:
     if problems:
         raise ConfigError(*problems)
     for request, name in zip(requests, names, strict=True):
-        if len(bad := (~request.score.isfinite()).nonzero()):
+        if not all_finite(request.score):
+            bad = (~request.score.isfinite()).nonzero()
             what = f"{len(bad)} of {len(request.score)} scores are NaN or infinite, the first at"
             raise ScoreError(f"{name}: {what} position {int(bad[0])}; check its weights")
 

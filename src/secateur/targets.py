@@ -23,7 +23,7 @@ from .errors import ConfigError, NoMatchError, ScoreError, did_you_mean
 from .granularity import Granularity
 from .graph.groups import Group
 from .graph.layout import Along
-from .select import Request
+from .select import Request, all_finite
 from .settings import granularity_from, stores_transposed
 from .structure import Structure
 from .types import Masks
@@ -71,7 +71,7 @@ class Selectable:
         Raises:
             ScoreError: the tensor has a NaN or infinite weight.
         """
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise ScoreError(
                 f"{part.tensor!r} has weights that are NaN or infinite: nothing can be ranked"
             )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from secateur import masking
 from secateur.distributed import reduced
+from secateur.select import all_finite
 from secateur.settings import granularity_from, stores_transposed
 from secateur.targets import Selectable
 from secateur.types import Masks
@@ -82,7 +83,7 @@ class Movement(Method):
 
     def step(self, *, learning_rate_share: float, loss_scale: float) -> None:
         gradients = self._gradients(loss_scale)
-        if not gradients or not all(bool(g.isfinite().all()) for g in gradients.values()):
+        if not gradients or not all(map(all_finite, gradients.values())):
             return  # the loss scale was too large: the optimizer skipped this step too
         for name, score in self._scores.items():
             score.grad = gradients[name] + self._penalty_gradient(name)
