@@ -355,6 +355,41 @@ def test_shrink_when_the_reader_is_read_past_its_norm_then_nothing_is_folded_int
     assert same(net.output(result), net.masked(result.masks))
 
 
+class Overwritten(nn.Module):
+    """What conv2 has read is written over afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 4, 1)
+        self.conv3 = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        y = self.conv2(x)
+        return y + self.conv3(x.mul_(-3))
+
+
+class Keyword(Overwritten):
+    """conv2 reads its input by name, which hooks on a forward do not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return self.conv2(input=x) + self.conv3(x)
+
+
+@pytest.mark.parametrize("kind", [Overwritten, Keyword])
+def test_shrink_when_what_a_reader_read_is_not_known_any_more_then_nothing_is_folded(kind):
+    net = Net(kind)
+    masks = net.ones("conv1.weight")
+    masks["conv1.weight"][[1, 4]] = False
+    result = net.shrink(masks)
+    assert result.plan.counts == {"conv1": 4}
+    assert result.folded == {}
+    assert any("which no bias can take over" in note for note in result.notes)
+    assert same(net.output(result), net.masked(result.masks))
+
+
 # several slices that disagree
 
 

@@ -178,16 +178,22 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
             module_hooks._global_forward_hooks_with_kwargs.pop(hook.id, None)
 
 
+def runs_for_real(model: nn.Module) -> bool:
+    """Tell whether a recorded forward computes with the model's own values, and not with fakes."""
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return False
+    return sum(p.numel() * p.element_size() for p in model.parameters()) <= LARGE
+
+
 def record(model: nn.Module, example: Example) -> Recording:
     """Return the operations of one forward of the model on the example inputs.
 
     Raises:
         TraceError: the forward failed; the message has its error, and the model is as before.
     """
-    absent = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    if not absent and size <= LARGE:
+    if runs_for_real(model):
         return _record(model, example, fake=False)
+    absent = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     try:
         return _record(model, example, fake=True)
     except TraceError as error:

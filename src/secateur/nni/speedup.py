@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from secateur import masking
 from secateur.errors import MaskError
-from secateur.shrink import Plan, Result, shrink
-from secateur.structure import Structure, analyze
+from secateur.shrink import Result, shrink
 from secateur.types import Example
 
 from .targets import full_name, is_activation
@@ -93,7 +92,6 @@ class ModelSpeedup:
                 self.model,
                 parameters,
                 self.dummy_input,
-                structure=self._structure(parameters),
                 inplace=True,
                 verify=self.verify,
                 constants=self.constants,
@@ -107,19 +105,6 @@ class ModelSpeedup:
                 f"masks of inputs and outputs cut nothing: {', '.join(others)}"
             )
         return self.model
-
-    def _structure(self, masks: dict[str, Tensor]) -> Structure:
-        """Return the reading of grouped convolutions under which the masks remove most.
-
-        Either whole groups go, or each group loses channels of its own.
-        """
-        structure = analyze(self.model, self.dummy_input)
-        if not any(
-            1 < getattr(m, "groups", 1) < getattr(m, "in_channels", 0) for m in self.model.modules()
-        ):
-            return structure
-        readings = [structure, analyze(self.model, self.dummy_input, ragged=True)]
-        return min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
 
 
 def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ constant stops at the border, and no bias can say that: there the mean over all 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ from secateur.types import Example, Masks, call_arguments
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 STEADY = 1e-5  # how far, relative to its size, a constant may vary
 
+Inputs = dict[str, list[tuple[Tensor, int] | None]]
+"""Path of a layer → what it read at each call, and which version of it; None if that is unknown."""
+
 
 @dataclass(frozen=True)
 class Folding:
@@ -33,6 +37,7 @@ class Folding:
     masks: Masks
     constants: Mapping[str, Tensor]  # group → bool (size,)
     completed: Masks  # with what is removed besides
+    inputs: Inputs | None = None  # of a forward under the masks, if there was one
 
     def amounts(
         self, model: nn.Module, structure: Structure, example: Example
@@ -41,18 +46,18 @@ class Folding:
 
         The model is masked by ``masks`` alone, so that it still emits the constants.
         """
-        readers = {name: list(_readers(model, structure, name)) for name in self.constants}
-        with evaluating(model), torch.no_grad():
-            return self._amounts(model, structure, example, readers)
+        inputs = self.inputs
+        if inputs is None:
+            args, kwargs = call_arguments(example)
+            with evaluating(model), torch.no_grad(), random_kept(), watching(model) as inputs:
+                model(*args, **kwargs)
+        with torch.no_grad():
+            return self._amounts(model, structure, inputs)
 
     def _amounts(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        example: Example,
-        readers: Mapping[str, list[str | None]],
+        self, model: nn.Module, structure: Structure, inputs: Inputs
     ) -> tuple[dict[str, Tensor], list[str]]:
-        inputs = _inputs(model, example, {r for each in readers.values() for r in each if r})
+        readers = {name: list(_readers(model, structure, name)) for name in self.constants}
         constants: dict[str, Tensor] = {}  # reader → value of each of its input channels
         notes = []
         for name, gone in self.constants.items():
@@ -75,7 +80,9 @@ class Folding:
             assert absorber is not None  # else it would be no reader
             tensor, sign = absorber
             layer = model.get_submodule(reader)
-            amount, even = _effect(layer, value, inputs[reader][0].shape)
+            read = inputs[reader][0]
+            assert read is not None  # else it would have no constant
+            amount, even = _effect(layer, value, read[0].shape)
             mask = self.completed.get(tensor)
             added[tensor] = sign * (amount if mask is None else amount * mask.to(amount))
             if not even:
@@ -83,6 +90,31 @@ class Folding:
                     f"{reader}: zero padding stops a constant at the border; its mean is folded"
                 )
         return added, notes
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[Inputs]:
+    """Collect what each layer that can fold reads while the model runs."""
+    inputs: Inputs = {}
+
+    def watch(path: str, module: nn.Module) -> RemovableHandle:
+        def see(_: nn.Module, args: tuple[Any, ...]) -> None:  # no operation, which may be recorded
+            known = bool(args) and isinstance(args[0], Tensor)
+            inputs.setdefault(path, []).append((args[0], _version(args[0])) if known else None)
+
+        return module.register_forward_pre_hook(see)
+
+    hooks = [watch(path, m) for path, m in model.named_modules() if type(m) in READERS]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to, where torch counts that."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _readers(model: nn.Module, structure: Structure, group: str) -> Iterator[str | None]:
@@ -118,45 +150,25 @@ def _absorber(model: nn.Module, structure: Structure, path: str) -> tuple[str, i
     return (mean, -1) if mean is not None else None
 
 
-def _inputs(model: nn.Module, example: Example, paths: set[str]) -> dict[str, list[Tensor]]:
-    """Return what each of the layers reads, at each of its calls."""
-    seen: dict[str, list[Tensor]] = {}
-
-    def watch(path: str) -> RemovableHandle:
-        def see(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.setdefault(path, []).append(inputs[0].detach())
-
-        return model.get_submodule(path).register_forward_pre_hook(see)
-
-    hooks = [watch(path) for path in paths]
-    args, kwargs = call_arguments(example)
-    try:
-        with random_kept():
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
 def _constant(
     structure: Structure,
     group: str,
     gone: Tensor,
     module: Any,
     path: str,
-    inputs: list[Tensor],
+    inputs: list[tuple[Tensor, int] | None],
 ) -> Tensor | None:
     """Return the value of each input channel of a layer: the constant, 0 where there is none.
 
-    None if a value varies between places or calls after all, or was never seen.
+    None if a value varies between places or calls after all, was never seen, or was overwritten.
     """
+    known = [read for read in inputs if read is not None and read[1] == _version(read[0])]
+    if not known or len(known) < len(inputs):
+        return None
     label = labels(structure.tensor(f"{path}.weight")[1].axis, structure[group].atom)
     here = ((label >= 0) & gone[label.clamp(min=0)]).nonzero().flatten()
     channel = 1 - module.weight.ndim  # from the end: of a batch or of a single input
-    seen = [x.index_select(channel, here.to(x.device)).movedim(channel, 0) for x in inputs]
-    if not seen:
-        return None
+    seen = [x.index_select(channel, here.to(x.device)).movedim(channel, 0) for x, _ in known]
     low = torch.stack([x.flatten(1).amin(1) for x in seen]).amin(0)
     high = torch.stack([x.flatten(1).amax(1) for x in seen]).amax(0)
     if bool((high - low > STEADY * (1 + high.abs())).any()):

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from secateur.graph.infer import Inferred
+from secateur.graph.record import runs_for_real
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
 from .apply import cut_and_verify
-from .complete import complete, group_masks
+from .complete import check_masks, complete, group_masks
 from .cut import Surgery
-from .fold import Folding
+from .fold import Folding, Inputs, watching
 from .plan import Plan
 from .result import Result
 from .verify import difference, run
@@ -38,7 +41,8 @@ def shrink(
         model: any module.
         masks: parameter name → bool tensor of its shape, True = kept.
         example_inputs: as for ``analyze``.
-        structure: from ``analyze``, when it is known already.
+        structure: from ``analyze``, when it is known already.  By default the one under which more
+            goes: whole groups of a grouped convolution, or channels of each of its groups.
         inplace: cut this very model; by default a deep copy.
         verify: compare the smaller with the masked model.
         constants: what becomes of a number that a removed position emits all the same (the bias
@@ -58,7 +62,9 @@ def shrink(
     >>> small.model[0].out_features, small.verification.passed
     (5, True)
     """
-    structure = structure or analyze(model, example_inputs)
+    inputs: Inputs | None = None
+    if structure is None:
+        structure, inputs = _read(model, masks, example_inputs)
     done = complete(structure, masks)
     notes = list(done.notes)
     plan = Plan.from_keeps(structure, done.keeps)
@@ -71,7 +77,7 @@ def shrink(
     as_given = _outputs(model, masks, example_inputs) if runs and done.constants else []
     folding = None
     if done.constants and constants == "fold" and not any(p.is_meta for p in model.parameters()):
-        folding = Folding(dict(masks), done.constants, completed)
+        folding = Folding(dict(masks), done.constants, completed, inputs)
     else:
         notes += [
             f"{name}: {int(constant.sum())} removed positions emitted a constant (a bias that is "
@@ -93,6 +99,37 @@ def shrink(
         gap = difference(as_given, run(result.model, example_inputs))
         result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
     return result
+
+
+def _read(
+    model: nn.Module, masks: Mapping[str, Tensor], example: Example
+) -> tuple[Structure, Inputs | None]:
+    """Return the structure under which most goes, and what layers read in its forward.
+
+    That is under the masks if the forward is a real one, which saves another.
+    """
+    inputs: Inputs | None = None
+    if runs_for_real(model):
+        shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
+        surgery = Surgery(model)
+        try:  # masks that do not fit are an error as soon as the structure is known
+            surgery.mask({n: mask for n, mask in masks.items() if _fits(mask, shapes.get(n))})
+            with watching(model) as inputs:
+                structure = analyze(model, example)
+        finally:
+            surgery.undo()
+    else:
+        structure = analyze(model, example)
+    if any(1 < getattr(m, "groups", 1) < getattr(m, "in_channels", 0) for m in model.modules()):
+        check_masks(structure, masks)
+        ragged = Inferred(structure.inferred.recording, ragged=True)
+        readings = [structure, Structure(structure.model, ragged)]
+        structure = min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
+    return structure, inputs
+
+
+def _fits(mask: Tensor, shape: torch.Size | None) -> bool:
+    return mask.dtype == torch.bool and mask.shape == shape
 
 
 def _outputs(model: nn.Module, masks: Mapping[str, Tensor], example: Example) -> list[list[Tensor]]:
