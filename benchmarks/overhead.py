@@ -1,6 +1,7 @@
 """What masks cost while training: a step with masks over the same step without.
 
-Next to ``torch.nn.utils.prune`` with the same masks, in the same run.  The three models take turns
+Next to ``torch.nn.utils.prune`` with the same masks, in the same run, and with a ``Pruner`` that is
+stepped in every iteration, after its goal is reached.  The four models take turns
 in every round, and a ratio is the median over rounds of ratios within a round, so that what else
 runs on the machine falls on all of them alike; time is CPU time of the process, on one thread.
 
@@ -64,7 +65,9 @@ def by_torch(model: nn.Module, masks: dict[str, Tensor]) -> None:
         torch_prune.custom_from_mask(model.get_submodule(path), tensor, mask)
 
 
-def stepper(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
+def stepper(
+    model: nn.Module, x: Tensor, y: Tensor, after: Callable[[], object] = lambda: None
+) -> Callable[[], float]:
     """Return a function that makes one training step and returns its CPU seconds."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     model.train()
@@ -74,6 +77,7 @@ def stepper(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
+        after()
         return time.process_time() - start
 
     return step
@@ -85,11 +89,16 @@ def measure(make: Callable[[], tuple[nn.Module, Any, Tensor]], kind: str, rounds
     dense, x, y = make()
     config = Config(sparsity=0.5, **KINDS[kind])
     masks = Pruner(dense, config, x[:2]).decide()
-    ours, theirs = copy.deepcopy(dense), copy.deepcopy(dense)
+    ours, stepped, theirs = (copy.deepcopy(dense) for _ in range(3))
     masking.put_on(ours, masks)
+    pruner = Pruner(stepped, config, x[:2])
     by_torch(theirs, masks)
-    steps = {"plain": dense, "secateur": ours, "torch": theirs}
-    run = {name: stepper(model, x, y) for name, model in steps.items()}
+    run = {
+        "plain": stepper(dense, x, y),
+        "secateur": stepper(ours, x, y),
+        "pruner": stepper(stepped, x, y, pruner.step),
+        "torch": stepper(theirs, x, y),
+    }
     for name in list(run):
         try:
             run[name]()  # warm up; the second step fails where torch's masks are stale
@@ -126,10 +135,12 @@ def main() -> int:
             print(*rows[-1].values(), sep="\t", flush=True)
     body = [
         [row["model"], row["masks"], f"{row['plain_ms']:.0f}", f"{row['secateur']:.3f}"]
+        + [f"{row['pruner']:.3f}"]
         + [f"{row['torch']:.3f}" if "torch" in row else "fails"]
         for row in rows
     ]
-    heading = ["model", "half masked", "plain step, ms", "secateur", "torch.nn.utils.prune"]
+    heading = ["model", "half masked", "plain step, ms", "masks on", "and Pruner.step()"]
+    heading += ["torch.nn.utils.prune"]
     write(
         "overhead",
         "A training step with masks over one without",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import statistics
 import time
 import warnings
@@ -62,6 +63,9 @@ def tasks(model: nn.Module, images: Tensor) -> dict[str, Callable[[nn.Module], o
         "forward": forward,
         "analyze": lambda net: secateur.analyze(net, images),
         "ModelSpeedup": speedup,
+        "ModelSpeedup, constants masked": lambda net: ModelSpeedup(
+            net, images, masks, verify=False, constants="mask"
+        ).speedup_model(),
         "prune": lambda net: secateur.prune(net, images, 0.5, "l1", inplace=True, verify=False),
     }
     if find_spec("torch_pruning"):
@@ -89,17 +93,25 @@ def torch_pruning_tasks(images: Tensor) -> dict[str, Callable[[nn.Module], objec
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each task in each round; one round before them warms up."""
+    """Return the seconds of each task in each round; one round before them warms up.
+
+    As in timeit, Python's cyclic garbage collector waits: with everything here imported one of its
+    full collections takes longer than a forward, and hits whichever task it likes.
+    """
     model, images = resnet50()
     todo = tasks(model, images)
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     for turn in range(rounds + 1):
         for name, task in todo.items():
             net = copy.deepcopy(model)
+            gc.collect()
+            gc.disable()
             start = time.perf_counter()
             task(net)
+            elapsed = time.perf_counter() - start
+            gc.enable()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
 
 
@@ -139,7 +151,10 @@ def main() -> None:
         rows.append([name, f"{1000 * middle:.0f}", spread, *ratios, goal])
     heading = ["ResNet-50, batch 2, 224²", "median ms", "range ms"]
     text = table([*heading, "÷ forward", "fastest ÷ fastest forward", "goal"], rows)
-    text += f"\n\nMedians of {rounds} rounds in which the tasks took turns; nothing is verified."
+    text += (
+        f"\n\nMedians of {rounds} rounds in which the tasks took turns; nothing is verified, and "
+        "Python's garbage collector waits."
+    )
     if large:
         text += (
             f"\n\nLlama-2-7B on `meta`, 16 tokens: analysed in {statistics.median(large):.2f} s "

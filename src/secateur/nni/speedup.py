@@ -131,7 +131,7 @@ def parameter_masks(masks: Masks) -> dict[str, Tensor]:
             if not isinstance(mask, Tensor):
                 raise MaskError(f"the mask of {name!r} is a {type(mask).__name__}, not a tensor")
             found[name] = mask.bool()
-            if not torch.equal(found[name].to(mask.dtype), mask):
+            if mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
                 raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
     return found
 

@@ -134,9 +134,10 @@ def cut_and_verify(
             surgery.mask(folding.masks)
             folded, told = folding.amounts(model, structure, example_inputs)
             notes = [*notes, *told]
-        surgery.mask(masks)
-        surgery.add(folded)
         verify = verify and not any(p.is_meta for p in model.parameters())
+        if verify or not folding:  # what is masked besides will be cut
+            surgery.mask(masks)
+        surgery.add(folded)
         expected = run(model, example_inputs) if verify else []
         attributes = surgery.cut(structure, plan)
         if verify:

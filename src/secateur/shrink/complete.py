@@ -80,26 +80,13 @@ class _Slices:
             name = structure.inferred.recording.names[name]  # tied names are one parameter
             self.masks[name] = mask & self.masks[name] if name in self.masks else mask
         self._alive: dict[tuple[str, int], Tensor] = {}
-        self._without_kernel: dict[str, Tensor] = {}
 
     def alive(self, parameter: str, dim: int) -> Tensor:
         """Return for each index of a dimension whether any of its weights is kept."""
         key = (parameter, dim)
         if key not in self._alive:
-            mask = self._kernels(parameter) if dim < 2 else self.masks[parameter]
-            others = tuple(d for d in range(mask.ndim) if d != dim)
-            self._alive[key] = (mask.any(others) if others else mask).cpu()
+            self._alive[key] = any_along(self.masks[parameter], dim).cpu()
         return self._alive[key]
-
-    def _kernels(self, parameter: str) -> Tensor:
-        """Return a mask without its kernel dimensions, which both channels are asked about over."""
-        if parameter not in self._without_kernel:
-            mask = self.masks[parameter]
-            if mask.ndim > 2:
-                mask = mask.flatten(2)
-                mask = mask[:, :, 0] if mask.shape[2] == 1 else mask.any(2)
-            self._without_kernel[parameter] = mask
-        return self._without_kernel[parameter]
 
     def masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
         """Return for each position of an atom whether all its weights are masked."""
@@ -122,6 +109,19 @@ class _Slices:
         if parameter not in self.masks:
             return torch.zeros(atom.size, dtype=torch.bool)
         return ~rows(self.masks[parameter], dim, axis, atom).any(1).cpu()
+
+
+def any_along(mask: Tensor, dim: int) -> Tensor:
+    """Return for each index of a dimension whether anything is True there.
+
+    >>> any_along(torch.tensor([[True, False], [False, False]]), 1)
+    tensor([ True, False])
+    """
+    if not mask.numel():
+        return mask.any(tuple(d for d in range(mask.ndim) if d != dim))
+    numbers = mask.contiguous().view(torch.uint8)  # their maximum is found 100 times faster
+    rest = numbers.flatten(0, dim - 1).amax(0) if dim else numbers
+    return (rest.flatten(1).amax(1) if rest.ndim > 1 else rest).bool()
 
 
 def _complete_group(group: Group, sites: list[Site], slices: _Slices, done: Completion) -> None:

@@ -14,6 +14,7 @@ from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import Attribute, now
 from secateur.replacements import name_of, replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
+from secateur.select import all_finite
 from secateur.structure import Structure
 
 from .history import HELD_AS, History, Passing, Shape
@@ -124,9 +125,12 @@ class Surgery:
         """Set masked weights to zero, also those that are NaN or infinite."""
         state = dict(self.model.named_parameters(remove_duplicate=False))
         for name, mask in masks.items():
-            parameter = state[name]
-            data = parameter.data
-            self.set_data(parameter, torch.where(mask.to(data.device), data, data.new_zeros(())))
+            data, mask = state[name].data, mask.to(state[name].device)
+            plain = data.dtype in (torch.float32, torch.float64) and not data.is_meta
+            if plain and all_finite(data):
+                self.set_data(state[name], data * mask)  # 3 times as fast
+            else:
+                self.set_data(state[name], data.masked_fill(~mask, 0))
 
     def add(self, amounts: Mapping[str, Tensor]) -> None:
         """Add to parameters and buffers by their names."""

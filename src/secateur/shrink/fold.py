@@ -8,6 +8,7 @@ constant stops at the border, and no bias can say that: there the mean over all 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Folding:
     def _amounts(
         self, model: nn.Module, structure: Structure, inputs: Inputs
     ) -> tuple[dict[str, Tensor], list[str]]:
-        readers = {name: list(_readers(model, structure, name)) for name in self.constants}
+        place = _Absorbers(model, structure)
+        readers = {name: list(place.readers(name)) for name in self.constants}
         constants: dict[str, Tensor] = {}  # reader → value of each of its input channels
         notes = []
         for name, gone in self.constants.items():
@@ -76,7 +78,7 @@ class Folding:
             notes.append(f"{count}; it is folded into {', '.join(found) or 'nothing'}")
         added: dict[str, Tensor] = {}
         for reader, value in constants.items():
-            absorber = _absorber(model, structure, reader)
+            absorber = place.absorber(reader)
             assert absorber is not None  # else it would be no reader
             tensor, sign = absorber
             layer = model.get_submodule(reader)
@@ -117,37 +119,44 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _readers(model: nn.Module, structure: Structure, group: str) -> Iterator[str | None]:
-    """Yield the path of each layer that sums over a group; None where it is no layer to fold in."""
-    seen = set()
-    for site in structure.inferred.sites_of(structure[group].atom):
-        if site.weight is None:
-            continue
-        path, _, name = site.weight[0].rpartition(".")
-        module = model.get_submodule(path)
-        # a subclass may do more: standardise its weight, pad by itself
-        plain = type(module) in READERS and getattr(module, "groups", 1) == 1
-        if path in seen:
-            continue
-        seen.add(path)
-        yield path if plain and name == "weight" and _absorber(model, structure, path) else None
+class _Absorbers:
+    """Where a layer can put a constant that it reads."""
 
+    def __init__(self, model: nn.Module, structure: Structure):
+        self.model = model
+        self.structure = structure
+        recording = structure.inferred.recording
+        self._means = {Ref(value): name for name, value in recording.buffers.items()}
+        self._names = Counter(recording.names.values())
 
-def _absorber(model: nn.Module, structure: Structure, path: str) -> tuple[str, int] | None:
-    """Return the tensor that can take a constant over, and the sign with which it does."""
-    r = structure.inferred.recording
-    if getattr(model.get_submodule(path), "bias", None) is not None:
-        canonical = r.names.get(f"{path}.bias")
-        alone = list(r.names.values()).count(str(canonical)) == 1  # not another layer's too
-        return (f"{path}.bias", 1) if alone else None
-    weight = r.parameters.get(r.names.get(f"{path}.weight", ""))
-    made = [op.outputs[0].value for op in r.readers.get(weight, ())] if weight is not None else []
-    users = r.readers.get(made[0], []) if len(made) == 1 else []
-    if len(users) != 1 or "batch_norm" not in users[0].name or made[0] in r.outputs:
-        return None
-    means = {Ref(value): name for name, value in r.buffers.items()}
-    mean = means.get(users[0].args[3])
-    return (mean, -1) if mean is not None else None
+    def readers(self, group: str) -> Iterator[str | None]:
+        """Yield the path of each layer that sums over a group; None where none can fold."""
+        seen = set()
+        for site in self.structure.inferred.sites_of(self.structure[group].atom):
+            if site.weight is None:
+                continue
+            path, _, name = site.weight[0].rpartition(".")
+            if path in seen:
+                continue
+            seen.add(path)
+            module = self.model.get_submodule(path)
+            # a subclass may do more: standardise its weight, pad by itself
+            plain = type(module) in READERS and getattr(module, "groups", 1) == 1
+            yield path if plain and name == "weight" and self.absorber(path) else None
+
+    def absorber(self, path: str) -> tuple[str, int] | None:
+        """Return the tensor that can take a constant over, and the sign with which it does."""
+        r = self.structure.inferred.recording
+        if getattr(self.model.get_submodule(path), "bias", None) is not None:
+            alone = self._names[r.names.get(f"{path}.bias", "")] == 1  # not another layer's too
+            return (f"{path}.bias", 1) if alone else None
+        weight = r.parameters.get(r.names.get(f"{path}.weight", ""), -1)
+        made = [op.outputs[0].value for op in r.readers.get(weight, ())]
+        users = r.readers.get(made[0], []) if len(made) == 1 else []
+        if len(users) != 1 or "batch_norm" not in users[0].name or made[0] in r.outputs:
+            return None
+        mean = self._means.get(users[0].args[3])
+        return (mean, -1) if mean is not None else None
 
 
 def _constant(

@@ -69,10 +69,13 @@ def shrink(
     notes = list(done.notes)
     plan = Plan.from_keeps(structure, done.keeps)
     names = structure.inferred.recording.names  # tied names are one parameter
-    full: Masks = {}
     completed = group_masks(structure, done.keeps)
-    for name, mask in (*masks.items(), *completed.items()):
-        full[names[name]] = full[names[name]] & mask.cpu() if names[name] in full else mask.cpu()
+    full: Masks = {name: mask.clone() for name, mask in completed.items()}
+    for name, mask in masks.items():
+        if names[name] in full:
+            full[names[name]] &= mask.cpu()
+        else:
+            full[names[name]] = mask.cpu().clone()
     runs = verify and not any(p.is_meta for p in model.parameters())
     as_given = _outputs(model, masks, example_inputs) if runs and done.constants else []
     folding = None
