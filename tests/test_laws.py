@@ -144,13 +144,12 @@ def test_cut_when_half_of_every_exact_group_goes_then_equals_the_masked_model(
 
     masks = group_masks(dense.structure, keeps)
     result = cut_and_verify(
-        dense.model,
+        copy.deepcopy(dense.model),
         dense.structure,
         plan,
         masks,
         dense.example,
         notes=[],
-        inplace=False,
         verify=False,
     )
     record_property("relative", check_laws(dense, result))

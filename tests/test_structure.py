@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -121,7 +122,7 @@ def cut(a: Analysed, keep: dict[str, int]) -> nn.Module:
     keeps = {name: torch.arange(structure[name].size) < n for name, n in keep.items()}
     plan, masks = Plan.from_keeps(structure, keeps), group_masks(structure, keeps)
     return cut_and_verify(
-        a.model, structure, plan, masks, a.example, notes=[], inplace=False, verify=True
+        copy.deepcopy(a.model), structure, plan, masks, a.example, notes=[], verify=True
     ).model
 
 

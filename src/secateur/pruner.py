@@ -369,6 +369,5 @@ class Pruner:
             masks,
             self.example,
             notes=list(self.notes),
-            inplace=True,
             verify=verify,
         )

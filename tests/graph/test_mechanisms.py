@@ -6,6 +6,7 @@ taken from shapes.  Everything is random and in float64, so that a wrong slice s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ def half(structure: Structure, groups: tuple[Group, ...], model: nn.Module, x: A
         keeps[g.name] = torch.arange(g.size) >= g.size - left
     plan = Plan.from_keeps(structure, keeps)
     masks = group_masks(structure, keeps)
-    return cut_and_verify(model, structure, plan, masks, x, notes=[], inplace=False, verify=True)
+    return cut_and_verify(copy.deepcopy(model), structure, plan, masks, x, notes=[], verify=True)
 
 
 def turned(x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def cut(model: nn.Module, structure: Structure, plan: Plan, example: Any = EXAMP
         )
         for name, kept in plan.keep.items()
     }
-    settings = {"notes": [], "inplace": True, "verify": True} | options
+    settings = {"notes": [], "verify": True} | options
     masks = group_masks(structure, keeps)
     return cut_and_verify(model, structure, plan, masks, example, **settings)
 
@@ -194,14 +194,6 @@ def test_cut_when_done_then_parameters_are_the_same_objects_and_of_the_same_clas
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_cut_when_not_inplace_then_the_model_is_untouched(made):
-    model, structure = made(Layers)
-    before = snapshot(model)
-    result = cut(model, structure, Plan({"conv": HALF}), inplace=False)
-    assert result.model is not model
-    assert unchanged(before, snapshot(model))
-
-
 def test_cut_when_weights_are_tied_then_they_stay_tied(made):
     example = torch.arange(10).reshape(2, 5)
     model, structure = made(Tied, example)
@@ -236,13 +228,12 @@ def test_cut_when_some_layers_train_then_every_mode_is_as_before(made, training)
 # what is taken back
 
 
-@pytest.mark.parametrize("inplace", [True, False])
-def test_cut_when_the_smaller_forward_fails_then_the_model_is_as_before(made, inplace):
+def test_cut_when_the_smaller_forward_fails_then_the_model_is_as_before(made):
     model, structure = made(Stubborn)
     model(EXAMPLE).sum().backward()
     before = snapshot(model)
     with pytest.raises(ShrinkError, match="does not run: RuntimeError: I want 8 channels"):
-        cut(model, structure, Plan({"conv": HALF}), inplace=inplace)
+        cut(model, structure, Plan({"conv": HALF}))
     assert unchanged(before, snapshot(model))
 
 
@@ -273,7 +264,6 @@ def test_cut_when_the_plan_does_not_fit_then_the_model_is_as_before(made):
             {"conv.weight": torch.zeros(model.conv.weight.shape, dtype=torch.bool)},
             EXAMPLE,
             notes=[],
-            inplace=True,
             verify=True,
         )
     assert unchanged(before, snapshot(model))

@@ -68,7 +68,7 @@ def test_cut_when_each_group_keeps_its_own_channels_then_equals_the_masked_model
     masks = group_masks(structure, keeps)
     plan = Plan.from_keeps(structure, keeps)
     result = cut_and_verify(
-        net, structure, plan, masks, EXAMPLE, notes=[], inplace=False, verify=True
+        copy.deepcopy(net), structure, plan, masks, EXAMPLE, notes=[], verify=True
     )
     assert torch.allclose(result.model(EXAMPLE), masked_output(net, masks), rtol=1e-9, atol=1e-12)
     assert result.model[3].groups == groups

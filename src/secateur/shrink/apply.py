@@ -65,7 +65,6 @@ def apply_plan(
             step.masks(structure),
             example_inputs,
             notes=[],
-            inplace=True,
             verify=verify,
         )
     return result
@@ -113,13 +112,18 @@ def cut_and_verify(
     example_inputs: Example,
     *,
     notes: list[str],
-    inplace: bool,
     verify: bool,
     folding: Folding | None = None,
+    surgery: Surgery | None = None,
 ) -> Result:
-    """Multiply in the masks, apply the plan, and compare; on failure the model is as before."""
-    model = model if inplace else copy.deepcopy(model)
-    surgery = Surgery(model)
+    """Multiply in the masks, apply the plan, and compare; on failure the model is as before.
+
+    Args:
+        masks: of whatever the plan removes, which only the comparison needs.
+        folding: constants that go into biases; the model is masked by the masks it came with.
+        surgery: what was done to the model before, and is undone on failure too.
+    """
+    surgery = surgery or Surgery(model)
     inexact = [f"{n}: {structure[n].inexact}" for n in plan.keep if not structure[n].exact]
     inexact += [
         f"{name}: what it adds cannot be masked by parameters"
@@ -131,11 +135,10 @@ def cut_and_verify(
     config, same = None, False
     try:
         if folding:
-            surgery.mask(folding.masks)
             folded, told = folding.amounts(model, structure, example_inputs)
             notes = [*notes, *told]
         verify = verify and not any(p.is_meta for p in model.parameters())
-        if verify or not folding:  # what is masked besides will be cut
+        if verify:
             surgery.mask(masks)
         surgery.add(folded)
         expected = run(model, example_inputs) if verify else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -128,7 +129,7 @@ class Surgery:
             data, mask = state[name].data, mask.to(state[name].device)
             plain = data.dtype in (torch.float32, torch.float64) and not data.is_meta
             if plain and all_finite(data):
-                self.set_data(state[name], data * mask)  # 3 times as fast
+                self.set_data(state[name], (data * mask).add_(0.0))  # faster; no zero is -0
             else:
                 self.set_data(state[name], data.masked_fill(~mask, 0))
 
@@ -207,6 +208,11 @@ class Surgery:
         self, structure: Structure, kept: Callable[[Atom], Any]
     ) -> dict[str, tuple[Shape, Shape]]:
         changed: dict[str, tuple[Shape, Shape]] = {}
+
+        @cache  # many tensors share an axis
+        def left(axis: Axis, device: torch.device) -> Tensor:
+            return torch.tensor(positions(axis, kept), dtype=torch.long, device=device)
+
         r = structure.inferred.recording
         state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for name, value in (*r.parameters.items(), *r.buffers.items()):
@@ -217,10 +223,10 @@ class Surgery:
             for dim, axis in enumerate(axes):
                 if isinstance(axis, Ragged):  # first, while the blocks of rows are whole
                     blocks = zip(data.chunk(len(axis.parts)), axis.parts, strict=True)
-                    data = torch.cat([_kept(rows, dim, part, kept) for rows, part in blocks])
+                    data = torch.cat([_kept(rows, dim, part, left) for rows, part in blocks])
             for dim, axis in enumerate(axes):
                 if not isinstance(axis, Ragged):
-                    data = _kept(data, dim, axis, kept)
+                    data = _kept(data, dim, axis, left)
             if data.shape != state[name].shape:
                 changed[name] = tuple(state[name].shape), tuple(data.shape)
                 self.set_data(state[name], data.contiguous())
@@ -294,11 +300,11 @@ class Surgery:
             self.set_attribute(module, name, size)
 
 
-def _kept(data: Tensor, dim: int, axis: Axis, kept: Callable[[Atom], Any]) -> Tensor:
-    index = positions(axis, kept)
-    if len(index) == data.shape[dim]:
-        return data
-    return data.index_select(dim, torch.tensor(index, device=data.device))
+def _kept(
+    data: Tensor, dim: int, axis: Axis, left: Callable[[Axis, torch.device], Tensor]
+) -> Tensor:
+    index = left(axis, data.device)
+    return data if len(index) == data.shape[dim] else data.index_select(dim, index)
 
 
 def _restore(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:

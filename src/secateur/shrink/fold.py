@@ -33,9 +33,8 @@ Inputs = dict[str, list[tuple[Tensor, int] | None]]
 
 @dataclass(frozen=True)
 class Folding:
-    """Positions that are removed though they emit a constant, and the masks under which they do."""
+    """Positions that are removed though they emit a constant."""
 
-    masks: Masks
     constants: Mapping[str, Tensor]  # group → bool (size,)
     completed: Masks  # with what is removed besides
     inputs: Inputs | None = None  # of a forward under the masks, if there was one
@@ -45,7 +44,7 @@ class Folding:
     ) -> tuple[dict[str, Tensor], list[str]]:
         """Return what to add to which tensors once the masks are complete, and notes.
 
-        The model is masked by ``masks`` alone, so that it still emits the constants.
+        The model is masked only by what was given, so that it still emits the constants.
         """
         inputs = self.inputs
         if inputs is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -62,9 +63,30 @@ def shrink(
     >>> small.model[0].out_features, small.verification.passed
     (5, True)
     """
+    model = model if inplace else copy.deepcopy(model)
+    surgery = Surgery(model)
+    try:
+        return _shrink(surgery, masks, example_inputs, structure, verify, constants)
+    except BaseException:
+        surgery.undo()
+        raise
+
+
+def _shrink(
+    surgery: Surgery,
+    masks: Mapping[str, Tensor],
+    example: Example,
+    structure: Structure | None,
+    verify: bool,
+    constants: Literal["fold", "mask"],
+) -> Result:
+    model = surgery.model
+    shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
+    # those that do not fit are an error as soon as the structure is known
+    surgery.mask({n: m for n, m in masks.items() if _fits(m, shapes.get(n))})
     inputs: Inputs | None = None
     if structure is None:
-        structure, inputs = _read(model, masks, example_inputs)
+        structure, inputs = _read(model, masks, example)
     done = complete(structure, masks)
     notes = list(done.notes)
     plan = Plan.from_keeps(structure, done.keeps)
@@ -76,11 +98,11 @@ def shrink(
             full[names[name]] &= mask.cpu()
         else:
             full[names[name]] = mask.cpu().clone()
-    runs = verify and not any(p.is_meta for p in model.parameters())
-    as_given = _outputs(model, masks, example_inputs) if runs and done.constants else []
+    absent = any(p.is_meta for p in model.parameters())
+    as_given = run(model, example) if verify and done.constants and not absent else []
     folding = None
-    if done.constants and constants == "fold" and not any(p.is_meta for p in model.parameters()):
-        folding = Folding(dict(masks), done.constants, completed, inputs)
+    if done.constants and constants == "fold" and not absent:
+        folding = Folding(done.constants, completed, inputs)
     else:
         notes += [
             f"{name}: {int(constant.sum())} removed positions emitted a constant (a bias that is "
@@ -92,14 +114,14 @@ def shrink(
         structure,
         plan,
         full,
-        example_inputs,
+        example,
         notes=notes,
-        inplace=inplace,
         verify=verify,
         folding=folding,
+        surgery=surgery,
     )
     if as_given:
-        gap = difference(as_given, run(result.model, example_inputs))
+        gap = difference(as_given, run(result.model, example))
         result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
     return result
 
@@ -109,37 +131,17 @@ def _read(
 ) -> tuple[Structure, Inputs | None]:
     """Return the structure under which most goes, and what layers read in its forward.
 
-    That is under the masks if the forward is a real one, which saves another.
+    The model is masked, so that what they read is what they will, if the forward is a real one.
     """
-    inputs: Inputs | None = None
-    if runs_for_real(model):
-        shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
-        surgery = Surgery(model)
-        try:  # masks that do not fit are an error as soon as the structure is known
-            surgery.mask({n: mask for n, mask in masks.items() if _fits(mask, shapes.get(n))})
-            with watching(model) as inputs:
-                structure = analyze(model, example)
-        finally:
-            surgery.undo()
-    else:
+    with watching(model) as inputs:
         structure = analyze(model, example)
     if any(1 < getattr(m, "groups", 1) < getattr(m, "in_channels", 0) for m in model.modules()):
         check_masks(structure, masks)
         ragged = Inferred(structure.inferred.recording, ragged=True)
         readings = [structure, Structure(structure.model, ragged)]
         structure = min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
-    return structure, inputs
+    return structure, inputs if runs_for_real(model) else None
 
 
 def _fits(mask: Tensor, shape: torch.Size | None) -> bool:
     return mask.dtype == torch.bool and mask.shape == shape
-
-
-def _outputs(model: nn.Module, masks: Mapping[str, Tensor], example: Example) -> list[list[Tensor]]:
-    """Return what the model computes under masks, and leave it as it was."""
-    surgery = Surgery(model)
-    try:
-        surgery.mask(masks)
-        return run(model, example)
-    finally:
-        surgery.undo()

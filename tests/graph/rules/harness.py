@@ -6,6 +6,7 @@ the output.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,13 +131,12 @@ def cut_half(case: Case, structure: Structure, groups: Iterable[Group]) -> Resul
         keeps[name] = torch.zeros(size, dtype=torch.bool)
         keeps[name][order[: (size + 1) // 2]] = True
     return cut_and_verify(
-        case.model,
+        copy.deepcopy(case.model),
         structure,
         Plan.from_keeps(structure, keeps),
         group_masks(structure, keeps),
         case.example,
         notes=[],
-        inplace=False,
         verify=True,
     )
 
