@@ -194,7 +194,10 @@ def _balance(structure: Structure, done: Completion) -> None:
 
 
 def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
-    """Return complete masks: every slice of every parameter that goes with a removed position."""
+    """Return complete masks: every slice of every parameter that goes with a removed position.
+
+    They take little memory: along dimensions where they do not vary they are expanded, not copied.
+    """
     r = structure.inferred.recording
     spared = structure.inferred.typing.spared
     limits: dict[str, list[tuple[Along, Tensor]]] = {}
@@ -208,10 +211,10 @@ def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
     masks: Masks = {}
     for name, found in limits.items():
         shape = r.shapes[r.parameters[name]]
-        lived_in = {0, *(along.dim for along, _ in found)}  # a kernel, say, is spread at the end
+        lived_in = {0, *(along.dim for along, _ in found)}
         small = [size if dim in lived_in else 1 for dim, size in enumerate(shape)]
         mask = torch.ones(small, dtype=torch.bool)
         for along, keep in found:
             along.limit(mask, keep)
-        masks[name] = mask.expand(shape).contiguous()
+        masks[name] = mask.expand(shape)
     return masks

@@ -92,12 +92,10 @@ def _shrink(
     plan = Plan.from_keeps(structure, done.keeps)
     names = structure.inferred.recording.names  # tied names are one parameter
     completed = group_masks(structure, done.keeps)
-    full: Masks = {name: mask.clone() for name, mask in completed.items()}
+    full = dict(completed)
     for name, mask in masks.items():
-        if names[name] in full:
-            full[names[name]] &= mask.cpu()
-        else:
-            full[names[name]] = mask.cpu().clone()
+        other = full.get(names[name])
+        full[names[name]] = mask.cpu().clone() if other is None else other & mask.cpu()
     absent = any(p.is_meta for p in model.parameters())
     as_given = run(model, example) if verify and done.constants and not absent else []
     folding = None
