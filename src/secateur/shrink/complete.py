@@ -80,6 +80,7 @@ class _Slices:
             name = structure.inferred.recording.names[name]  # tied names are one parameter
             self.masks[name] = mask & self.masks[name] if name in self.masks else mask
         self._alive: dict[tuple[str, int], Tensor] = {}
+        self._masked: dict[tuple[str, int, int], Tensor] = {}
 
     def alive(self, parameter: str, dim: int) -> Tensor:
         """Return for each index of a dimension whether any of its weights is kept."""
@@ -90,6 +91,12 @@ class _Slices:
 
     def masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
         """Return for each position of an atom whether all its weights are masked."""
+        key = (parameter, dim, id(atom))  # several conditions ask the same
+        if key not in self._masked:
+            self._masked[key] = self._find_masked(parameter, dim, atom)
+        return self._masked[key]
+
+    def _find_masked(self, parameter: str, dim: int, atom: Atom) -> Tensor:
         axis = find(self.structure.tensor(parameter)[dim].axis)
         if isinstance(axis, Ragged):
             return self._masked_in_block(parameter, dim, axis, atom)
