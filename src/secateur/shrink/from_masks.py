@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.graph.infer import Inferred
 from secateur.graph.record import runs_for_real
 from secateur.structure import Structure, analyze
-from secateur.types import Example, Masks
+from secateur.types import Example
 
 from .apply import cut_and_verify
 from .complete import check_masks, complete, group_masks
