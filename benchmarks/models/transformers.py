@@ -57,6 +57,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any], Callable[[], Example]]] = {
     "encoder": ("AutoModelForSequenceClassification", {**_TEXT, "num_labels": 7}, _tokens),
     "sequence": ("AutoModelForSeq2SeqLM", {**_TEXT, "use_cache": False}, _pairs),
     "image": ("AutoModelForImageClassification", _PICTURE, _images),
+    "stages": ("AutoModelForImageClassification", {"num_labels": 7}, _images),
 }
 
 _GQA = {"num_key_value_heads": 2, "head_dim": 16}
@@ -159,7 +160,7 @@ ARCHITECTURES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "convnextv2": ("image", {**_STAGES, "num_stages": 2}),
     "resnet": ("image", {**_STAGES, "embedding_size": 32}),
     "poolformer": ("image", {}),
-    "regnet": ("image", {**_STAGES, "embedding_size": 32, "groups_width": 16}),
+    "regnet": ("stages", {**_STAGES, "embedding_size": 32, "groups_width": 16}),
 }
 
 MODELS = tuple(ARCHITECTURES)
@@ -175,4 +176,4 @@ def make(name: str) -> tuple[nn.Module, Example]:
     config = transformers.AutoConfig.for_model(name, **settings)
     model = getattr(transformers, auto).from_config(config)
     side = settings.get("image_size", 64)
-    return model, _images(side) if kind == "image" else example()
+    return model, _images(side) if example is _images else example()
