@@ -40,17 +40,13 @@ ONE_SHOT: dict[str, dict[str, Any]] = {
     "l1": {"criterion": "l1"},
     "l2": {"criterion": "l2"},
     "fpgm": {"criterion": "fpgm"},
-    "taylor": {"criterion": "taylor", "scope": "global", "normalize": "none"},
+    "taylor": {"criterion": "taylor", "scope": "global"},
+    "taylor, raw": {"criterion": "taylor", "scope": "global", "normalize": "none"},
 }
 TRAINED: dict[str, dict[str, Any]] = {
     "slim": {"method": "slim", "method_options": {"strength": 1e-3}},
     "agp (l2)": {"criterion": "l2", "schedule": "cubic"},
-    "agp (taylor)": {
-        "criterion": "taylor",
-        "scope": "global",
-        "normalize": "none",
-        "schedule": "cubic",
-    },
+    "agp (taylor)": {"criterion": "taylor", "scope": "global", "schedule": "cubic"},
     "movement": {"method": "movement"},
 }
 COMMON: dict[str, Any] = {"of": "macs", "sparsity": 0.5, "names": ["layer*.conv1"]}
