@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.graph.axes import Atom, Axis, atoms, concat, product
-from secateur.graph.lengths import Attribute, Named, Origin, Size, Sizing, add, multiply, now, solve
+from secateur.graph.lengths import Named, Sizing, add, multiply, now, solve
+from secateur.graph.origins import Attribute, Origin, Size
 
 HEADS, WIDTH, OTHER = (Attribute("attention", name) for name in ("heads", "width", "other"))
 quick = settings(deadline=None, max_examples=100)

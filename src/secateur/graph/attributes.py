@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .lengths import Attribute, Origin, Size
+from .origins import Attribute, Origin, Size
 
 
 class Notes(Protocol):

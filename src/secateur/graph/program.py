@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .lengths import Attribute, Origin
+from .origins import Attribute, Origin
 from .typing import Provenance
 
 

@@ -28,7 +28,7 @@ from secateur.types import Example, call_arguments
 
 from .attributes import CallWatcher, traced_attributes
 from .fakes import lacks_values, shape_only, standing_in
-from .lengths import Attribute, Origin
+from .origins import Attribute, Origin
 from .program import Equal, ModuleCall, Number, Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from secateur.errors import ShrinkError
 from secateur.forward import evaluating
 from secateur.graph.axes import Atom, Axis, Ragged, find, positions
-from secateur.graph.lengths import Attribute, now
+from secateur.graph.lengths import now
+from secateur.graph.origins import Attribute
 from secateur.replacements import name_of, replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.select import all_finite

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from secateur.forward import random_kept
-from secateur.graph.lengths import Attribute
+from secateur.graph.origins import Attribute
 
 from .history import Shape
 

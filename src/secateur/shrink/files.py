@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from secateur.errors import FileError
-from secateur.graph.lengths import Attribute
+from secateur.graph.origins import Attribute
 from secateur.io import read_tensors, write_tensors, write_text
 from secateur.replacements import name_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from secateur.errors import did_you_mean
-from secateur.graph.lengths import Attribute
+from secateur.graph.origins import Attribute
 from secateur.replacements import name_of, replacement_of
 
 from .cut import Surgery

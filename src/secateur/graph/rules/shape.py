@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.graph.axes import concat
 from secateur.graph.conditions import every
-from secateur.graph.lengths import Origin
+from secateur.graph.origins import Origin
 from secateur.graph.typing import Dim, Typed, Typing
 
 from . import rule
