@@ -49,6 +49,9 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.minilm
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.movement
 
 clean: ## remove .venv and everything that a command made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build docs/_build docs/_generated $(OUT)

@@ -372,3 +372,16 @@ def test_analyze_when_the_forward_reads_a_value_then_it_is_frozen_and_the_rest_i
 
     structure = analyze(Reads(), torch.ones(2, 3))
     assert [g.name for g in structure.groups] == ["a"]
+
+
+# how it shows
+
+
+def test_structure_when_a_notebook_asks_then_it_is_a_table_in_html():
+    structure = analyze(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(1, 4)
+    )
+    shown = structure._repr_mimebundle_([], [])
+    assert "0.weight:0" in shown["text/html"]
+    assert "0.weight:0" in shown["text/plain"]
+    assert "\x1b" not in str(structure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -18,10 +18,11 @@ from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
 from .graph.record import record
 from .graph.typing import Reason, Typed
+from .shown import Shown
 from .types import Example
 
 
-class Structure:
+class Structure(Shown):
     """The dependency groups of a model.
 
     Attributes:
@@ -30,6 +31,8 @@ class Structure:
         blocks: residual blocks, which can be dropped whole.
         unknown: operations without a rule, with the place of the first; what they touch is frozen.
     """
+
+    text_width: ClassVar[int] = 140
 
     def __init__(self, model: str, inferred: Inferred):
         self.model = model
@@ -132,12 +135,6 @@ class Structure:
 
     def __repr__(self) -> str:
         return f"Structure({self.model}: {len(self.groups)} groups, {len(self.frozen)} frozen)"
-
-    def __str__(self) -> str:
-        console = Console(width=140, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from secateur.graph.cost import Cost, human
+from secateur.shown import Shown
 from secateur.structure import Structure
 from secateur.types import Masks
 
@@ -22,7 +23,7 @@ from .verify import Verification
 
 
 @dataclass
-class Result:
+class Result(Shown):
     """A smaller model and everything that is known of how it came about."""
 
     model: nn.Module
@@ -85,12 +86,6 @@ class Result:
         yield f"loads with: {self.loads_with}"
         for note in self.notes:
             yield f"[yellow]note[/] {note}"
-
-    def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""

@@ -1,0 +1,26 @@
+"""What prints as tables a person can read: in a terminal, as text, in a notebook."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.jupyter import JupyterMixin
+
+
+class Shown(JupyterMixin):
+    """``print`` writes what Rich shows, without colours; a notebook shows it as HTML.
+
+    A subclass defines ``__rich_console__``.
+    """
+
+    text_width: ClassVar[int] = 100
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        console = Console(width=self.text_width, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
