@@ -21,7 +21,20 @@ from pydantic import BeforeValidator, Field, ValidationError
 from .errors import ConfigError, MissingExtraError, did_you_mean
 from .granularity import NM, Block, Dim, Element, Granularity
 
-GRANULARITIES = ("group", "element", "out_channel", "in_channel")
+GRANULARITIES = {
+    "group": "All that the model's structure cuts together: a channel and what reads it.",
+    "element": "Every weight for itself; the model keeps its shape.",
+    "out_channel": "The weights that make one output channel of a layer.",
+    "in_channel": "The weights that read one input channel of a layer.",
+}
+"""Each granularity that has a name, and what it removes as one."""
+
+GRANULARITY_FORMS = {
+    "n:m": "Single weights, n of every m consecutive ones along the input, such as 2:4.",
+    "block sizes": "Blocks, one size per trailing dimension, -1 for all of it, such as [8, -1].",
+}
+"""Each form that other granularities are written in, and what they remove as one."""
+
 GOALS = ("sparsity", "threshold", "min_sparsity", "max_sparsity")
 
 

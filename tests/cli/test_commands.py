@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from secateur import cli
+from secateur import cli, criteria, methods, schedules
+from secateur.settings import GRANULARITIES
 
 NETWORKS = Path(__file__).parent / "networks.py"
 CONV = [f"{NETWORKS}:conv", "--input", "2,3,12,12"]
@@ -237,6 +238,19 @@ def test_list_when_pattern_then_matching_names_and_near_ones_if_none(run: Run) -
     assert {"l1", "l2", "linear"} <= set(names)
     assert all(name.startswith("l") for name in names)
     assert "Did you mean 'cubic'?" in run("list", "cubik", code=cli.FAILED)
+    assert "Did you mean 'element'?" in run("list", "elements", code=cli.FAILED)
+
+
+def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run) -> None:
+    rows = run("list", "--json")["names"]
+    named = [(row["setting"], row["name"]) for row in rows]
+    registries = {"criterion": criteria, "schedule": schedules, "method": methods}
+    assert named == [
+        *((setting, name) for setting, registry in registries.items() for name in registry),
+        *(("granularity", name) for name in (*GRANULARITIES, "n:m", "block sizes")),
+    ]
+    assert all(row["what"] for row in rows)
+    assert "2:4" in run("list", "n:m")
 
 
 def test_report_when_drawn_again_then_same_page_and_markdown(run: Run, small: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 
 from rich.table import Table
 
@@ -12,6 +12,7 @@ from secateur.errors import UnknownNameError, did_you_mean
 from secateur.methods import methods
 from secateur.registry import Registry
 from secateur.schedules import schedules
+from secateur.settings import GRANULARITIES, GRANULARITY_FORMS
 
 from .options import AsJson, show
 
@@ -30,14 +31,10 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
     pattern
         A shell pattern over the names.
     """
-    rows = [
-        {"setting": setting, "name": name, "needs": _needs(setting, registry[name]), "what": line}
-        for setting, registry in REGISTRIES.items()
-        for name in registry.search(pattern)
-        for line in [(registry[name].__doc__ or "").strip().partition("\n")[0]]
-    ]
+    known = list(_names())
+    rows = [row for row in known if fnmatchcase(row["name"], pattern)]
     if not rows:
-        names = [name for registry in REGISTRIES.values() for name in registry]
+        names = [row["name"] for row in known]
         raise UnknownNameError(f"no name matches {pattern!r}.{did_you_mean(pattern, names)}")
     table = Table()
     for heading in rows[0]:
@@ -47,6 +44,12 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
     show(table, {"names": rows}, as_json=as_json)
 
 
-def _needs(setting: str, function: Any) -> str:
-    statistics = needs(function) if setting == "criterion" else ()
-    return ", ".join(name for name in statistics if name != "generator")
+def _names() -> Iterator[dict[str, str]]:
+    for setting, registry in REGISTRIES.items():
+        for name, function in registry.items():
+            statistics = needs(function) if registry is criteria else ()
+            needed = ", ".join(each for each in statistics if each != "generator")
+            what = (function.__doc__ or "").strip().partition("\n")[0]
+            yield {"setting": setting, "name": name, "needs": needed, "what": what}
+    for name, what in (GRANULARITIES | GRANULARITY_FORMS).items():
+        yield {"setting": "granularity", "name": name, "needs": "", "what": what}
