@@ -53,7 +53,7 @@ class Movement(Method):
     """Learning rate of the scores when yours is at its peak."""
     optimizer: Literal["adam", "sgd"] = "adam"
     strength: Annotated[float, Field(ge=0)] = 1.0
-    """Soft only: weight of the penalty, reached with the threshold."""
+    """Weight of the penalty, reached with the threshold; soft only."""
     min_kept: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Share of every tensor or group that stays, whatever its scores, as in the authors' code."""
 
