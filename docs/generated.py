@@ -1,22 +1,27 @@
 """What the documentation takes from the code and the benchmarks, so that nothing is written twice.
 
 ``conf.py`` calls ``write_all`` before each build: help texts of the command line, tables of the
-registries, the schema of the config, and figures drawn from ``benchmarks/results``.
+registries, the schema of the config, and what ``benchmarks/results`` says; ``figures.py`` draws it.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from statistics import median
+from typing import Any
+
+from figures import RESULTS, cifar_figure, methods_figure, movement_figure
 
 from secateur import Config, criteria, methods, schedules
 from secateur.cli import main
 from secateur.cli.commands import COMMANDS
 from secateur.nni.settings import LEGACY, Entry
+from secateur.settings import GRANULARITIES, GRANULARITY_FORMS
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 PRUNER_OF = {
     "magnitude": "LevelPruner",
     "l1": "L1NormPruner",
@@ -24,6 +29,8 @@ PRUNER_OF = {
     "fpgm": "FPGMPruner",
 }
 """Criterion → the pruner of the CIFAR benchmark that uses it."""
+COMPARED = ("taylor", "slim", "movement", "random", "agp")
+"""The methods whose pages show them among all methods of the benchmark with training."""
 
 
 def write_all(folder: Path) -> None:
@@ -34,6 +41,9 @@ def write_all(folder: Path) -> None:
         (folder / f"help-{name}.txt").write_text(help_of(name), encoding="utf-8")
     for name, pruner in PRUNER_OF.items():
         (folder / f"cifar-{name}.svg").write_text(cifar_figure(pruner), encoding="utf-8")
+    for name in COMPARED:
+        (folder / f"methods-{name}.svg").write_text(methods_figure(name), encoding="utf-8")
+    (folder / "movement.svg").write_text(movement_figure(), encoding="utf-8")
     for kind, registry in (("criteria", criteria), ("schedules", schedules), ("methods", methods)):
         lines = [
             f"| [`{name}`]({_page(kind, name)}) | {first_line(registry[name])} |"
@@ -41,8 +51,10 @@ def write_all(folder: Path) -> None:
         ]
         table = "\n".join([f"| {kind} | |", "|:---|:---|", *lines])
         (folder / f"{kind}.md").write_text(table + "\n", encoding="utf-8")
+    (folder / "granularities.md").write_text(granularities(), encoding="utf-8")
     (folder / "config.md").write_text(config_table(), encoding="utf-8")
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
+    (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
 
 
 def _page(kind: str, name: str) -> str:
@@ -62,6 +74,12 @@ def help_of(command: str) -> str:
     with redirect_stdout(text):
         main([command, "--help"])
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def granularities() -> str:
+    """Return each granularity and what it removes as one, as a table."""
+    rows = [f"| `{name}` | {what} |" for name, what in (GRANULARITIES | GRANULARITY_FORMS).items()]
+    return "\n".join(["| granularity | removed as one |", "|:---|:---|", *rows]) + "\n"
 
 
 def config_table() -> str:
@@ -84,42 +102,35 @@ def nni_keys() -> str:
     )
 
 
-def cifar_figure(pruner: str) -> str:
-    """Return accuracy against ratio on CIFAR-10, with one pruner in the foreground, as SVG."""
-    rows = json.loads((RESULTS / "cifar.json").read_text())["data"]["pruned"]
-    rows = [r for r in rows if r["model"] == "resnet20" and r["images"] == "lossless"]
-    left, top, width, height = 52, 16, 520, 210
+def coverage() -> str:
+    """Return what the benchmark of coverage found: a table by family, then one of each family."""
+    families = json.loads((RESULTS / "coverage.json").read_text())["data"]
+    families = {family: models for family, models in families.items() if models}
+    lines = ["| family | models | covered | median reach | Torch-Pruning runs |", _columns(5)]
+    for family, models in families.items():
+        covered = sum(row["status"] == "ok" for row in models.values())
+        reached = [row["reach"] for row in models.values() if "reach" in row]
+        peers = [row["peer"]["status"] == "ok" for row in models.values() if "peer" in row]
+        lines.append(
+            f"| {family} | {len(models)} | {covered} ({covered / len(models):.1%}) "
+            f"| {f'{median(reached):.1%}' if reached else '–'} "
+            f"| {f'{sum(peers)} of {len(peers)}' if peers else '–'} |"
+        )
+    for family, models in families.items():
+        lines += ["", f"<details><summary>{family}: {len(models)} models</summary>", ""]
+        lines += ["| model | covered | reach | Torch-Pruning |", _columns(4)]
+        lines += [_model(name, row) for name, row in sorted(models.items())]
+        lines += ["", "</details>"]
+    return "\n".join(lines) + "\n"
 
-    def at(ratio: float, accuracy: float) -> str:
-        return f"{left + width * ratio / 0.8:.1f} {top + height * (1 - accuracy / 100):.1f}"
 
-    parts = [
-        f'<text x="{left - 8}" y="{top + height * (1 - y / 100) + 4:.0f}" text-anchor="end" '
-        f'class="soft">{y}</text><path class="line" opacity=".35" '
-        f'd="M{at(0, y)}L{at(0.8, y)}"/>'
-        for y in (0, 25, 50, 75, 100)
-    ]
-    parts += [
-        f'<text x="{left + width * x / 0.8:.0f}" y="{top + height + 18}" text-anchor="middle" '
-        f'class="soft">{x:.0%}</text>'
-        for x in (0.1, 0.3, 0.5, 0.7)
-    ]
-    for name in sorted({r["pruner"] for r in rows}, key=lambda n: n == pruner):
-        points = sorted((r["ratio"], r["completed"]) for r in rows if r["pruner"] == name)
-        line = "L".join(at(*point) for point in points)
-        style = 'class="a"' if name == pruner else 'class="line" opacity=".5"'
-        parts.append(f'<path {style} d="M{line}"><title>{name}</title></path>')
-        for ratio, accuracy in points if name == pruner else ():
-            x, y = at(ratio, accuracy).split()
-            parts.append(
-                f'<circle class="fa" cx="{x}" cy="{y}" r="4"/>'
-                f'<text x="{float(x) + 8:.1f}" y="{float(y) - 8:.1f}">{accuracy:.1f} %</text>'
-            )
-    body = "\n".join(parts)
-    return (
-        f'<figure class="drawing"><svg viewBox="0 0 {left + width + 70} {top + height + 30}" '
-        f'role="img" aria-label="accuracy against sparsity, {pruner}">\n{body}\n</svg>\n'
-        f"<figcaption>CIFAR-10 accuracy of ResNet-20 in one shot, without fine-tuning, against the "
-        f"sparsity of each layer; in grey the other three. Measured by benchmarks/cifar.py."
-        f"</figcaption></figure>\n"
-    )
+def _columns(number: int) -> str:
+    return "|:---|" + "---:|" * (number - 1)
+
+
+def _model(name: str, row: Mapping[str, Any]) -> str:
+    error = row.get("error", "").partition("\n")[0][:120].replace("`", "'").replace("|", "¦")
+    why = f"{row['status']}: `{error}`" if error else row["status"]
+    reached = f"{row['reach']:.1%}" if "reach" in row else "–"
+    peer = row["peer"]["status"].replace("ok", "runs") if "peer" in row else "–"
+    return f"| {name} | {'yes' if row['status'] == 'ok' else f'no, {why}'} | {reached} | {peer} |"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import json
 import re
 import shlex
 import sys
@@ -96,3 +98,51 @@ def test_method_when_registered_then_has_a_page_that_draws_on_its_docstring(name
 def test_schedule_when_registered_then_is_on_their_page() -> None:
     page = (ROOT / "docs" / "methods" / "schedules.md").read_text()
     assert all(name in page for name in schedules)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """Return the module that draws the figures, reading results from an empty folder."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    module = importlib.import_module("figures")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_methods_figure_when_old_rows_and_one_seed_then_longest_runs_and_no_spread(
+    figures: ModuleType, tmp_path: Path
+) -> None:
+    rows = [
+        {"model": "resnet56", "method": method, "steps": steps, "accuracy": accuracy}
+        for method, steps, accuracy in [
+            ("l2", 40, 11.0),
+            ("slim", 40, 12.0),
+            ("l2", 500, 88.0),
+            ("l2", 500, 90.0),
+            ("tp slim", 500, 87.0),
+        ]
+    ]
+    (tmp_path / "methods.json").write_text(json.dumps({"data": rows}))
+    drawn = figures.methods_figure("slim")
+    assert re.findall(r">([^<>]*)</text>\n", drawn)[-2:] == ["89.0 ± 1.4", "87.0"]
+    assert re.findall('"600">([^<]*)<', drawn) == ["Torch-Pruning: slim", "87.0"]
+    assert "ResNet-56, cut to at most half of its MACs and trained for 500 steps" in drawn
+    assert "1 to 2 seeds" in drawn
+
+
+@pytest.mark.parametrize("methods", [["movement"], ["magnitude", "movement", "dense"]])
+def test_movement_figure_when_methods_are_missing_then_it_draws_the_others(
+    figures: ModuleType, tmp_path: Path, methods: list[str]
+) -> None:
+    rows = [
+        {"method": method, "kept": kept, "steps": 9, "batch": 4, "layers": 2, "accuracy": 80.0}
+        for method in methods
+        for kept in ([1.0] if method == "dense" else [0.7, 0.05])
+    ]
+    (tmp_path / "movement.json").write_text(json.dumps({"data": rows}))
+    drawn = figures.movement_figure()
+    assert [
+        name in drawn.partition("figcaption")[0] for name in (">magnitude<", ">dense 80.0<")
+    ] == [len(methods) > 1] * 2
+    assert "first 2 layers" in drawn
+    assert "9 steps of fine-tuning; one seed" in drawn
