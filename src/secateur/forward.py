@@ -11,18 +11,27 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, and back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, in which it runs the operations that its code names."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with in_eval_mode(model):
+        torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def random_kept() -> AbstractContextManager[None]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
+from .forward import in_eval_mode
 from .types import Example, call_arguments
 
 SHORTEST = 0.005
@@ -71,7 +72,7 @@ def latency(
         stack.enter_context(torch.inference_mode())
         timers: dict[str, tuple[Timer, int]] = {}
         for name, model in models.items():
-            stack.enter_context(_eval_mode(model))
+            stack.enter_context(in_eval_mode(model))
             timer = Timer(
                 "model(*args, **kwargs)",
                 globals={"model": model, "args": args, "kwargs": kwargs},
@@ -101,14 +102,3 @@ def state_bytes(model: nn.Module) -> int:
     state = model.state_dict(keep_vars=True).values()
     tensors = {id(t): t for t in state if isinstance(t, torch.Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
