@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
@@ -29,3 +34,17 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 nitpicky = False
+
+
+def show_bare_types(app: Any, tree: nodes.document) -> None:
+    """Show ``Annotated[float, …]`` as ``float``: the limits are pydantic's to tell."""
+    for annotation in tree.findall(addnodes.desc_annotation):
+        text = annotation.astext()
+        bare = re.sub(r"Annotated\[(\w+), .*\]", r"\1", text)
+        if bare != text:
+            annotation.children = [nodes.Text(bare)]
+
+
+def setup(app: Any) -> None:
+    """Called by sphinx."""
+    app.connect("doctree-read", show_bare_types)
