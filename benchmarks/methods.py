@@ -7,7 +7,8 @@ comparable ones get the same.  Only channels inside of blocks go: Torch-Pruning 
 zero channels that these networks' shortcuts add, and fails.  Rows are kept in
 results/methods.jsonl as they are made, so that an interrupted run goes on where it was.
 
-    python -m benchmarks.methods                     # what results/methods.md holds
+    python -m benchmarks.methods                     # what results/methods.md holds; hours on a CPU
+    python -m benchmarks.methods --device cuda
     python -m benchmarks.methods --depth 20 --steps 20 --seeds 0
 """
 
@@ -204,7 +205,7 @@ def main() -> int:
     every = [*ONE_SHOT, *TRAINED, *TORCH_PRUNING]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--depth", type=int, default=56)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=504)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=every, choices=every)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))

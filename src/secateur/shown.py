@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.jupyter import JupyterMixin
 
 
-class Shown(JupyterMixin):
-    """``print`` writes what Rich shows, without colours; a notebook shows it as HTML.
-
-    A subclass defines ``__rich_console__``.
-    """
+class Shown(JupyterMixin, ABC):
+    """``print`` writes what Rich shows, without colours; a notebook shows it as HTML."""
 
     text_width: ClassVar[int] = 100
 
+    @abstractmethod
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        raise NotImplementedError
+        """Yield what is shown, as Rich asks for it."""
 
     def __str__(self) -> str:
         console = Console(width=self.text_width, color_system=None)

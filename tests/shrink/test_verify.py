@@ -154,3 +154,23 @@ def test_verification_when_printed_then_it_says_how_far_and_what_was_expected():
         "outputs differ by 1.2e-07 relative on 2 inputs (exact)"
     )
     assert "inexact, as reported" in str(Verification(0.1, 1e-4, False, 2))
+
+
+class Asked(nn.Module):
+    """Notes whether convolutions may round to TF32 while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(torch.backends.cudnn.allow_tf32)
+        return x
+
+
+def test_run_when_convolutions_may_round_to_tf32_then_not_while_it_runs(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model = Asked()
+    run(model, torch.zeros(2))
+    assert model.seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32 is True

@@ -24,7 +24,10 @@ from .verify import Verification
 
 @dataclass
 class Result(Shown):
-    """A smaller model and everything that is known of how it came about."""
+    """A smaller model and everything that is known of how it came about.
+
+    ``masks`` may be expanded views: ``contiguous()`` one before writing to it or to a file.
+    """
 
     model: nn.Module
     plan: Plan
