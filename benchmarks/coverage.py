@@ -3,12 +3,14 @@
 Every model gets random weights.  Half of every exact group is cut, grids one axis at a time, and
 the smaller model is compared with the masked one; then inexact groups are cut as well, and the
 forward must run.  A model that is cut, differs, and was not reported inexact is SILENT: one of
-them fails the benchmark.  Each model runs in a process of its own with a limit on time; results
-are kept after each, so that a run that was stopped goes on where it was.
+them fails the benchmark.  Both libraries have equally long for the pruning itself.  Each model
+runs in a process of its own; results are kept after each, so that a run that was stopped goes on
+where it was.
 
     python -m benchmarks.coverage                                  everything that has no result yet
     python -m benchmarks.coverage --family timm --only '*vit*' --again
     python -m benchmarks.coverage --failed --ours                  what failed, without the peer
+    python -m benchmarks.coverage --jobs 2                         two models at a time
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import json
 import multiprocessing
 import statistics
 import sys
-import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from typing import Any
 
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import secateur
+from benchmarks.limits import Clock, Late, Outcome, in_a_process
 from benchmarks.models import FAMILIES, build
 from benchmarks.record import FOLDER, table, write
 from secateur.forward import evaluating, random_kept
@@ -49,26 +52,27 @@ TOLERANCE_64 = 1e-8  # the same in float64: what proves that a difference in flo
 CHEAP = 25e6  # parameters up to which float64 is run as well
 REACH = 0.95
 
-Outcome = dict[str, Any]
 
-
-def examine(family: str, name: str) -> Outcome:
-    """Return what secateur makes of one model."""
-    stage = "build fails"
+def examine(family: str, name: str, limit: float) -> Outcome:
+    """Return what secateur makes of one model; analysis, first cut and comparison are timed."""
+    stage, clock = "build fails", Clock(limit)
     try:
         model, example = build(family, name)
         stage = "trace fails"
-        structure = secateur.analyze(model, example)
+        with clock:
+            structure = secateur.analyze(model, example)
         found = _facts(structure)
         stage = "cut fails"
-        found |= _exact(model, structure, example)
+        found |= _exact(model, structure, example, clock)
         if found["status"] == "ok":
             stage = "inexact cut fails"
             masked_and_cut(model, structure, structure.independent(inexact=True), example)
     except Exception as error:  # whatever a model of somebody else's raises
         found = {} if stage in ("build fails", "trace fails") else found
         found |= {"status": stage, "error": f"{type(error).__name__}: {error}"[:600]}
-    return found
+    except Late:
+        found = {"status": "too slow"}
+    return found | clock.facts()
 
 
 def _facts(structure: Structure) -> Outcome:
@@ -107,14 +111,15 @@ def _product(numbers: list[int]) -> int:
     return total
 
 
-def _exact(model: nn.Module, structure: Structure, example: Example) -> Outcome:
+def _exact(model: nn.Module, structure: Structure, example: Example, clock: Clock) -> Outcome:
     """Cut half of every exact group and compare; groups of one grid are cut in separate rounds."""
     if not any(g.size > 1 for g in structure.groups):
         return {"status": "nothing to cut"}
     worst, worst64, effect = 0.0, None, None
     wide: tuple[nn.Module, Example] | None = None
     for groups in rounds(structure):
-        masked, small = masked_and_cut(model, structure, groups, example)
+        with clock if effect is None else nullcontext():  # later rounds are further checks
+            masked, small = masked_and_cut(model, structure, groups, example)
         worst = max(worst, gap := difference(masked, small))
         if effect is None:  # of the masks on the outputs; a test of nothing would show as 0
             effect = difference(forward(model, example), masked)
@@ -193,12 +198,13 @@ def masked_and_cut(
         surgery.undo()
 
 
-def peer(family: str, name: str) -> Outcome:
+def peer(family: str, name: str, limit: float) -> Outcome:
     """Return what Torch-Pruning makes of one model: it runs, and its outputs have their shapes.
 
     Told what its manual asks for: the layers that make the outputs are ignored.  Not told the
     numbers of heads, which its manual asks for as well, because no person has written them down.
     """
+    clock = Clock(limit)
     try:
         import torch_pruning
 
@@ -210,43 +216,23 @@ def peer(family: str, name: str) -> Outcome:
             for module in model.modules()
             if getattr(module, "out_features", getattr(module, "out_channels", 0)) in widths
         ]
-        torch_pruning.pruner.BasePruner(
-            model,
-            example,
-            importance=torch_pruning.importance.MagnitudeImportance(p=2),
-            pruning_ratio=0.5,
-            ignored_layers=last,
-        ).step()
+        with clock:
+            torch_pruning.pruner.BasePruner(
+                model,
+                example,
+                importance=torch_pruning.importance.MagnitudeImportance(p=2),
+                pruning_ratio=0.5,
+                ignored_layers=last,
+            ).step()
         after = forward(model, example)
-        if [x.shape for x in before[0]] != [x.shape for x in after[0]]:
-            return {"status": "other shapes"}
-        params = sum(p.numel() for p in model.parameters())
+        same = [x.shape for x in before[0]] == [x.shape for x in after[0]]
+        found: Outcome = {"status": "ok" if same else "other shapes"}
+        found["params"] = sum(p.numel() for p in model.parameters())
     except Exception as error:  # whatever it raises on a model
-        return {"status": "fails", "error": f"{type(error).__name__}: {error}"[:300]}
-    return {"status": "ok", "params": params}
-
-
-def in_a_process(task: Callable[[str, str], Outcome], seconds: float, *of: str) -> Outcome:
-    """Return what a task says of a model, or that it died or was too slow."""
-    context = multiprocessing.get_context("fork")  # torch and the libraries are loaded already
-    ours, theirs = context.Pipe(duplex=False)
-
-    def work() -> None:
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        theirs.send(task(*of))
-
-    start = time.perf_counter()
-    process = context.Process(target=work)
-    process.start()
-    theirs.close()
-    try:
-        found: Outcome = ours.recv() if ours.poll(seconds) else {"status": "too slow"}
-    except EOFError:
-        found = {"status": "died"}
-    process.kill()
-    process.join()
-    return found | {"seconds": round(time.perf_counter() - start, 1)}
+        found = {"status": "fails", "error": f"{type(error).__name__}: {error}"[:300]}
+    except Late:
+        found = {"status": "too slow"}
+    return found | clock.facts()
 
 
 def report(results: Mapping[str, Mapping[str, Outcome]]) -> str:
@@ -290,10 +276,16 @@ def report(results: Mapping[str, Mapping[str, Outcome]]) -> str:
         "the output layers ignored, it runs and gives outputs of the right shapes; whether they "
         "are the right numbers was not checked."
     )
-    peers = [r["peer"] for models in results.values() for r in models.values() if "peer" in r]
-    late = [p.get("limit", 600) for p in peers if p["status"] == "too slow"]
-    if late:
-        text += f"  It was stopped on {len(late)} models, after {min(late):.0f} s or more."
+    judged = [r for models in results.values() for r in models.values()]
+    peers = [r["peer"] for r in judged if "peer" in r]
+    limits = {r["limit"] for r in [*judged, *peers] if "limit" in r}
+    late = sum(p["status"] == "too slow" for p in peers)
+    if limits:
+        text += (
+            f"  Each had {min(limits):.0f} s for the pruning of a model: ours for the analysis, "
+            "the first cut and its comparison with the masked model, Torch-Pruning for its pruner "
+            f"and its step.  Torch-Pruning was stopped on {late} models."
+        )
     if failures:
         text += "\n\n" + table(["not covered", "status", "error"], failures)
     if unknown:
@@ -310,8 +302,8 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also those that have a result")
     parser.add_argument("--failed", action="store_true", help="also those that are not covered")
     parser.add_argument("--ours", action="store_true", help="without Torch-Pruning")
-    parser.add_argument("--seconds", type=float, default=600, help="limit for one model")
-    parser.add_argument("--peer-seconds", type=float, default=600, help="for Torch-Pruning")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for pruning one model")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--name", default="coverage", help="results/<name>.json and .md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -325,22 +317,34 @@ def main() -> int:
         for name in FAMILIES[family].names
         if fnmatch(name, options.only)
     ]
-    for family, name in tasks:
-        known = results[family].get(name)
-        failed = known is not None and options.failed and known["status"] != "ok"
-        if known is None or options.again or failed:
-            found = in_a_process(examine, options.seconds, family, name)
-            before = {"peer": known["peer"]} if known and "peer" in known else {}
-            results[family][name] = before | found
-            print(f"{family}: {name}", json.dumps(found), flush=True)
-        if not options.ours and "peer" not in results[family][name]:
-            theirs = in_a_process(peer, options.peer_seconds, family, name)
-            results[family][name]["peer"] = theirs | {"limit": options.peer_seconds}
-        elif known is results[family][name]:
-            continue
-        _save(options.name, results)
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
+        running = {
+            pool.submit(_judge, family, name, results[family].get(name), options): (family, name)
+            for family, name in tasks
+        }
+        for done in as_completed(running):
+            family, name = running[done]
+            if done.result() != results[family].get(name):
+                found = results[family] | {name: done.result()}
+                results[family] = {n: found[n] for n in FAMILIES[family].names if n in found}
+                print(f"{family}: {name}", json.dumps(done.result()), flush=True)
+                _save(options.name, results)
     print(report(results))
     return int(any(r["status"] == "SILENT" for ms in results.values() for r in ms.values()))
+
+
+def _judge(family: str, name: str, known: Outcome | None, options: argparse.Namespace) -> Outcome:
+    """Return what is known of a model, with what was asked for measured."""
+    failed = known is not None and options.failed and known["status"] != "ok"
+    if known is None or options.again or failed:
+        found = in_a_process(examine, family, name, options.limit)
+        if options.ours and known and "peer" in known:
+            found["peer"] = known["peer"]
+    else:
+        found = dict(known)
+    if not options.ours and "peer" not in found:
+        found["peer"] = in_a_process(peer, family, name, options.limit)
+    return found
 
 
 def _save(name: str, results: Any) -> None:
