@@ -282,9 +282,9 @@ def report(results: Mapping[str, Mapping[str, Outcome]]) -> str:
     late = sum(p["status"] == "too slow" for p in peers)
     if limits:
         text += (
-            f"  Each had {min(limits):.0f} s for the pruning of a model: ours for the analysis, "
-            "the first cut and its comparison with the masked model, Torch-Pruning for its pruner "
-            f"and its step.  Torch-Pruning was stopped on {late} models."
+            f"  Each had {min(limits):.0f} s of processor time for pruning a model: ours for "
+            "the analysis, the first cut and its comparison with the masked model, Torch-Pruning "
+            f"for its pruner and its step.  Torch-Pruning was stopped on {late} models."
         )
     if failures:
         text += "\n\n" + table(["not covered", "status", "error"], failures)
@@ -302,7 +302,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also those that have a result")
     parser.add_argument("--failed", action="store_true", help="also those that are not covered")
     parser.add_argument("--ours", action="store_true", help="without Torch-Pruning")
-    parser.add_argument("--limit", type=float, default=60, help="seconds for pruning one model")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for pruning one model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--name", default="coverage", help="results/<name>.json and .md")
     options = parser.parse_args()
