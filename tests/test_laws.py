@@ -135,8 +135,11 @@ def test_cut_when_half_of_every_exact_group_goes_then_equals_the_masked_model(
     dense: Dense, criterion: str, scope: str, record_property
 ):
     groups = [group for group in dense.structure.exact if group.size >= 2]
-    pool = "all" if scope == "global" else None
-    requests = [Request(score(dense, g, criterion), sparsity=0.5, pool=pool) for g in groups]
+    pools = ["all" if scope == "global" and not g.sized else None for g in groups]  # equally many
+    requests = [
+        Request(score(dense, g, criterion), sparsity=0.5, pool=pool)
+        for g, pool in zip(groups, pools, strict=True)
+    ]
     keeps = dict(zip((g.name for g in groups), select(requests).keeps, strict=True))
     plan = Plan.from_keeps(dense.structure, keeps)
     if scope == "local":

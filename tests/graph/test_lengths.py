@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.graph.axes import Atom, Axis, atoms, concat, product
-from secateur.graph.lengths import Named, Sizing, add, multiply, now, solve
+from secateur.graph.equations import Named, solve
+from secateur.graph.lengths import Sizing, add, multiply, now
 from secateur.graph.origins import Attribute, Origin, Size
 
 HEADS, WIDTH, OTHER = (Attribute("attention", name) for name in ("heads", "width", "other"))
@@ -105,6 +106,14 @@ def test_attribute_when_code_adds_it_to_another_then_the_sum_is_the_two_axes_in_
     }
 
 
+def test_attribute_when_code_passes_what_it_leaves_of_another_then_it_is_their_sum():
+    first, rest = Atom(4), Atom(8)
+    left = Origin.of(OTHER).plus(Origin.of(WIDTH), -1)  # split(x, [width, other - width])
+    solved = Equations((first, origin(WIDTH)), (rest, left))
+    assert first.frozen is rest.frozen is None
+    assert now(solved.bindings[OTHER][0], {first: 3, rest: 5}.__getitem__) == 8
+
+
 def test_attribute_when_code_adds_a_literal_then_as_many_positions_stay():
     inner, padded = Atom(8), Atom(10)
     solved = Equations((inner, origin(WIDTH)), (padded, origin(WIDTH).plus(origin(2))))
@@ -181,6 +190,34 @@ def test_size_when_code_passes_half_of_it_then_the_halves_are_tied():
     assert Equations((left, half), sizes=[concat(left, right)]).tied == [{left, right}]
 
 
+@pytest.mark.parametrize(("heads", "width"), [(3, 16), (16, 3)])
+def test_size_when_it_is_a_product_then_the_larger_factor_is_left_and_pieces_follow_it(
+    heads, width
+):
+    factors, channels = [Atom(heads), Atom(width)], Atom(heads * width)
+    solved = Equations((product(*factors), origin(Size(0, 0))), sizes=[channels])
+    smaller, larger = sorted(factors, key=lambda atom: atom.size)
+    assert smaller.frozen == f"written at {product(*factors)}"
+    assert solved.tied == [{larger, *atoms(channels)}]
+    assert [piece.size for piece in atoms(channels)] == [16, 16, 16]
+
+
+def test_size_when_both_sides_are_products_of_like_factors_then_like_follows_like():
+    heads, width, others, widths = Atom(4), Atom(6), Atom(4), Atom(6)
+    solved = Equations((product(heads, width), origin(Size(0, 0))), sizes=[product(others, widths)])
+    assert sorted(solved.tied, key=lambda s: max(a.size for a in s)) == [
+        {heads, others},
+        {width, widths},
+    ]
+    assert heads.frozen is width.frozen is None
+
+
+def test_size_when_it_is_a_product_of_other_sizes_then_nothing_of_it_is_free():
+    parts, sizes = [Atom(4), Atom(9)], [Atom(6), Atom(6)]
+    Equations((product(*parts), origin(Size(0, 0))), sizes=[product(*sizes)])
+    assert all(atom.frozen for atom in [*parts, *sizes])
+
+
 # literals and chunks
 
 
@@ -216,9 +253,9 @@ def test_chunks_when_nothing_else_is_said_then_they_are_sized_together():
 
 def test_chunks_when_they_are_grids_with_one_factor_in_common_then_the_other_factors_are_tied():
     width, first, second = Atom(16), Atom(4), Atom(4)
-    Equations(equal=[(product(first, width), product(second, width))])
-    # heads · width = heads' · width is not linear: freezing is allowed, being unequal is not
-    assert all(atom.frozen for atom in (first, second)) or first.frozen is second.frozen is None
+    solved = Equations(equal=[(product(first, width), product(second, width))])
+    assert solved.tied == [{first, second}]
+    assert width.frozen is None
 
 
 def test_chunks_when_their_sizes_differ_then_both_are_frozen():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Protocol
 
@@ -245,6 +246,8 @@ class CallWatcher(TorchFunctionMode):
     ) -> Any:
         if func == _SHAPE or func is Tensor.size:  # a method-wrapper is made anew at each look
             return self._shape(func(*args, **(kwargs or {})), args)
+        if func in _COUNT:
+            return prod(self._shape(args[0].size(), args))
         if func is F.scaled_dot_product_attention:
             self._scale(args, kwargs or {})
         elif func in _MAKE_VALUES:
@@ -291,6 +294,7 @@ class CallWatcher(TorchFunctionMode):
 
 
 _MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
+_COUNT = {torch.numel, Tensor.numel, Tensor.nelement}
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 

@@ -11,7 +11,8 @@ from secateur.errors import AxisError, RuleError
 
 from .axes import Atom, atoms, freeze
 from .conditions import ALWAYS, Masked, every
-from .lengths import Named, Sizing, solve
+from .equations import Named, solve
+from .lengths import Sizing
 from .origins import Attribute, Origin, Size
 from .program import Op, Recording, Ref
 from .rules import rule_for

@@ -2,7 +2,7 @@
 
 A size that a model's code passes to ``view``, ``split`` or ``pad`` is computed from module
 attributes (``self.num_heads``), tensor sizes (``x.shape[1]``) and literals.  ``attributes`` follows
-them while the model runs; ``lengths`` makes equations of them.
+them while the model runs; ``equations`` makes equations of them.
 """
 
 from __future__ import annotations

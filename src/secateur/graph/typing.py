@@ -15,7 +15,7 @@ from secateur.errors import AxisError
 
 from .axes import Atom, Axis, concat, cut, factor, freeze, product, unify
 from .conditions import ALWAYS, Condition, Never, either, every
-from .lengths import Named
+from .equations import Named
 from .origins import Attribute, Origin
 
 COMPUTES = "the code computes a number from its size"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from tests.graph.rules.harness import FC, GROUPED, Case, check, layer, numbers, over
+from tests.graph.rules.harness import FC, GROUPED, Case, check, features, layer, numbers, over
 from tests.graph.rules.laws import Law
+
+
+def pointwise_and_sum(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.mid(x.unsqueeze(1)).squeeze(1)
+    return y + y.sum(-1, keepdim=True)
+
 
 CASES = {
     "conv1d": layer(nn.Conv1d(8, 6, 3), 1, after=6, exact=FC),
@@ -33,6 +39,19 @@ CASES = {
         exact={"first": 4, "first[1]": 2, "mid:1": 3},
     ),
     "transposed-depthwise": layer(nn.ConvTranspose2d(8, 8, 3, groups=8)),
+    "over-features": features(  # channels of size 1, so that features are its space
+        pointwise_and_sum, mid=nn.Conv1d(1, 1, 1, bias=False)
+    ),
+    "over-features-biased": features(  # the bias, which no mask removes, is in the sum
+        pointwise_and_sum, mid=nn.Conv1d(1, 1, 1), exact={}, inexact={"first": "summed over"}
+    ),
+    "over-features-strided": features(
+        lambda m, x: m.mid(x.unsqueeze(1)).squeeze(1),
+        mid=nn.Conv1d(1, 1, 1, stride=2),
+        after=4,
+        exact={},
+        frozen={"first": "a spatial dimension"},
+    ),
     "unbatched": Case(
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)), numbers(3, 6, 6), {"0": 8}
     ),

@@ -90,7 +90,7 @@ CASES = {
         lambda m, x: torch.stack(x.unbind(1), 1), exact={}, frozen={"first": "one by one"}
     ),
     "flatten": Case(
-        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 2)),
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 36, 2)),
         numbers(2, 3, 6, 6),
         {"0": 8},
         frozen={"2:1": "a spatial dimension"},

@@ -107,7 +107,6 @@ def convolution(
     *_: Any,
 ) -> Typed:
     """Input (N, in, *) with weight (out, in/groups, *); transposed (in, out/groups, *)."""
-    t.freeze(x.dims[2:], "a spatial dimension")
     t.freeze(weight.dims[2:], "a kernel dimension")
     ours, theirs = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
     if groups == 1:
@@ -116,8 +115,21 @@ def convolution(
     else:
         out = _grouped(t, x[1], weight, groups, transposed)
     out = with_bias(t, out, bias[0] if bias else None)
-    space = [t.fresh(size, "a spatial dimension") for size in t.out[0][2:]]
+    steps = zip(weight.shape[2:], _each(stride, x), _each(padding, x), strict=True)
+    space = [
+        across(t, [dim], bias)[0] if step == (1, 1, 0) else _mixed(t, dim, size)
+        for dim, size, step in zip(x.dims[2:], t.out[0][2:], steps, strict=True)
+    ]
     return Typed((*across(t, x.dims[:1], bias), out, *space))
+
+
+def _each(given: Sequence[int], x: Typed) -> Sequence[int]:
+    return [*given] * (len(x) - 2) if len(given) == 1 else given
+
+
+def _mixed(t: Typing, dim: Dim, size: int) -> Dim:
+    t.freeze(dim, "a spatial dimension")
+    return t.fresh(size, "a spatial dimension")
 
 
 _CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
