@@ -39,7 +39,7 @@ from benchmarks.record import FOLDER, table, write
 from secateur.forward import evaluating, random_kept
 from secateur.graph.axes import Atom, Axis, Concat, find
 from secateur.graph.groups import Group
-from secateur.graph.record import tensors_of
+from secateur.graph.record import results_of
 from secateur.graph.rules import rule_for
 from secateur.shrink import Plan, group_masks
 from secateur.shrink.cut import Surgery
@@ -157,7 +157,7 @@ def forward(model: nn.Module, example: Example) -> list[list[Tensor]]:
     args, kwargs = call_arguments(example)
     with evaluating(model), torch.no_grad(), random_kept():
         torch.manual_seed(0)
-        return [[x.clone() for x in tensors_of(model(*args, **kwargs))]]
+        return [[x.clone() for x in results_of(model, model(*args, **kwargs))]]
 
 
 def rounds(structure: Structure) -> Iterator[list[Group]]:

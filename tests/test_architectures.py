@@ -55,3 +55,22 @@ def test_prune_when_a_model_runs_then_it_is_pruned_and_checked(name, call):
             for kind, kept in kinds.items()
             if len({s for n, s in size.items() if re.sub(r"\d+", "#", n) == kind}) == 1
         )
+
+
+WRITERS = [
+    pytest.param(name, marks=() if name in ("llama", "mamba") else pytest.mark.slow)
+    for name, (kind, _) in transformers.ARCHITECTURES.items()
+    if kind in ("decoder", "sequence")
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRITERS)
+def test_generate_when_heads_are_gone_then_the_cache_changes_nothing(name):
+    model, example = build(name)
+    small = sc.prune(model, example, sparsity=0.5).model
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    written = [
+        small.generate(example["input_ids"], use_cache=cache, **options) for cache in (True, False)
+    ]
+    assert torch.equal(*written)

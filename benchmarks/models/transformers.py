@@ -53,9 +53,9 @@ _PICTURE = {
 }
 
 KINDS: Mapping[str, tuple[str, Mapping[str, Any], Callable[[], Example]]] = {
-    "decoder": ("AutoModelForCausalLM", {**_TEXT, "use_cache": False}, _tokens),
+    "decoder": ("AutoModelForCausalLM", _TEXT, _tokens),
     "encoder": ("AutoModelForSequenceClassification", {**_TEXT, "num_labels": 7}, _tokens),
-    "sequence": ("AutoModelForSeq2SeqLM", {**_TEXT, "use_cache": False}, _pairs),
+    "sequence": ("AutoModelForSeq2SeqLM", _TEXT, _pairs),
     "image": ("AutoModelForImageClassification", _PICTURE, _images),
     "stages": ("AutoModelForImageClassification", {"num_labels": 7}, _images),
 }

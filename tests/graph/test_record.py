@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur
 from secateur.errors import TraceError
 from secateur.graph import record
 from secateur.graph.fakes import standing_in
@@ -99,3 +100,36 @@ def test_grouped_mm_when_it_is_fake_then_it_takes_single_precision_as_the_real_o
         model = Experts()
     ends = torch.tensor([1, 3], dtype=torch.int32)
     assert [g.size for g in analyze(model, (torch.zeros(3, 4), ends)).exact] == [8]
+
+
+class Memory:
+    def __init__(self, keys: torch.Tensor):
+        self.keys = keys
+
+
+class Remembers(nn.Module):
+    """A model that hands out what it will take back, as an object or as a plain tensor."""
+
+    def __init__(self, name: str, *, plain: bool = False):
+        super().__init__()
+        self.name, self.plain = name, plain
+        self.key, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, memory: Memory | None = None) -> dict[str, object]:
+        keys = self.key(x)
+        return {"y": self.out(keys), self.name: keys if self.plain else Memory(keys)}
+
+
+def test_analyze_when_the_model_hands_out_its_own_memory_then_that_may_shrink():
+    model, x = Remembers("memory").eval(), torch.randn(2, 3)
+    result = secateur.prune(model, x, sparsity=0.5)
+    assert result.model.key.out_features == 4
+    assert result.model(x)["memory"].keys.shape == (2, 4)
+    assert result.verification is not None
+    assert result.verification.passed
+
+
+@pytest.mark.parametrize(("name", "plain"), [("state", False), ("memory", True)])
+def test_analyze_when_it_is_no_memory_that_it_takes_back_then_it_keeps_its_shape(name, plain):
+    structure = analyze(Remembers(name, plain=plain), torch.randn(2, 3))
+    assert structure.groups == ()

@@ -276,7 +276,7 @@ def test_drop_when_it_is_a_language_model_then_it_generates_with_its_cache():
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
     tokens = torch.randint(1, 64, (2, 7), generator=SEED)
-    inputs = {"input_ids": tokens, "use_cache": False}
+    inputs = {"input_ids": tokens}
     result = sc.drop_blocks(model, ["model.layers.0"], inputs)
     assert result.verification.passed
     options = {"max_new_tokens": 6, "do_sample": False}

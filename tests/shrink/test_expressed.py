@@ -119,7 +119,7 @@ def llama() -> Any:
 
 
 TOKENS = torch.randint(1, 64, (2, 7), generator=SEED)
-INPUTS = {"input_ids": TOKENS, "use_cache": False}
+INPUTS = {"input_ids": TOKENS}
 
 
 def generated(model: nn.Module) -> Tensor:

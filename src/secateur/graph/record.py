@@ -8,9 +8,11 @@ values.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -246,8 +248,33 @@ def _record(
                 f"({shapes or 'no tensors'}), in {''.join(failed) or 'the model'!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        recording.outputs = [recorder.ref(x).value for x in tensors_of(out)]
+        recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
     return recording
+
+
+def results_of(model: nn.Module, out: Any) -> Iterator[Tensor]:
+    """Yield the tensors that a forward computed for its caller.
+
+    An object that goes out under the name of an argument of forward is none of them: it is the
+    model's own memory (a cache of keys and values), which it takes back, and changes with it.
+    """
+    fields = _fields(out)
+    if fields is None:
+        return tensors_of(out)
+    takes = inspect.signature(model.forward).parameters
+    kept = [x for name, x in fields if name not in takes or not _is_object(x)]
+    return tensors_of(kept)
+
+
+def _fields(out: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(out, Mapping):
+        return list(out.items())
+    return list(vars(out).items()) if is_dataclass(out) and _is_object(out) else None
+
+
+def _is_object(x: Any) -> bool:
+    containers = (Tensor, nn.Module, type, Mapping, list, tuple)
+    return hasattr(x, "__dict__") and not isinstance(x, containers)
 
 
 def tensors_of(out: Any) -> Iterator[Tensor]:

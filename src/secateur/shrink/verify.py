@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.forward import evaluating, full_precision, random_kept
-from secateur.graph.record import tensors_of
+from secateur.graph.record import results_of
 from secateur.types import Example, call_arguments
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -64,7 +64,7 @@ def run(model: nn.Module, example: Example, seed: int = 0) -> list[list[Tensor]]
         for trial in trials(example, seed):
             args, kwargs = call_arguments(trial)
             torch.manual_seed(seed)
-            found.append([t.clone() for t in tensors_of(model(*args, **kwargs))])
+            found.append([t.clone() for t in results_of(model, model(*args, **kwargs))])
     return found
 
 
