@@ -31,7 +31,7 @@ def balance(
         return False
     if _solved(difference, reason, sizing):
         return True
-    return freeze_all({key for term in difference for key in term}, reason, sizing)
+    return _freeze_all({key for term in difference for key in term}, reason, sizing)
 
 
 def settle(difference: Polynomial, reason: Any, sizing: Sizing) -> None:
@@ -51,10 +51,10 @@ def settle(difference: Polynomial, reason: Any, sizing: Sizing) -> None:
         if len(linear) == 2 and all(len(term) == 1 for term in linear):
             ((a,), p), (_, q) = linear.items()
             if sizing.members[a].size % abs(Fraction(p) / Fraction(q)).denominator == 0:
-                freeze_all(factors - {kept}, reason, sizing)
+                _freeze_all(factors - {kept}, reason, sizing)
                 balance(linear, {}, reason, sizing, [])
                 return
-    freeze_all({key for term in difference for key in term}, reason, sizing)
+    _freeze_all({key for term in difference for key in term}, reason, sizing)
 
 
 def _paired(difference: Polynomial, sizing: Sizing) -> bool:
@@ -85,7 +85,7 @@ def _known(polynomial: Polynomial, key: int, value: int) -> Polynomial:
     return {term: c for term, c in out.items() if c}
 
 
-def freeze_all(keys: Collection[int], reason: Any, sizing: Sizing) -> bool:
+def _freeze_all(keys: Collection[int], reason: Any, sizing: Sizing) -> bool:
     """Freeze atoms and all that are sized with them; True if any was free."""
     frozen = False
     for key in keys:

@@ -88,7 +88,7 @@ def solve(
                 if atom.frozen is None:
                     freeze(atom, reasons[0])
                     changed = True
-        if products and not changed:  # when all that is certain is said: this one has a choice
+        if products and not changed:  # all that is certain is said; these have a choice
             difference, reason = products[0]
             settle(difference, reason, sizing)
             changed = True
