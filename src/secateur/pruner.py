@@ -25,7 +25,7 @@ from .resume import read_state, write_state
 from .schedules import schedules
 from .shrink import Plan, Result, cut_and_verify, group_masks
 from .shrink import shrink as shrink_masks
-from .stats import Statistics
+from .stats import Statistics, numbers
 from .structure import Structure, analyze
 from .targets import Selectable, scored
 from .targets import selectables as _selectables
@@ -108,7 +108,7 @@ class Pruner:
         self.notes: list[str] = []
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
-        self._level = 0.0
+        self._level = self._kept = 0.0
         self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         self._unwatch = before_each_step(self._before_optimizer)
@@ -181,10 +181,11 @@ class Pruner:
             masks = self.method.complete(masks)
         check_same(masks)
         gone = [s.masked_fill(k, -inf).amax() for s, k in zip(scores, keeps, strict=True) if len(s)]
-        level = max(map(float, gone), default=0.0)
+        level = max(numbers(gone), default=0.0)
         self._level = level if level > -inf else 0.0
         self.notes = notes
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
+        self._kept = sum(numbers(keep.sum() for keep in keeps))
         self.masks = masks
         return masks
 
@@ -233,11 +234,10 @@ class Pruner:
         ``sparsity``: the share of positions masked; ``threshold``: the largest score among them.
         """
         total = sum(len(keep) for keep in self.keeps.values())
-        kept = sum(int(keep.sum()) for keep in self.keeps.values())
         return {
             "pruning_step": float(self.updates),
             "target": self.share,
-            "sparsity": 1 - kept / total if total else 0.0,
+            "sparsity": 1 - self._kept / total if total else 0.0,
             "threshold": self._level,
         }
 
@@ -297,6 +297,7 @@ class Pruner:
         self.calls, self._level = state["calls"], state["level"]
         self.notes = list(state["notes"])
         self.keeps = {name: keep.clone() for name, keep in state["keeps"].items()}
+        self._kept = sum(numbers(keep.sum() for keep in self.keeps.values()))
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
         self.statistics.load_state_dict(state["statistics"])
         self.method.load_state_dict(state["method"])
