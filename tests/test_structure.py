@@ -385,3 +385,31 @@ def test_structure_when_a_notebook_asks_then_it_is_a_table_in_html():
     assert "0.weight:0" in shown["text/html"]
     assert "0.weight:0" in shown["text/plain"]
     assert "\x1b" not in str(structure)
+
+
+def test_independent_when_groups_must_keep_equally_many_then_all_of_them_are_chosen_or_none():
+    class TwoGrids(nn.Module):  # of as many heads, of different widths
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 4
+            self.a, self.b, self.out = nn.Linear(3, 8), nn.Linear(3, 32), nn.Linear(10, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.a(x).view(-1, self.heads, 2).sum(1)
+            b = self.b(x).view(-1, self.heads, 8).sum(1)
+            return self.out(torch.cat([a, b], 1))
+
+    class Named(TwoGrids):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow, self.wide = 2, 8
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.a(x).view(-1, self.heads, self.narrow).sum(1)
+            b = self.b(x).view(-1, self.heads, self.wide).sum(1)
+            return self.out(torch.cat([a, b], 1))
+
+    heads = analyze(TwoGrids(), torch.randn(5, 3)).independent()
+    assert {g.name: g.size for g in heads} == {"a": 4, "b": 4}
+    widths = analyze(Named(), torch.randn(5, 3)).independent()  # b's width, so neither's heads
+    assert {g.name: g.size for g in widths} == {"a[1]": 2, "b[1]": 8}

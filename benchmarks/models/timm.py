@@ -111,19 +111,17 @@ MODELS = sorted(FILES.values())
 
 
 def make(name: str) -> tuple[nn.Module, Tensor]:
-    """Return a model and two images, of 128² where the model can be built for it."""
+    """Return a model and two images, of 128² or 112² where the model can be built for them."""
     import timm
 
     own = timm.get_pretrained_cfg(name).input_size[-1]
-    try:
-        return _runs(timm.create_model(name, img_size=128), 128)
-    except (
-        TypeError,
-        ValueError,
-        AssertionError,
-        RuntimeError,
-    ):  # no such argument, or no such size
-        pass
+    for side in (128, 112):  # of patches of 16 or of 14
+        try:
+            return _runs(timm.create_model(name, img_size=side), side)
+        except TypeError:  # no such argument
+            break
+        except (ValueError, AssertionError, RuntimeError):  # no such size
+            continue
     try:
         return _runs(timm.create_model(name), 128)
     except (ValueError, AssertionError, RuntimeError):

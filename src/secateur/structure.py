@@ -77,14 +77,18 @@ class Structure(Shown):
 
         Of heads and their widths, or convolution groups and their channels, one is chosen: an exact
         one before an inexact one, then the one with more positions; or, ``coarse``, the one whose
-        positions take more parameters with them (whole heads).
+        positions take more parameters with them (whole heads).  Groups that must keep equally many
+        positions are chosen together.
         """
         finer = (lambda g: -g.params) if coarse else (lambda g: -g.size)
         order = sorted(self.groups, key=lambda g: (not g.exact, finer(g)))
         chosen: set[str] = set()
         for group in order:
-            if (group.exact or inexact) and group.size > 1 and not chosen & set(group.grid):
-                chosen.add(group.name)
+            family = [group, *(self[name] for name in group.sized)]
+            if all((g.exact or inexact) and g.size > 1 for g in family):
+                names = {g.name for g in family}
+                if not (chosen - names) & {mate for g in family for mate in g.grid}:
+                    chosen |= names
         return tuple(g for g in self.groups if g.name in chosen)
 
     def cost(self, keep: Mapping[str, int] | Any = None) -> Cost:
