@@ -247,7 +247,8 @@ class CallWatcher(TorchFunctionMode):
         if func == _SHAPE or func is Tensor.size:  # a method-wrapper is made anew at each look
             return self._shape(func(*args, **(kwargs or {})), args)
         if func in _COUNT:
-            return prod(self._shape(args[0].size(), args))
+            tensor = args[0] if args else (kwargs or {})["input"]
+            return prod(self._shape(tensor.size(), (tensor,)))
         if func is F.scaled_dot_product_attention:
             self._scale(args, kwargs or {})
         elif func in _MAKE_VALUES:

@@ -52,6 +52,11 @@ CASES = {
         exact={},
         frozen={"first": "a spatial dimension"},
     ),
+    "transposed-and-longer": layer(  # a position more, of which no input knows
+        nn.ConvTranspose2d(8, 6, 1, dilation=2, output_padding=1),
+        after=6,
+        exact={"first": 8, "mid:1": 6},
+    ),
     "unbatched": Case(
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)), numbers(3, 6, 6), {"0": 8}
     ),

@@ -17,7 +17,7 @@ CASES = {
             ("mean", lambda x: x.mean(1, keepdim=True), "averages"),
             ("mean-by-hand", lambda x: x.sum(1, keepdim=True) / x.shape[1], "computes a number"),
             ("mean-of-all", lambda x: x.sum() / x.numel(), "computes a number"),
-            ("count", lambda x: x.sum() * (1 / torch.numel(x)), "computes a number"),
+            ("count", lambda x: x.sum() * (1 / torch.numel(input=x)), "computes a number"),
             ("var", lambda x: x.var(1, keepdim=True), "variance"),
             ("std", lambda x: x.std(1, keepdim=True), "variance"),
             ("amin", lambda x: x.abs().amin(1, keepdim=True), "extreme"),

@@ -115,19 +115,19 @@ def convolution(
     else:
         out = _grouped(t, x[1], weight, groups, transposed)
     out = with_bias(t, out, bias[0] if bias else None)
-    steps = zip(weight.shape[2:], _each(stride, x), _each(padding, x), strict=True)
+    per_dim = ([*each] * (len(x) - 2 if len(each) == 1 else 1) for each in (stride, padding))
+    steps = zip(weight.shape[2:], *per_dim, strict=True)
     space = [
-        across(t, [dim], bias)[0] if step == (1, 1, 0) else _mixed(t, dim, size)
+        _through(t, dim, size, step == (1, 1, 0), bias)
         for dim, size, step in zip(x.dims[2:], t.out[0][2:], steps, strict=True)
     ]
     return Typed((*across(t, x.dims[:1], bias), out, *space))
 
 
-def _each(given: Sequence[int], x: Typed) -> Sequence[int]:
-    return [*given] * (len(x) - 2) if len(given) == 1 else given
-
-
-def _mixed(t: Typing, dim: Dim, size: int) -> Dim:
+def _through(t: Typing, dim: Dim, size: int, pointwise: bool, bias: Typed | None) -> Dim:
+    """Return a dimension of space after a convolution: itself where each position is alone."""
+    if pointwise and dim.size == size:
+        return across(t, [dim], bias)[0]
     t.freeze(dim, "a spatial dimension")
     return t.fresh(size, "a spatial dimension")
 
