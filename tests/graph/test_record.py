@@ -133,3 +133,18 @@ def test_analyze_when_the_model_hands_out_its_own_memory_then_that_may_shrink():
 def test_analyze_when_it_is_no_memory_that_it_takes_back_then_it_keeps_its_shape(name, plain):
     structure = analyze(Remembers(name, plain=plain), torch.randn(2, 3))
     assert structure.groups == ()
+
+
+def test_analyze_when_sizes_and_objects_in_circles_go_out_then_their_tensors_are_found():
+    class Circle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> tuple[object, ...]:
+            memory = Memory(self.out(self.hidden(x)))
+            memory.itself = memory
+            return memory, x.shape, (x.shape[0] * 2, "text", None)
+
+    structure = analyze(Circle(), torch.randn(2, 3))
+    assert [g.name for g in structure.groups] == ["hidden"]

@@ -279,11 +279,17 @@ def _is_object(x: Any) -> bool:
 
 def tensors_of(out: Any) -> Iterator[Tensor]:
     """Yield the tensors of an output: nested containers, or an object's attributes."""
-    for leaf in tree_flatten(out)[0]:
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
-            yield from tensors_of(list(vars(leaf).values()))
+    seen: set[int] = set()  # objects may hold each other
+
+    def inside(x: Any) -> Iterator[Tensor]:
+        for leaf in tree_flatten(x)[0]:
+            if isinstance(leaf, Tensor):
+                yield leaf
+            elif _is_object(leaf) and not isinstance(leaf, int) and id(leaf) not in seen:
+                seen.add(id(leaf))
+                yield from inside(list(vars(leaf).values()))
+
+    return inside(out)
 
 
 def _number(
