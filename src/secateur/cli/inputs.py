@@ -80,6 +80,8 @@ def tokens_or_image(model: nn.Module) -> Example | None:
         example: dict[str, Any] = {
             kind: torch.randint(0, text.vocab_size, shape, generator=generator)
         }
+        if hasattr(text, "use_cache"):  # torch.export knows no cache among the outputs
+            example["use_cache"] = False
         if getattr(config, "is_encoder_decoder", False):
             example["decoder_input_ids"] = example[kind].clone()
         return example
