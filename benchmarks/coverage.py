@@ -240,7 +240,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also those that have a result")
     parser.add_argument("--failed", action="store_true", help="also those that are not covered")
     parser.add_argument("--ours", action="store_true", help="without Torch-Pruning")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for pruning one model")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for pruning one model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--name", default="coverage", help="results/<name>.json and .md")
     options = parser.parse_args()
