@@ -1,6 +1,7 @@
-"""Attention that takes its width from its input: ``B, N, C = x.shape`` … ``reshape(B, N, C)``.
+"""Widths that code reads from its input or compares.
 
-Heads times their width is then as much as there are channels: neither goes without the others.
+Attention that says ``B, N, C = x.shape`` … ``reshape(B, N, C)`` has as many heads times their width
+as there are channels: neither goes without the others.
 """
 
 from __future__ import annotations
@@ -89,3 +90,40 @@ def test_number_of_elements_when_code_divides_it_then_parts_stay_free():
     assert result.verification.exact
     assert result.verification.passed
     assert result.model.bias.shape == (18,)
+
+
+class Widens(nn.Module):
+    """It has a way around where it is wider than its input, as Hiera's blocks do."""
+
+    def __init__(self, inner: int = 8):
+        super().__init__()
+        self.given, self.width, self.half = inner, 12, 6
+        self.first, self.wide = nn.Linear(3, inner), nn.Linear(inner, 12)
+        self.last = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.wide(y)
+        if self.width != self.given:
+            z = z.view(x.shape[0], -1, self.width).relu()
+        return self.last(z)
+
+
+@pytest.mark.parametrize(("inner", "least"), [(8, 9), (11, 12), (20, 1)])
+def test_comparison_when_code_found_a_width_larger_then_it_stays_larger(inner, least):
+    model, x = randomised(Widens(inner)), tokens()
+    structure = analyze(model, x)
+    assert structure["wide"].least == least
+    result = half(structure, structure.exact, model, x)
+    assert result.verification.passed
+    assert result.model.width == max(least, 6)
+
+
+def test_comparison_when_a_size_is_larger_than_an_attribute_then_it_stays_larger():
+    class Asks(Widens):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.wide(self.first(x))
+            return self.last(y.relu() if y.shape[-1] > self.half else -y)
+
+    structure = analyze(randomised(Asks()), tokens())
+    assert (structure["wide"].least, structure["first"].least) == (7, 1)

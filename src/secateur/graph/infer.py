@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from functools import cached_property
+from math import floor, prod
 from typing import Any
 
 from secateur.errors import AxisError, RuleError
 
-from .axes import Atom, atoms, freeze
+from .axes import Atom, Axis, atoms, find, freeze
 from .conditions import ALWAYS, Masked, every
 from .equations import Named, solve
 from .lengths import Sizing
-from .origins import Attribute, Origin, Size
+from .origins import Attribute, Factor, Origin, Size
 from .program import Op, Recording, Ref
 from .rules import rule_for
 from .rules.numbers import keeps_numbers, reads_numbers
-from .typing import COMPUTES, Dim, Reason, Site, Typed, Typing
+from .typing import COMPUTES, Dim, Limit, Reason, Site, Typed, Typing
 
 
 class Inferred:
@@ -46,6 +48,7 @@ class Inferred:
         t = self.typing
         t.names += self._equals()
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing)
+        self._keep_larger()
         self._numbers()
 
     def sites_of(self, atom: Atom) -> list[Site]:
@@ -91,13 +94,36 @@ class Inferred:
 
     def _equals(self) -> Iterator[Named]:
         """Yield the equations that the code checks: ``if x.shape[-1] != self.width: raise``."""
-        for equal in self.recording.equals:
-            for size, other in ((equal.one, equal.other), (equal.other, equal.one)):
-                factor = size.single.powers[0][0] if size.single else None
-                if isinstance(factor, Size) and size == Origin.of(factor):
-                    reason = Reason("its size is compared", "if", equal.module, equal.line)
+        for found in self.recording.compared:
+            for size, other in ((found.one, found.other), (found.other, found.one)):
+                factor = size.factor
+                if found.equal and isinstance(factor, Size):
+                    reason = Reason("its size is compared", "if", found.module, found.line)
                     yield Named(self._axis_of(factor), other, reason)
                     break
+
+    def _keep_larger(self) -> None:
+        """What the code found to be more than a number that stays must stay more than it."""
+        for found in self.recording.compared:
+            for mine, other in ((found.one, found.other), (found.other, found.one)):
+                axis, share = self._followed(mine.factor)
+                if found.equal or not isinstance(axis, Atom) or axis.frozen is not None:
+                    continue
+                if all(
+                    isinstance(f, Attribute) and f not in self.attributes for f in other.factors
+                ):
+                    number = _number(other) * share
+                    if axis.size > number:
+                        self.typing.limits.append(Limit(axis, floor(number) + 1, 1))
+
+    def _followed(self, factor: Factor | None) -> tuple[Axis | None, Fraction]:
+        """Return the axis whose length a factor is a share of, and which one."""
+        if isinstance(factor, Size):
+            return find(self._axis_of(factor)), Fraction(1)
+        if factor in self.attributes:
+            axis, share = self.attributes[factor]
+            return find(axis), share
+        return None, Fraction(1)
 
     def _numbers(self) -> None:
         """A scale that the code derives from a size differs between masked and cut."""
@@ -184,6 +210,14 @@ class Inferred:
         for x in _tensors([args, kwargs]):
             self.typing.freeze(x, why)
         return [self.typing.opaque(shape, why) for shape in self.typing.out]
+
+
+def _number(origin: Origin) -> Fraction:
+    """Return the number that attributes, as they are, and literals make."""
+    terms = (
+        t.coefficient * prod(Fraction(f.value) ** p for f, p in t.powers) for t in origin.terms
+    )
+    return sum(terms, Fraction(0))
 
 
 def _tensors(x: Any) -> list[Typed]:

@@ -116,6 +116,12 @@ class Origin:
         """The only term, or None."""
         return self.terms[0] if len(self.terms) == 1 and not self.pins else None
 
+    @property
+    def factor(self) -> Factor | None:
+        """The attribute or size that this is, or None where it is computed from any."""
+        first = self.factors[0] if len(self.factors) == 1 else None
+        return first if first is not None and self == Origin.of(first) else None
+
     def times(self, other: Origin) -> Origin:
         """Return the product of two origins."""
         return _sum((a.times(b) for a in self.terms for b in other.terms), self, other)

@@ -52,11 +52,12 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Equal:
-    """Two integers that the code found to be equal: they must stay so, or it goes another way."""
+class Compared:
+    """Two integers that the code compared: if the answer changes, it goes another way."""
 
     one: Origin
     other: Origin
+    equal: bool
     module: str
     line: str
 
@@ -90,7 +91,7 @@ class Recording:
     parameters: dict[str, int] = field(default_factory=dict)  # canonical names
     buffers: dict[str, int] = field(default_factory=dict)
     numbers: list[Number] = field(default_factory=list)
-    equals: list[Equal] = field(default_factory=list)
+    compared: list[Compared] = field(default_factory=list)
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
 

@@ -31,7 +31,7 @@ from secateur.types import Example, call_arguments
 from .attributes import CallWatcher, traced_attributes
 from .fakes import lacks_values, shape_only, standing_in
 from .origins import Attribute, Origin
-from .program import Equal, ModuleCall, Number, Op, Recording, Ref
+from .program import Compared, ModuleCall, Number, Op, Recording, Ref
 
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
 
@@ -62,8 +62,9 @@ class _Recorder(TorchDispatchMode):
         term = origin.single
         if term and len(term.powers) == 1 and isinstance(term.powers[0][0], Attribute):
             self.recording.decisions.setdefault(self.modules[-1], set()).add(term.powers[0][0])
-        if equal and origin.factors and other.factors and origin != other:
-            self.recording.equals.append(Equal(origin, other, self.modules[-1], _line()))
+        if origin.factors and other.factors and origin != other:
+            found = Compared(origin, other, equal, self.modules[-1], _line())
+            self.recording.compared.append(found)
 
     def number(self, origin: Origin) -> None:
         """Write down that the code computes a number, and no size, from an integer."""
