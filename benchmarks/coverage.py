@@ -206,6 +206,9 @@ def peer(family: str, name: str, limit: float) -> Outcome:
         import torch_pruning
 
         model, example = build(family, name)
+        for module in model.modules():  # to it a cache among the outputs would be a result
+            if hasattr(config := getattr(module, "config", None), "use_cache"):
+                config.use_cache = False
         before = forward(model, example)
         widths = {size for out in before[0] for size in out.shape[1:]}
         last = [

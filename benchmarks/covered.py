@@ -53,8 +53,8 @@ def report(results: Mapping[str, Mapping[str, Outcome]]) -> str:
         f"{TOLERANCE_64:.0e} in float64; with half of the inexact groups cut as well, it runs. "
         "SILENT: it differs and was not reported inexact. Reach: the share of parameters that lie "
         f"in a group that may be cut (goal: median ≥ {REACH}). Torch-Pruning: pruned by 50 % with "
-        "the output layers ignored, and not told the numbers of heads, it runs and gives outputs "
-        "of the right shapes; whether they are the right numbers was not checked."
+        "the output layers ignored, without a cache, and not told the numbers of heads, it runs "
+        "and gives outputs of the right shapes; whether they are the right numbers was not checked."
     )
     judged = [r for models in results.values() for r in models.values()]
     peers = [r["peer"] for r in judged if "peer" in r]

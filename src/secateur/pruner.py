@@ -108,7 +108,7 @@ class Pruner:
         self.notes: list[str] = []
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
-        self._level = self._kept = 0.0
+        self._level = 0.0
         self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         self._unwatch = before_each_step(self._before_optimizer)
@@ -185,7 +185,6 @@ class Pruner:
         self._level = level if level > -inf else 0.0
         self.notes = notes
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
-        self._kept = sum(numbers(keep.sum() for keep in keeps))
         self.masks = masks
         return masks
 
@@ -234,10 +233,11 @@ class Pruner:
         ``sparsity``: the share of positions masked; ``threshold``: the largest score among them.
         """
         total = sum(len(keep) for keep in self.keeps.values())
+        kept = sum(numbers(keep.sum() for keep in self.keeps.values()))
         return {
             "pruning_step": float(self.updates),
             "target": self.share,
-            "sparsity": 1 - self._kept / total if total else 0.0,
+            "sparsity": 1 - kept / total if total else 0.0,
             "threshold": self._level,
         }
 
@@ -297,7 +297,6 @@ class Pruner:
         self.calls, self._level = state["calls"], state["level"]
         self.notes = list(state["notes"])
         self.keeps = {name: keep.clone() for name, keep in state["keeps"].items()}
-        self._kept = sum(numbers(keep.sum() for keep in self.keeps.values()))
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
         self.statistics.load_state_dict(state["statistics"])
         self.method.load_state_dict(state["method"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,4 +149,26 @@ def test_analyze_when_sizes_and_objects_in_circles_go_out_then_their_tensors_are
             return memory, x.shape, (x.shape[0] * 2, "text", None)
 
     structure = analyze(Circle(), torch.randn(2, 3))
+    assert [g.name for g in structure.groups] == ["hidden"]
+
+
+class Named(dict):
+    pass
+
+
+class Listed(list):
+    pass
+
+
+@pytest.mark.parametrize("wrap", [Named, UserDict, Memory, lambda d: Listed(d.values())])
+def test_analyze_when_a_container_of_an_unknown_class_goes_out_then_its_tensors_are_outputs(wrap):
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = nn.Linear(3, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> tuple[object, ...]:
+            return (wrap({"y": self.out(self.hidden(x))}),)
+
+    structure = analyze(Wrapped(), torch.randn(2, 3))
     assert [g.name for g in structure.groups] == ["hidden"]

@@ -274,8 +274,8 @@ def _fields(out: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _is_object(x: Any) -> bool:
-    containers = (Tensor, nn.Module, type, Mapping, list, tuple)
-    return hasattr(x, "__dict__") and not isinstance(x, containers)
+    no_object = (Tensor, nn.Module, type, int, Mapping, list, tuple)
+    return hasattr(x, "__dict__") and not isinstance(x, no_object)
 
 
 def tensors_of(out: Any) -> Iterator[Tensor]:
@@ -286,11 +286,20 @@ def tensors_of(out: Any) -> Iterator[Tensor]:
         for leaf in tree_flatten(x)[0]:
             if isinstance(leaf, Tensor):
                 yield leaf
-            elif _is_object(leaf) and not isinstance(leaf, int) and id(leaf) not in seen:
+            elif id(leaf) not in seen:
                 seen.add(id(leaf))
-                yield from inside(list(vars(leaf).values()))
+                yield from inside(_parts(leaf))
 
     return inside(out)
+
+
+def _parts(leaf: Any) -> list[Any]:
+    """Return what is in an object, or in a container of a class that torch does not know."""
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, (list, tuple)):
+        return list(leaf)
+    return list(vars(leaf).values()) if _is_object(leaf) else []
 
 
 def _number(
