@@ -1,11 +1,13 @@
 """What masks cost while training: a step with masks over the same step without.
 
 Next to ``torch.nn.utils.prune`` with the same masks, in the same run, and with a ``Pruner`` that is
-stepped in every iteration, after its goal is reached.  The four models take turns
-in every round, and a ratio is the median over rounds of ratios within a round, so that what else
-runs on the machine falls on all of them alike; time is CPU time of the process, on one thread.
+stepped in every iteration, after its goal is reached.  The four models take turns in every round,
+and a ratio is the median over rounds of ratios within a round, so that what else runs on the
+machine falls on all of them alike.  On a CPU, time is that of the process, on one thread; on a GPU
+it is the clock's, until the device is done.
 
-    python -m benchmarks.overhead
+    python -m benchmarks.overhead                   # results/overhead.md
+    python -m benchmarks.overhead --device cuda     # results/overhead_gpu.md
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from benchmarks.record import table, write
+from benchmarks.record import device_name, table, write
 from secateur import Config, Pruner, masking
 from tests.zoo import torchvision_models
 
@@ -38,6 +40,12 @@ def resnet() -> tuple[nn.Module, Any, Tensor]:
     """ResNet-18 on 32 images of 64 × 64."""
     model = torchvision_models().resnet18(num_classes=10)
     return model, torch.randn(32, 3, 64, 64), torch.randint(0, 10, (32,))
+
+
+def resnet50() -> tuple[nn.Module, Any, Tensor]:
+    """ResNet-50 on 64 images of 224 × 224."""
+    model = torchvision_models().resnet50(num_classes=10)
+    return model, torch.randn(64, 3, 224, 224), torch.randint(0, 10, (64,))
 
 
 class Encoder(nn.Module):
@@ -68,25 +76,33 @@ def by_torch(model: nn.Module, masks: dict[str, Tensor]) -> None:
 def stepper(
     model: nn.Module, x: Tensor, y: Tensor, after: Callable[[], object] = lambda: None
 ) -> Callable[[], float]:
-    """Return a function that makes one training step and returns its CPU seconds."""
+    """Return a function that makes one training step and returns its seconds."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     model.train()
 
     def step() -> float:
-        start = time.process_time()
+        start = clock()
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         after()
-        return time.process_time() - start
+        return clock() - start
+
+    def clock() -> float:
+        if not x.is_cuda:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
     return step
 
 
-def measure(make: Callable[[], tuple[nn.Module, Any, Tensor]], kind: str, rounds: int) -> Any:
+def measure(
+    make: Callable[[], tuple[nn.Module, Any, Tensor]], kind: str, rounds: int, device: torch.device
+) -> Any:
     """Return one row."""
     torch.manual_seed(0)
-    dense, x, y = make()
+    dense, x, y = (given.to(device) for given in make())
     config = Config(sparsity=0.5, **KINDS[kind])
     masks = Pruner(dense, config, x[:2]).decide()
     ours, stepped, theirs = (copy.deepcopy(dense) for _ in range(3))
@@ -126,15 +142,17 @@ def main() -> int:
     """Measure all and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
+    gpu = options.device.type != "cpu"
     torch.set_num_threads(1)
     rows = []
-    for make in (resnet, transformer):
+    for make in (resnet, transformer, resnet50) if gpu else (resnet, transformer):
         for kind in KINDS:
-            rows.append(measure(make, kind, options.rounds))
+            rows.append(measure(make, kind, options.rounds, options.device))
             print(*rows[-1].values(), sep="\t", flush=True)
     body = [
-        [row["model"], row["masks"], f"{row['plain_ms']:.0f}", f"{row['secateur']:.3f}"]
+        [row["model"], row["masks"], f"{row['plain_ms']:.3g}", f"{row['secateur']:.3f}"]
         + [f"{row['pruner']:.3f}"]
         + [f"{row['torch']:.3f}" if "torch" in row else "fails"]
         for row in rows
@@ -142,10 +160,11 @@ def main() -> int:
     heading = ["model", "half masked", "plain step, ms", "masks on", "and Pruner.step()"]
     heading += ["torch.nn.utils.prune"]
     write(
-        "overhead",
+        "overhead_gpu" if gpu else "overhead",
         "A training step with masks over one without",
         rows,
-        f"Medians of {options.rounds} interleaved rounds, CPU time on one thread; SGD with "
+        f"Medians of {options.rounds} interleaved rounds, "
+        f"{device_name(options.device) if gpu else 'CPU time on one thread'}; SGD with "
         "momentum.  torch.nn.utils.prune computes a masked weight before its module's forward; "
         "attention reads its output weight without one, and the second backward fails.\n\n"
         + table(heading, body),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,66 @@ def test_training_with_masks(
     smaller = other.finish().model
     assert all_on_the_gpu(smaller)
     assert torch.allclose(smaller(x), masked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TRAINED.keys() - {"random"}))  # its numbers come one by one
+def test_waiting_does_not_grow_with_the_model(name: str) -> None:
+    """A step reads what it must off the device at once, however many layers there are."""
+    few, many = (waits(layers, TRAINED[name]) for layers in (2, 12))
+    assert few == many
+    learns = TRAINED[name].get("method") == "movement"
+    assert learns or many[1] == 0, "between pruning steps it need not wait at all"
+
+
+def waits(layers: int, settings: dict[str, Any]) -> tuple[int, int]:
+    """Return how often a step waits for the device: one that prunes, and one that does not."""
+    torch.manual_seed(0)
+    parts = [
+        (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(layers)
+    ]
+    body = [m for part in parts for m in part]
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), *body, nn.Flatten(), nn.Linear(576, 5)).cuda()
+    x = torch.randn(4, 3, 8, 8).cuda()
+    settings = {**settings, "exclude": ("0", str(len(net) - 1))}
+    pruner = Pruner(net, Config(sparsity=0.5, steps=2, every=2, **settings), x)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    found = []
+    for _ in range(4):
+        F.cross_entropy(net(x), torch.arange(4).cuda()).backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            optimizer.step()
+            pruner.step()
+            torch.cuda.set_sync_debug_mode("default")
+        optimizer.zero_grad()
+        found.append(len([w for w in caught if "synchronizing" in str(w.message)]))
+    return found[-1], found[-2]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "smaller"])
+def test_compiled(net: nn.Module, x: Tensor, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, forward and backward, of what has masks and of what was cut."""
+    config = Config(criterion="l1", sparsity=0.5)
+    pruner = Pruner(net, config, x)
+    train(net, pruner, x, 2)
+    model = net if masked else pruner.finish().model
+    model.zero_grad()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    plain, compiled = copy.deepcopy(model), torch.compile(model, fullgraph=True)
+    for each in (plain, compiled):
+        each(x).square().sum().backward()
+    with torch.no_grad():
+        assert apart(compiled(x), plain(x)) < 1e-4
+    for (name, a), (_, b) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
+        assert apart(b.grad, a.grad) < 1e-4, name
+
+
+def apart(a: Tensor | None, b: Tensor | None) -> float:
+    assert a is not None
+    assert b is not None
+    return float((a - b).norm() / b.norm().clamp(min=1e-6))
 
 
 def test_decisions_are_those_of_the_cpu(net: nn.Module, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.errors import ConfigError, ScoreError
-from secateur.select import Request, all_finite, select, select_count
+from secateur.select import Request, select, select_count
 
 # few distinct values, so that ties are common; halves, so that float32 is exact
 SCORE = st.integers(-8, 8).map(lambda x: x / 2)
@@ -409,16 +409,3 @@ def test_select_when_several_requests_are_wrong_then_all_problems_come_at_once()
     with pytest.raises(ConfigError) as caught:
         select(requests, ["a", "b", "c"])
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["a", "a", "c"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_all_finite_when_one_number_is_not_then_false(dtype, bad):
-    numbers = torch.ones(5, dtype=dtype)
-    assert all_finite(numbers)
-    numbers[3] = bad
-    assert not all_finite(numbers)
-
-
-def test_all_finite_when_there_is_no_number_then_true():
-    assert all_finite(torch.empty(0))

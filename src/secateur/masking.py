@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.utils import parametrize
 
 from .errors import MaskError, did_you_mean
+from .values import numbers
 
 SMALLEST_ROW = 32
 """Elements that share a mask value; shorter runs are faster with one value each (measured)."""
@@ -65,9 +66,10 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor], *, differentiable: boo
         mask = masks[name].detach().bool()
         other = combined.get(id(parameter))
         combined[id(parameter)] = mask if other is None else mask & other.to(mask.device)
+    small = combined if differentiable else _compact(combined)  # gradients are wanted one by one
     for module, tensor, place in _places(model):
         if id(place) in combined:
-            _set(module, tensor, place, combined[id(place)], differentiable)
+            _set(module, tensor, place, small[id(place)], differentiable)
 
 
 def is_masked(model: nn.Module) -> bool:
@@ -201,14 +203,11 @@ def _set(
     module: nn.Module, tensor: str, parameter: Tensor, mask: Tensor, differentiable: bool
 ) -> None:
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    small = mask if differentiable else _compact(mask)  # gradients are wanted one by one
-    small = small.to(device=local.device, dtype=local.dtype, copy=True)
+    small = mask.to(device=local.device, dtype=local.dtype, copy=True)
     own = mask_of(module, tensor)
     with torch.no_grad():
-        if own is not None and own.shape == mask.shape:
-            own.copy_(mask)  # the same tensor, so that compiled code need not be compiled again
-        elif own is not None and own.shape == small.shape:
-            own.copy_(small)
+        if own is not None and own.shape in (small.shape, parameter.shape):
+            own.copy_(small)  # the same tensor, so that compiled code need not be compiled again
         else:
             if own is None:
                 kind = type(module)
@@ -219,21 +218,30 @@ def _set(
     cast(Tensor, mask_of(module, tensor)).requires_grad_(differentiable)
 
 
-def _compact(mask: Tensor) -> Tensor:
-    """Return a mask without the dimensions along which it does not vary, where that is faster."""
-    small = mask
-    for dim in range(mask.ndim):
-        first = small.narrow(dim, 0, 1)
-        if small.shape[dim] > 1 and torch.equal(first.expand_as(small), small):
-            small = first
-    inner = 1  # elements of the mask's innermost run of equal values
-    for dim in reversed(range(mask.ndim)):
-        if small.shape[dim] != 1 or mask.shape[dim] == 1:
-            break
-        inner *= mask.shape[dim]
-    if small.numel() > 1 and 1 < inner < SMALLEST_ROW:
-        small = mask
-    return small.contiguous()
+def _compact(masks: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return masks without the dimensions along which they do not vary, where that is faster."""
+    small = dict(masks)
+    for dim in range(max((mask.ndim for mask in masks.values()), default=0)):
+        wide = [key for key, mask in small.items() if mask.ndim > dim and mask.shape[dim] > 1]
+        same = numbers(_repeats(small[key], dim) for key in wide)
+        small |= {k: small[k].narrow(dim, 0, 1) for k, yes in zip(wide, same, strict=True) if yes}
+    for key, mask in masks.items():
+        inner = 1  # elements of the mask's innermost run of equal values
+        for dim in reversed(range(mask.ndim)):
+            if small[key].shape[dim] != 1 or mask.shape[dim] == 1:
+                break
+            inner *= mask.shape[dim]
+        if small[key].numel() > 1 and 1 < inner < SMALLEST_ROW:
+            small[key] = mask
+    return {key: mask.contiguous() for key, mask in small.items()}
+
+
+def _repeats(mask: Tensor, dim: int) -> Tensor:
+    """Tell whether a mask does not vary along a dimension, without waiting for its device."""
+    first = mask.narrow(dim, 0, 1)
+    if mask.device.type == "cpu":  # where the first difference ends the look
+        return torch.tensor(torch.equal(first.expand_as(mask), mask))
+    return (first == mask).all()
 
 
 def _reader(tensor: str) -> property:

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -25,11 +25,12 @@ from .resume import read_state, write_state
 from .schedules import schedules
 from .shrink import Plan, Result, cut_and_verify, group_masks
 from .shrink import shrink as shrink_masks
-from .stats import Statistics, numbers
+from .stats import Statistics
 from .structure import Structure, analyze
-from .targets import Selectable, scored
+from .targets import Selectable, check_finite, scored
 from .targets import selectables as _selectables
 from .types import Example, Masks
+from .values import moved, numbers
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Pruner:
         self.notes: list[str] = []
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
-        self._level = 0.0
+        self._level = self._sparsity = 0.0
         self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         self._unwatch = before_each_step(self._before_optimizer)
@@ -161,28 +162,31 @@ class Pruner:
         generator = torch.Generator().manual_seed(self.config.seed)
         with torch.no_grad():
             given = self.method.scores()
+            check_finite([s for s in self.selectables if s.name not in given], tensors)
             scores = [
                 given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
                 for s in self.selectables
             ]
-            scores = [  # of a group's few positions on the CPU, where a budget's search is faster
-                score if each.group is None else score.cpu()
-                for each, score in zip(self.selectables, scores, strict=True)
-            ]
+            few = [i for i, each in enumerate(self.selectables) if each.group is not None]
+            for i, score in zip(few, moved([scores[i] for i in few], "cpu"), strict=True):
+                scores[i] = score  # where a budget's search is faster
             requests = [
                 scored(each, score, share)
                 for each, score in zip(self.selectables, scores, strict=True)
             ]
             keeps, notes = self.budget.select(requests)
+            places = [tensors[each.parts[0].tensor].device for each in self.selectables]
+            placed = {place: moved(keeps, place) for place in set(places)}
             masks: Masks = {}
-            for each, keep in zip(self.selectables, keeps, strict=True):
-                for name, mask in each.masks(keep, tensors).items():
+            for i, each in enumerate(self.selectables):
+                for name, mask in each.masks(placed[places[i]][i], tensors).items():
                     masks[name] = masks[name] & mask if name in masks else mask
             masks = self.method.complete(masks)
         check_same(masks)
         gone = [s.masked_fill(k, -inf).amax() for s, k in zip(scores, keeps, strict=True) if len(s)]
         level = max(numbers(gone), default=0.0)
         self._level = level if level > -inf else 0.0
+        self._sparsity = _masked_share(keeps)
         self.notes = notes
         self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
         self.masks = masks
@@ -202,20 +206,25 @@ class Pruner:
         Args:
             parameters: those to read, by default all of the model.
         """
+        if not self.statistics.parts:
+            return
         only = None if parameters is None else {id(p) for p in parameters}
         named = self.model.named_parameters()
         self.statistics.observe({n: p for n, p in named if only is None or id(p) in only})
 
     def _before_optimizer(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        ours = [p for p in self.model.parameters() if id(p) in held]
-        if not ours:
+
+        def ours() -> Iterator[nn.Parameter]:
+            return (p for p in self.model.parameters() if id(p) in held)
+
+        if next(ours(), None) is None:
             return
         self._optimizer.seen(optimizer, self.scaler)
-        self.observe(ours)
+        self.observe(ours())
         penalty = self.method.penalty()
         if penalty is not None and penalty.requires_grad:
-            add_gradient(penalty, [p for p in ours if p.requires_grad])
+            add_gradient(penalty, [p for p in ours() if p.requires_grad])
 
     def _learn(self) -> None:
         """Let the method learn, unless the optimizer skipped this step (as a GradScaler may)."""
@@ -232,12 +241,10 @@ class Pruner:
         ``pruning_step``: pruning steps made; ``target``: the share of the goal asked for;
         ``sparsity``: the share of positions masked; ``threshold``: the largest score among them.
         """
-        total = sum(len(keep) for keep in self.keeps.values())
-        kept = sum(numbers(keep.sum() for keep in self.keeps.values()))
         return {
             "pruning_step": float(self.updates),
             "target": self.share,
-            "sparsity": 1 - kept / total if total else 0.0,
+            "sparsity": self._sparsity,
             "threshold": self._level,
         }
 
@@ -297,6 +304,7 @@ class Pruner:
         self.calls, self._level = state["calls"], state["level"]
         self.notes = list(state["notes"])
         self.keeps = {name: keep.clone() for name, keep in state["keeps"].items()}
+        self._sparsity = _masked_share(self.keeps.values())
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
         self.statistics.load_state_dict(state["statistics"])
         self.method.load_state_dict(state["method"])
@@ -371,3 +379,9 @@ class Pruner:
             notes=list(self.notes),
             verify=verify,
         )
+
+
+def _masked_share(keeps: Iterable[Tensor]) -> float:
+    keeps = list(keeps)
+    total = sum(map(len, keeps))
+    return 1 - sum(numbers(keep.sum() for keep in keeps)) / total if total else 0.0

@@ -7,7 +7,7 @@ one per weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +20,6 @@ from .targets import Part, Selectable
 
 PER_STEP = ("grad",)
 """Statistics that exist at an optimizer step only."""
-
-
-def numbers(scalars: Iterable[Tensor]) -> list[float]:
-    """Return the values of tensors of one element, waiting once for each device and dtype.
-
-    >>> numbers([torch.tensor(2), torch.tensor(0.5)])
-    [2, 0.5]
-    """
-    read: dict[int, float] = {}
-    alike: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
-    for i, scalar in enumerate(scalars):
-        alike.setdefault((scalar.device, scalar.dtype), []).append((i, scalar))
-    for found in alike.values():
-        values = torch.stack([scalar for _, scalar in found]).tolist()
-        read.update(zip((i for i, _ in found), values, strict=True))
-    return [read[i] for i in range(len(read))]
 
 
 class Statistics:
@@ -75,7 +59,6 @@ class Statistics:
 
         Raises:
             ConfigError: its criterion needs data, and none was seen since the last pruning step.
-            ScoreError: a weight is NaN or infinite.
         """
         if f"{each.name}.0" not in self.parts:
             return each.score(tensors, generator)

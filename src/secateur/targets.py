@@ -23,10 +23,11 @@ from .errors import ConfigError, NoMatchError, ScoreError, did_you_mean
 from .granularity import Granularity
 from .graph.groups import Group
 from .graph.layout import Along
-from .select import Request, all_finite
+from .select import Request
 from .settings import granularity_from, stores_transposed
 from .structure import Structure
 from .types import Masks
+from .values import not_finite
 
 
 @dataclass(frozen=True)
@@ -55,38 +56,24 @@ class Selectable:
         return tuple(part for part in self.parts if part.scores)
 
     def score(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Return one score per position from the weights alone; see ``combine``.
-
-        Raises:
-            ScoreError: a tensor has a NaN or infinite weight.
-        """
+        """Return one score per position from the weights alone; see ``combine``."""
         parts = self.scoring
         return self.combine(
             [self.part_score(p, tensors[p.tensor], generator=generator) for p in parts]
         )
 
     def part_score(self, part: Part, tensor: Tensor, **statistics: Any) -> Tensor:
-        """Return the criterion's score for each block of one part's tensor.
-
-        Raises:
-            ScoreError: the tensor has a NaN or infinite weight.
-        """
-        if not all_finite(tensor):
-            raise ScoreError(
-                f"{part.tensor!r} has weights that are NaN or infinite: nothing can be ranked"
-            )
+        """Return the criterion's score for each block of one part's tensor."""
         function = criteria[self.criterion]
         options = {name: statistics[name] for name in needs(function)}
         return function(part.granularity.rows(tensor), **options).float()
 
     def combine(self, scores: Sequence[Tensor]) -> Tensor:
-        """Return the mean of the parts' scores, each made comparable first.
-
-        Several parts meet on the CPU, wherever each of them is.
-        """
+        """Return the mean of the parts' scores, each made comparable first, where the first is."""
         if len(scores) == 1:
             return normalized(scores[0], self.normalize)
-        return torch.stack([normalized(score.cpu(), self.normalize) for score in scores]).mean(0)
+        place = scores[0].device
+        return torch.stack([normalized(s, self.normalize).to(place) for s in scores]).mean(0)
 
     def masks(self, keep: Tensor, tensors: Mapping[str, Tensor], only: str | None = None) -> Masks:
         """Return the mask of every part's tensor for a bool decision ``(positions,)``.
@@ -101,6 +88,17 @@ class Selectable:
             mask = part.granularity.expand(keep.to(tensor.device), tuple(tensor.shape))
             masks[part.tensor] = masks[part.tensor] & mask if part.tensor in masks else mask
         return masks
+
+
+def check_finite(selectables: Sequence[Selectable], tensors: Mapping[str, Tensor]) -> None:
+    """Look at all that is scored.
+
+    Raises:
+        ScoreError: a tensor has a NaN or infinite weight.
+    """
+    names = {part.tensor for each in selectables for part in each.scoring}
+    if odd := not_finite({name: tensors[name] for name in sorted(names)}):
+        raise ScoreError(f"{odd[0]!r} has weights that are NaN or infinite: nothing can be ranked")
 
 
 def normalized(score: Tensor, how: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -57,11 +57,7 @@ def block(tensor: Tensor, axis: Axis, atom: Atom) -> tuple[Tensor, Axis]:
 
 def rows(tensor: Tensor, dim: int, axis: Axis, atom: Atom) -> Tensor:
     """Return ``(atom.size, elements)``: all elements of a tensor that go with each position."""
-    tensor, axis = block(tensor, axis, atom)
-    label = labels(axis, atom).to(tensor.device)
-    moved = tensor.movedim(dim, 0).reshape(label.numel(), -1)[label >= 0]
-    order = torch.argsort(label[label >= 0], stable=True)
-    return moved[order].reshape(atom.size, -1)
+    return Along(dim, axis, atom).rows(tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +67,18 @@ class Along(Granularity):
     dim: int
     axis: Axis
     atom: Atom
+    _known: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def blocks(self, shape: Sequence[int]) -> int:
         return self.atom.size
 
     def rows(self, tensor: Tensor) -> Tensor:
-        return rows(tensor, self.dim, self.axis, self.atom)
+        part, axis = block(tensor, self.axis, self.atom)
+        _, order = self._places(axis, tensor.device)
+        moved = part.movedim(self.dim, 0)
+        return moved.index_select(0, order).reshape(self.atom.size, -1)
 
     def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
         mask = torch.ones(tuple(shape), dtype=torch.bool, device=keep.device)
@@ -86,8 +88,19 @@ class Along(Granularity):
     def limit(self, mask: Tensor, keep: Tensor) -> None:
         """Mask in place what goes with the positions that are not kept."""
         part, axis = block(mask, self.axis, self.atom)
-        label = labels(axis, self.atom).to(keep.device)
+        label, _ = self._places(axis, keep.device)
         stays = (label < 0) | keep[label.clamp(min=0)]
         view = [1] * mask.ndim
         view[self.dim] = -1
         part &= stays.view(view)
+
+    def _places(self, axis: Axis, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the labels of an axis, and what is labelled in the order of its labels.
+
+        They stay on the device: to bring them there again would wait for it.
+        """
+        if device not in self._known:
+            label = labels(axis, self.atom)
+            order = torch.argsort(label, stable=True)[int((label < 0).sum()) :]
+            self._known[device] = label.to(device), order.to(device)
+        return self._known[device]

@@ -14,7 +14,6 @@ the scores go on learning, and which weights are masked still changes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
@@ -27,10 +26,10 @@ from torch import Tensor
 
 from secateur import masking
 from secateur.distributed import reduced
-from secateur.select import all_finite
 from secateur.settings import granularity_from, stores_transposed
 from secateur.targets import Selectable
 from secateur.types import Masks
+from secateur.values import moved, not_finite
 
 from .method import STRICT, Method, methods
 
@@ -76,14 +75,16 @@ class Movement(Method):
             pruner.selectables[i] = replace(each, request=request)
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
         self._optimizer = kinds[self.optimizer](list(self._scores.values()), lr=self.score_lr)
-        uses = Counter(part.tensor for each in pruner.selectables for part in each.parts)
-        self._shared = {name for name, count in uses.items() if count > 1}
-        whole = {name: torch.ones(tensors[name].shape, dtype=torch.bool) for name in uses}
+        self._users: dict[str, list[Selectable]] = {}
+        for each in pruner.selectables:
+            for name in dict.fromkeys(part.tensor for part in each.parts):
+                self._users.setdefault(name, []).append(each)
+        whole = {name: torch.ones(tensors[name].shape, dtype=torch.bool) for name in self._users}
         masking.put_on(pruner.model, whole, differentiable=True)
 
     def step(self, *, learning_rate_share: float, loss_scale: float) -> None:
         gradients = self._gradients(loss_scale)
-        if not gradients or not all(map(all_finite, gradients.values())):
+        if not gradients or not_finite(gradients):
             return  # the loss scale was too large: the optimizer skipped this step too
         for name, score in self._scores.items():
             score.grad = gradients[name] + self._penalty_gradient(name)
@@ -114,29 +115,34 @@ class Movement(Method):
         left = {name: gradient / loss_scale for name, gradient in taken.items()}
         if not left:
             return {}
-        return {each.name: self._gradient(each, left) for each in self._pruner.selectables}
+        decided = self._pruner.keeps
+        keeps = {
+            place: dict(zip(decided, moved(list(decided.values()), place), strict=True))
+            for place in {gradient.device for gradient in left.values()}
+        }
+        return {each.name: self._gradient(each, left, keeps) for each in self._pruner.selectables}
 
-    def _gradient(self, each: Selectable, left: Mapping[str, Tensor]) -> Tensor:
+    def _gradient(
+        self,
+        each: Selectable,
+        left: Mapping[str, Tensor],
+        keeps: Mapping[torch.device, Mapping[str, Tensor]],
+    ) -> Tensor:
+        """Return the gradient of a score; what other selectables have masked adds nothing."""
         score = self._scores[each.name]
         total = torch.zeros_like(score)
         for part in each.parts:
             gradient = left.get(part.tensor)
             if gradient is None:
                 continue
-            if part.tensor in self._shared:
-                gradient = gradient * self._others(each, part.tensor).to(gradient)
+            stay = keeps[gradient.device]
+            for other in self._users[part.tensor]:
+                if other.name != each.name and other.name in stay:
+                    given = {part.tensor: gradient}
+                    mask = other.masks(stay[other.name], given, only=part.tensor)[part.tensor]
+                    gradient = gradient * mask
             total += part.granularity.rows(gradient).to(score).sum(1)
         return reduced(total, "mean")
-
-    def _others(self, each: Selectable, tensor: str) -> Tensor:
-        """Return the product of the masks that other selectables put on a tensor."""
-        parameter = dict(self._pruner.model.named_parameters())[tensor]
-        product = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-        for other in self._pruner.selectables:
-            if other.name != each.name and other.name in self._pruner.keeps:
-                mask = other.masks(self._pruner.keeps[other.name], {tensor: parameter}, only=tensor)
-                product &= mask.get(tensor, product)
-        return product
 
     def _penalty_gradient(self, name: str) -> Tensor | float:
         pruner = self._pruner

@@ -58,17 +58,18 @@ class Slim(Method):
             )
         self._scales |= {each.name: list(each.scoring) for each in others}
 
-    def penalty(self) -> Tensor:
+    def penalty(self) -> Tensor | None:
         parameters = dict(self._pruner.model.named_parameters())
         masks = self._pruner.masks
         parts = {(p.tensor, p.granularity): p for scales in self._scales.values() for p in scales}
-        total = torch.zeros(())
+        total: Tensor | None = None
         for part in parts.values():
             scale: Tensor = parameters[part.tensor]
             if part.tensor in masks:
                 scale = scale * masks[part.tensor].to(scale.device)
-            total = total.to(scale.device) + _sizes(part, scale).sum()
-        return self.strength * total
+            size = _sizes(part, scale).sum()
+            total = size if total is None else total.to(size.device) + size
+        return None if total is None else self.strength * total
 
     def scores(self) -> Mapping[str, Tensor]:
         parameters = dict(self._pruner.model.named_parameters())
@@ -77,7 +78,7 @@ class Slim(Method):
     def _score(self, each: Selectable, parameters: Mapping[str, Tensor]) -> Tensor:
         found = []
         for part in self._scales[each.name]:
-            found.append(_sizes(part, parameters[part.tensor].detach()).float().cpu())
+            found.append(_sizes(part, parameters[part.tensor].detach()).float())
         return each.combine(found)
 
 
