@@ -16,16 +16,16 @@ model (``AveragedModel``) pair buffers by position, also with those of a model t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from .errors import MaskError, did_you_mean
+from .masked import attribute_of, mask_of, masked, masked_class
 from .values import numbers
 
 SMALLEST_ROW = 32
@@ -89,16 +89,6 @@ def masks_on(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def mask_of(module: nn.Module, tensor: str) -> Tensor | None:
-    """Return the mask that a module's parameter is multiplied by, or None.
-
-    It is of the parameter's dtype, and of its shape or one that broadcasts to it.
-    """
-    if tensor not in getattr(type(module), "_masked_names", ()):
-        return None
-    return cast("Tensor | None", getattr(module, _attribute(tensor)))
-
-
 def take_gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return what backwards have added to differentiable masks, and clear it.
 
@@ -130,36 +120,11 @@ def take_off(model: nn.Module, *, bake: bool = True) -> None:
         if bake:
             with torch.no_grad():
                 parameter.copy_(masked(parameter, mask))
-        delattr(module, _attribute(tensor))
+        delattr(module, attribute_of(tensor))
     for module in model.modules():
         # FSDP2 puts a class above ours, which then stays: it does nothing where no mask is
         if "_masked_names" in vars(type(module)):
             module.__class__ = cast("type[nn.Module]", type(module).__base__)
-
-
-def masked(parameter: Tensor, mask: Tensor) -> Tensor:
-    """Return a parameter with zeros where its mask is 0; DTensors stay sharded as they are."""
-    if isinstance(parameter, DTensor) and not isinstance(mask, DTensor):
-        whole = [Replicate()] * parameter.device_mesh.ndim
-        mask = DTensor.from_local(mask.detach(), parameter.device_mesh, whole, run_check=False)
-    return parameter * mask
-
-
-@torch.no_grad()
-def fill(parameter: Tensor, where: Tensor, values: Tensor) -> None:
-    """Write values, in order, to the places of a parameter where ``where`` is True.
-
-    Of a DTensor all ranks must call it, and each keeps its shard.
-    """
-    full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    full[where.to(full.device)] = values.to(full)
-    if isinstance(parameter, DTensor):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        parameter.copy_(distribute_tensor(full, mesh, placements, src_data_rank=None))
-
-
-def _attribute(tensor: str) -> str:
-    return f"{tensor}_mask"
 
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -193,7 +158,7 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
             f"{name!r} is a DTensor that is still one in the forward, as tensor parallelism makes "
             "them: only what fully_shard has sharded, over one mesh dimension, can be masked"
         )
-    attribute = _attribute(tensor)
+    attribute = attribute_of(tensor)
     if mask_of(module, tensor) is None and getattr(module, attribute, None) is not None:
         raise MaskError(f"{name!r} cannot be masked: its module has a {attribute!r} already")
     return module, tensor
@@ -213,8 +178,8 @@ def _set(
                 kind = type(module)
                 names = vars(kind).get("_masked_names", ())
                 base = kind.__base__ if names else kind
-                module.__class__ = _masked_class(base, tuple(sorted({*names, tensor})))
-            setattr(module, _attribute(tensor), small)
+                module.__class__ = masked_class(base, tuple(sorted({*names, tensor})))
+            setattr(module, attribute_of(tensor), small)
     cast(Tensor, mask_of(module, tensor)).requires_grad_(differentiable)
 
 
@@ -242,77 +207,3 @@ def _repeats(mask: Tensor, dim: int) -> Tensor:
     if mask.device.type == "cpu":  # where the first difference ends the look
         return torch.tensor(torch.equal(first.expand_as(mask), mask))
     return (first == mask).all()
-
-
-def _reader(tensor: str) -> property:
-    attribute = _attribute(tensor)
-
-    def read(self: nn.Module) -> Tensor | None:
-        parameter = self._parameters[tensor]
-        mask = getattr(self, attribute)
-        if mask is None or parameter is None or isinstance(parameter, DTensor):
-            return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
-        return parameter * mask
-
-    return property(read)
-
-
-@cache
-def _masked_class(kind: Any, names: tuple[str, ...]) -> Any:
-    """Return the subclass of a module class whose parameters of these names read as masked."""
-
-    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super(made, self)._save_to_state_dict(destination, prefix, keep_vars)
-        for name in names:
-            mask, key = mask_of(self, name), prefix + name
-            if mask is not None and key in destination:
-                destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
-
-    def _load_from_state_dict(self: Any, state: Any, prefix: str, *rest: Any) -> None:
-        below = {}
-        for name in names:
-            mask, given = mask_of(self, name), state.get(prefix + name)
-            parameter = self._parameters[name]
-            if mask is None or given is None or isinstance(parameter, DTensor):
-                continue
-            gone = (mask == 0).expand(parameter.shape)
-            if given.shape == gone.shape and not bool(given[gone.to(given.device)].any()):
-                below[name] = gone, parameter.detach()[gone]
-        super(made, self)._load_from_state_dict(state, prefix, *rest)
-        for name, (gone, values) in below.items():  # a masked state says nothing of these
-            fill(self._parameters[name], gone, values)
-
-    def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        super(made, self)._apply(fn, recurse)
-        for name in names:
-            mask = mask_of(self, name)
-            if mask is not None:
-                moved = fn(mask.detach()).requires_grad_(mask.requires_grad)
-                setattr(self, _attribute(name), moved)
-        return self
-
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        _, arguments, *state = super(made, self).__reduce_ex__(protocol)
-        return (_rebuilt, (kind, names), *state)
-
-    made: Any = type(
-        kind.__name__,
-        (kind,),
-        {
-            "__module__": kind.__module__,
-            "__qualname__": kind.__qualname__,
-            "__doc__": kind.__doc__,
-            "__reduce_ex__": __reduce_ex__,
-            "_apply": _apply,
-            "_load_from_state_dict": _load_from_state_dict,
-            "_masked_names": names,
-            "_save_to_state_dict": _save_to_state_dict,
-            **{_attribute(name): None for name in names},
-            **{name: _reader(name) for name in names},
-        },
-    )
-    return made
-
-
-def _rebuilt(kind: Any, names: tuple[str, ...]) -> Any:
-    return object.__new__(_masked_class(kind, names))

@@ -7,7 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import inf
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from torch.optim import Optimizer
 from . import masking
 from .budget import Budget
 from .config import Config
+from .decision import Decision, decide, masked_share
 from .distributed import check_same, rank, whole
 from .errors import ConfigError
+from .masked import fill
 from .methods import named
 from .optimizers import LastStep, Scaler, add_gradient, before_each_step
 from .resume import read_state, write_state
@@ -27,10 +29,9 @@ from .shrink import Plan, Result, cut_and_verify, group_masks
 from .shrink import shrink as shrink_masks
 from .stats import Statistics
 from .structure import Structure, analyze
-from .targets import Selectable, check_finite, scored
+from .targets import Selectable, check_finite
 from .targets import selectables as _selectables
 from .types import Example, Masks
-from .values import moved, numbers
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,7 @@ class Pruner:
         scaler: your ``GradScaler``, if there is one; only methods with learned scores need it.
 
     Attributes:
-        masks: parameter name → bool tensor of its shape, True is kept; of the last pruning step.
-        keeps: name of a group or target → bool tensor, one decision per position.
-        notes: what a user should know about the last pruning step.
+        decision: of the last pruning step.
         on_prune: functions that are called with ``metrics()`` after each pruning step.
 
     Raises:
@@ -104,15 +103,27 @@ class Pruner:
         self.budget = Budget(self.config, self.structure, self.selectables)
         self.statistics = Statistics(self.selectables)
         self.scaler = scaler
-        self.keeps: dict[str, Tensor] = {}
-        self.masks: Masks = {}
-        self.notes: list[str] = []
+        self.decision = Decision()
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
-        self._level = self._sparsity = 0.0
         self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         self._unwatch = before_each_step(self._before_optimizer)
+
+    @property
+    def masks(self) -> Masks:
+        """Parameter name → bool tensor of its shape, True is kept; of the last pruning step."""
+        return self.decision.masks
+
+    @property
+    def keeps(self) -> dict[str, Tensor]:
+        """Name of a group or target → bool tensor, one decision per position."""
+        return self.decision.keeps
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the last pruning step."""
+        return self.decision.notes
 
     @property
     def updates(self) -> int:
@@ -167,30 +178,11 @@ class Pruner:
                 given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
                 for s in self.selectables
             ]
-            few = [i for i, each in enumerate(self.selectables) if each.group is not None]
-            for i, score in zip(few, moved([scores[i] for i in few], "cpu"), strict=True):
-                scores[i] = score  # where a budget's search is faster
-            requests = [
-                scored(each, score, share)
-                for each, score in zip(self.selectables, scores, strict=True)
-            ]
-            keeps, notes = self.budget.select(requests)
-            places = [tensors[each.parts[0].tensor].device for each in self.selectables]
-            placed = {place: moved(keeps, place) for place in set(places)}
-            masks: Masks = {}
-            for i, each in enumerate(self.selectables):
-                for name, mask in each.masks(placed[places[i]][i], tensors).items():
-                    masks[name] = masks[name] & mask if name in masks else mask
-            masks = self.method.complete(masks)
-        check_same(masks)
-        gone = [s.masked_fill(k, -inf).amax() for s, k in zip(scores, keeps, strict=True) if len(s)]
-        level = max(numbers(gone), default=0.0)
-        self._level = level if level > -inf else 0.0
-        self._sparsity = _masked_share(keeps)
-        self.notes = notes
-        self.keeps = dict(zip((s.name for s in self.selectables), keeps, strict=True))
-        self.masks = masks
-        return masks
+            made = decide(self.selectables, scores, self.budget, tensors, share)
+            made = replace(made, masks=self.method.complete(made.masks))
+        check_same(made.masks)
+        self.decision = made
+        return made.masks
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored and masked by name: the parameters, without their masks."""
@@ -244,8 +236,8 @@ class Pruner:
         return {
             "pruning_step": float(self.updates),
             "target": self.share,
-            "sparsity": self._sparsity,
-            "threshold": self._level,
+            "sparsity": self.decision.sparsity,
+            "threshold": self.decision.level,
         }
 
     @property
@@ -269,7 +261,7 @@ class Pruner:
         return {
             "config": self.config.model_dump(mode="json"),
             "calls": self.calls,
-            "level": self._level,
+            "level": self.decision.level,
             "notes": list(self.notes),
             "keeps": dict(self.keeps),
             "masks": dict(self.masks),
@@ -300,12 +292,15 @@ class Pruner:
         masking.put_on(self.model, state["masks"], differentiable=self.method.learns_masks)
         parameters = dict(self.model.named_parameters())
         for name, values in state["below"].items():
-            masking.fill(parameters[name], ~state["masks"][name], values)
-        self.calls, self._level = state["calls"], state["level"]
-        self.notes = list(state["notes"])
-        self.keeps = {name: keep.clone() for name, keep in state["keeps"].items()}
-        self._sparsity = _masked_share(self.keeps.values())
-        self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
+            fill(parameters[name], ~state["masks"][name], values)
+        self.calls = state["calls"]
+        self.decision = Decision(
+            keeps={name: keep.clone() for name, keep in state["keeps"].items()},
+            masks={name: mask.clone() for name, mask in state["masks"].items()},
+            notes=list(state["notes"]),
+            level=state["level"],
+            sparsity=masked_share(state["keeps"].values()),
+        )
         self.statistics.load_state_dict(state["statistics"])
         self.method.load_state_dict(state["method"])
         self._optimizer.peak, self._optimizer.ever = state["peak"], state["ever"]
@@ -379,9 +374,3 @@ class Pruner:
             notes=list(self.notes),
             verify=verify,
         )
-
-
-def _masked_share(keeps: Iterable[Tensor]) -> float:
-    keeps = list(keeps)
-    total = sum(map(len, keeps))
-    return 1 - sum(numbers(keep.sum() for keep in keeps)) / total if total else 0.0

@@ -1,0 +1,124 @@
+"""The class of a module while it has masks: what its parameters read as, and how they are saved.
+
+It is made from the module's own class, of the same name.  In it ``weight`` reads as ``weight *
+mask``; the parameter itself stays where it is, dense.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+
+def attribute_of(tensor: str) -> str:
+    """Return the name under which a module holds the mask of a parameter of its."""
+    return f"{tensor}_mask"
+
+
+def mask_of(module: nn.Module, tensor: str) -> Tensor | None:
+    """Return the mask that a module's parameter is multiplied by, or None.
+
+    It is of the parameter's dtype, and of its shape or one that broadcasts to it.
+    """
+    if tensor not in getattr(type(module), "_masked_names", ()):
+        return None
+    return cast("Tensor | None", getattr(module, attribute_of(tensor)))
+
+
+def masked(parameter: Tensor, mask: Tensor) -> Tensor:
+    """Return a parameter with zeros where its mask is 0; DTensors stay sharded as they are."""
+    if isinstance(parameter, DTensor) and not isinstance(mask, DTensor):
+        whole = [Replicate()] * parameter.device_mesh.ndim
+        mask = DTensor.from_local(mask.detach(), parameter.device_mesh, whole, run_check=False)
+    return parameter * mask
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, where: Tensor, values: Tensor) -> None:
+    """Write values, in order, to the places of a parameter where ``where`` is True.
+
+    Of a DTensor all ranks must call it, and each keeps its shard.
+    """
+    full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    full[where.to(full.device)] = values.to(full)
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        parameter.copy_(distribute_tensor(full, mesh, placements, src_data_rank=None))
+
+
+def _reader(tensor: str) -> property:
+    attribute = attribute_of(tensor)
+
+    def read(self: nn.Module) -> Tensor | None:
+        parameter = self._parameters[tensor]
+        mask = getattr(self, attribute)
+        if mask is None or parameter is None or isinstance(parameter, DTensor):
+            return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
+        return parameter * mask
+
+    return property(read)
+
+
+@cache
+def masked_class(kind: Any, names: tuple[str, ...]) -> Any:
+    """Return the subclass of a module class whose parameters of these names read as masked."""
+
+    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super(made, self)._save_to_state_dict(destination, prefix, keep_vars)
+        for name in names:
+            mask, key = mask_of(self, name), prefix + name
+            if mask is not None and key in destination:
+                destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
+
+    def _load_from_state_dict(self: Any, state: Any, prefix: str, *rest: Any) -> None:
+        below = {}
+        for name in names:
+            mask, given = mask_of(self, name), state.get(prefix + name)
+            parameter = self._parameters[name]
+            if mask is None or given is None or isinstance(parameter, DTensor):
+                continue
+            gone = (mask == 0).expand(parameter.shape)
+            if given.shape == gone.shape and not bool(given[gone.to(given.device)].any()):
+                below[name] = gone, parameter.detach()[gone]
+        super(made, self)._load_from_state_dict(state, prefix, *rest)
+        for name, (gone, values) in below.items():  # a masked state says nothing of these
+            fill(self._parameters[name], gone, values)
+
+    def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+        super(made, self)._apply(fn, recurse)
+        for name in names:
+            mask = mask_of(self, name)
+            if mask is not None:
+                moved = fn(mask.detach()).requires_grad_(mask.requires_grad)
+                setattr(self, attribute_of(name), moved)
+        return self
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        _, arguments, *state = super(made, self).__reduce_ex__(protocol)
+        return (_rebuilt, (kind, names), *state)
+
+    made: Any = type(
+        kind.__name__,
+        (kind,),
+        {
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+            "__reduce_ex__": __reduce_ex__,
+            "_apply": _apply,
+            "_load_from_state_dict": _load_from_state_dict,
+            "_masked_names": names,
+            "_save_to_state_dict": _save_to_state_dict,
+            **{attribute_of(name): None for name in names},
+            **{name: _reader(name) for name in names},
+        },
+    )
+    return made
+
+
+def _rebuilt(kind: Any, names: tuple[str, ...]) -> Any:
+    return object.__new__(masked_class(kind, names))
