@@ -39,7 +39,7 @@ from benchmarks.record import FOLDER, write
 from secateur.forward import evaluating, random_kept
 from secateur.graph.axes import Atom, Axis, Concat, find
 from secateur.graph.groups import Group
-from secateur.graph.record import results_of
+from secateur.graph.outputs import results_of
 from secateur.graph.rules import rule_for
 from secateur.shrink import Plan, group_masks
 from secateur.shrink.cut import Surgery

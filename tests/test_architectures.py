@@ -12,7 +12,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import NoMatchError
-from secateur.graph.record import results_of, tensors_of
+from secateur.graph.outputs import results_of, tensors_of
 
 transformers = pytest.importorskip("benchmarks.models.transformers")
 CALLS: dict[str, dict[str, Any]] = {

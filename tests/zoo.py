@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateur.graph.record import tensors_of
+from secateur.graph.outputs import tensors_of
 from secateur.types import Example, call_arguments
 
 TORCHVISION: dict[str, tuple[dict[str, Any], int]] = {

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import ConfigError, MissingExtraError, ShrinkError
 from secateur.forward import evaluating
-from secateur.graph.record import tensors_of
+from secateur.graph.outputs import tensors_of
 from secateur.io import whole
 from secateur.shrink.verify import difference
 from secateur.types import Example, call_arguments

@@ -8,11 +8,10 @@ values.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +27,14 @@ from secateur.forward import evaluating, random_kept
 from secateur.replacements import in_plain_operations
 from secateur.types import Example, call_arguments
 
-from .attributes import CallWatcher, traced_attributes
+from .attributes import traced_attributes
+from .calls import CallWatcher
 from .fakes import lacks_values, shape_only, standing_in
 from .origins import Attribute, Origin
+from .outputs import results_of
 from .program import Compared, ModuleCall, Number, Op, Recording, Ref
 
+HERE = str(Path(__file__).parent)
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
 
 
@@ -124,11 +126,11 @@ def _aliases(func: Any, i: int, seen: tuple[Any, ...]) -> tuple[int | None, bool
 
 
 def _line() -> str:
-    """Return ``file:line`` of the nearest frame outside of torch and of this file."""
+    """Return ``file:line`` of the nearest frame outside of torch and of this folder."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
-        if "/torch/" not in file and file != __file__ and "secateur/graph/attributes" not in file:
+        if "/torch/" not in file and not file.startswith(HERE):
             return f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -251,55 +253,6 @@ def _record(
             ) from error
         recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
     return recording
-
-
-def results_of(model: nn.Module, out: Any) -> Iterator[Tensor]:
-    """Yield the tensors that a forward computed for its caller.
-
-    An object that goes out under the name of an argument of forward is none of them: it is the
-    model's own memory (a cache of keys and values), which it takes back, and changes with it.
-    """
-    fields = _fields(out)
-    if fields is None:
-        return tensors_of(out)
-    takes = inspect.signature(model.forward).parameters
-    kept = [x for name, x in fields if name not in takes or not _is_object(x)]
-    return tensors_of(kept)
-
-
-def _fields(out: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(out, Mapping):
-        return list(out.items())
-    return list(vars(out).items()) if is_dataclass(out) and _is_object(out) else None
-
-
-def _is_object(x: Any) -> bool:
-    no_object = (Tensor, nn.Module, type, int, Mapping, list, tuple)
-    return hasattr(x, "__dict__") and not isinstance(x, no_object)
-
-
-def tensors_of(out: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an output: nested containers, or an object's attributes."""
-    seen: set[int] = set()  # objects may hold each other
-
-    def inside(x: Any) -> Iterator[Tensor]:
-        for leaf in tree_flatten(x)[0]:
-            if isinstance(leaf, Tensor):
-                yield leaf
-            elif id(leaf) not in seen:
-                seen.add(id(leaf))
-                yield from inside(_parts(leaf))
-
-    return inside(out)
-
-
-def _parts(leaf: Any) -> list[Any]:
-    """Return what is in an object, or in a container of a class that torch does not know."""
-    if isinstance(leaf, Mapping):
-        return list(leaf.values())
-    if isinstance(leaf, (list, tuple)):
-        return list(leaf)
-    return list(vars(leaf).values()) if _is_object(leaf) else []
 
 
 def _number(

@@ -14,33 +14,14 @@ from secateur.forward import evaluating
 from secateur.graph.axes import Atom, Axis, Ragged, find, positions
 from secateur.graph.lengths import now
 from secateur.graph.origins import Attribute
-from secateur.replacements import name_of, replacement_of
+from secateur.replacements import replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.structure import Structure
 from secateur.values import not_finite
 
+from .describe import descriptions
 from .history import HELD_AS, History, Passing, Shape
 from .plan import Plan
-
-# What torch's own layers say of themselves: attribute → (tensor, dimension, × attribute).  Their
-# forward never reads these numbers, so no trace can find them; their repr does.
-_SAYS: list[tuple[tuple[type, ...], dict[str, tuple[str, int, str | None]]]] = [
-    ((nn.Linear,), {"in_features": ("weight", 1, None), "out_features": ("weight", 0, None)}),
-    (
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-        {"in_channels": ("weight", 0, None), "out_channels": ("weight", 1, "groups")},
-    ),
-    (
-        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        {"in_channels": ("weight", 1, "groups"), "out_channels": ("weight", 0, None)},
-    ),
-    ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight", 0, None)}),
-    ((nn.GroupNorm,), {"num_channels": ("weight", 0, None)}),
-    (
-        (nn.Embedding, nn.EmbeddingBag),
-        {"num_embeddings": ("weight", 0, None), "embedding_dim": ("weight", 1, None)},
-    ),
-]
 
 FAST = (torch.float32, torch.float64)
 """What is multiplied by a mask faster than it is filled."""
@@ -279,30 +260,12 @@ class Surgery:
     def describe(self) -> None:
         """Let torch's own layers say the sizes that they now have."""
         with evaluating(self.model), torch.no_grad():  # looking at a spectral norm would change it
-            self._describe_all()
-
-    def _describe_all(self) -> None:
-        for module in self.model.modules():
-            for classes, says in _SAYS:
-                if isinstance(module, classes):
-                    for name, (tensor, dim, times) in says.items():
-                        self._describe(module, name, getattr(module, tensor, None), dim, times)
-                    break
-            if isinstance(module, nn.TransformerEncoder) and any(map(name_of, module.modules())):
-                self.set_attribute(module, "use_nested_tensor", False)  # they take none
-            if isinstance(module, nn.RNNBase):
-                module.flatten_parameters()  # cuDNN wants them in one piece
-
-    def _describe(
-        self, module: nn.Module, name: str, tensor: Tensor | None, dim: int, times: str | None
-    ) -> None:
-        if tensor is None and isinstance(module, nn.modules.batchnorm._NormBase):
-            tensor = module.running_mean
-        if tensor is None or not hasattr(module, name):
-            return
-        size = tensor.shape[dim] * (getattr(module, times) if times else 1)
-        if getattr(module, name) != size:
-            self.set_attribute(module, name, size)
+            for module in self.model.modules():
+                for name, said in descriptions(module).items():
+                    if getattr(module, name) != said:
+                        self.set_attribute(module, name, said)
+                if isinstance(module, nn.RNNBase):
+                    module.flatten_parameters()  # cuDNN wants them in one piece
 
 
 def _kept(

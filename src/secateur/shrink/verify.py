@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.forward import evaluating, full_precision, random_kept
-from secateur.graph.record import results_of
+from secateur.graph.outputs import results_of
 from secateur.types import Example, call_arguments
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}

@@ -22,7 +22,8 @@ from secateur.graph.conditions import holds
 from secateur.graph.groups import Group, contains
 from secateur.graph.infer import Inferred
 from secateur.graph.layout import labels
-from secateur.graph.record import record, tensors_of
+from secateur.graph.outputs import tensors_of
+from secateur.graph.record import record
 from secateur.graph.typing import Typed
 from secateur.shrink import Plan, group_masks
 from secateur.shrink.cut import Surgery

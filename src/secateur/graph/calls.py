@@ -1,0 +1,149 @@
+"""The torch function that is running, and the integers that it was given.
+
+``Call`` holds them, so that a rule can ask where the ``64`` in ``view(2, 12, 64)`` came from;
+``x.shape`` hands out integers that remember it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .integers import Notes, TracedInt, origin_of
+from .origins import Origin, Size
+
+
+class Call:
+    """The name of the running torch function, and the integers that it was given, in order."""
+
+    def __init__(
+        self,
+        name: str = "",
+        arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
+    ):
+        self.name = name
+        self.integers: list[int] = list(_integers((arguments, list((options or {}).values()))))
+        self._places = dict(enumerate(arguments)) | (options or {})
+
+    def argument(self, keyword: str, place: int) -> Origin | None:
+        """Return the origin of one argument, or None if it is no integer or was not given."""
+        value = self._places.get(keyword, self._places.get(place))
+        return _absolute(value) if isinstance(value, int) else None
+
+    def one(self, size: int) -> Origin | None:
+        """Return the origin of one size: an expression, a literal, or None if not given."""
+        same = [i for i in self.integers if int(i) == size]
+        traced = next((i for i in same if isinstance(i, TracedInt)), None)
+        return _absolute(traced if traced is not None else same[0]) if same else None
+
+    def several(self, sizes: Sequence[int]) -> list[Origin | None]:
+        """Return the origins of consecutive sizes; -1 on either side is "what is left"."""
+        n, plain = len(sizes), list(map(int, self.integers))
+        starts = range(len(self.integers) - n, -1, -1)
+        for left_over in ((), (-1,)):  # in split((8, 8), -1) the last integer is a dimension
+            for start in starts:
+                pairs = zip(plain[start : start + n], sizes, strict=True)
+                if all(a == b or a in left_over or b in left_over for a, b in pairs):
+                    run = self.integers[start : start + n]
+                    return [None if int(i) == -1 else _absolute(i) for i in run]
+        return [None] * n
+
+
+class _Closed(Call):
+    """A function in Python that computes sizes where nobody sees it: they are literals to us."""
+
+    def one(self, size: int) -> Origin | None:
+        return Origin.of(size)
+
+    def several(self, sizes: Sequence[int]) -> list[Origin | None]:
+        return [Origin.of(abs(size)) for size in sizes]
+
+
+def _absolute(integer: int) -> Origin:
+    """Return the origin of |integer|: a negative bound counts from the end."""
+    origin = origin_of(integer)
+    return origin.times(Origin.of(-1)) if int(integer) < 0 else origin
+
+
+def _integers(value: Any) -> Iterator[int]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _integers(part)
+    elif isinstance(value, slice):
+        yield from _integers((value.start, value.stop, value.step))
+
+
+class CallWatcher(TorchFunctionMode):
+    """Keeps ``current``, the running torch function's integers, and makes shapes remember."""
+
+    def __init__(self, value_of: Callable[[Tensor], int | None], note: Notes):
+        super().__init__()
+        self.value_of = value_of
+        self.note = note
+        self.current: Call = Call()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func == _SHAPE or func is Tensor.size:  # a method-wrapper is made anew at each look
+            return self._shape(func(*args, **(kwargs or {})), args)
+        if func in _COUNT:
+            tensor = args[0] if args else (kwargs or {})["input"]
+            return prod(self._shape(tensor.size(), (tensor,)))
+        if func is F.scaled_dot_product_attention:
+            self._scale(args, kwargs or {})
+        elif func in _MAKE_VALUES:
+            for integer in _integers(args[:1]):
+                if isinstance(integer, TracedInt):
+                    self.note.number(integer.origin)
+        elif func is F.multi_head_attention_forward:
+            self._checked(args, kwargs or {})
+        before = self.current
+        closed = func is F.multi_head_attention_forward
+        name = getattr(func, "__name__", "")
+        self.current = _Closed() if closed else Call(name, args, kwargs)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.current = before
+
+    def _shape(self, shape: Any, args: tuple[Any, ...]) -> Any:
+        value = self.value_of(args[0])
+        if value is None:
+            return shape
+        if isinstance(shape, int):
+            dim = int(args[1]) % args[0].dim() if len(args) > 1 else 0
+            return TracedInt(shape, Origin.of(Size(value, dim)), self.note)
+        return torch.Size(
+            TracedInt(s, Origin.of(Size(value, d)), self.note) for d, s in enumerate(shape)
+        )
+
+    def _scale(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Attention without a scale computes one from the width, where no operation shows it."""
+        query = args[0] if args else kwargs["query"]
+        value = self.value_of(query)
+        if kwargs.get("scale") is None and len(args) < 7 and value is not None:
+            self.note.number(Origin.of(Size(value, query.dim() - 1)))
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """This function compares the width of its queries with the one that it is told."""
+        query = args[0] if args else kwargs["query"]
+        told = args[3] if len(args) > 3 else kwargs["embed_dim_to_check"]
+        value = self.value_of(query)
+        if value is not None:
+            width = Origin.of(Size(value, query.dim() - 1))
+            self.note.decision(width, origin_of(told), equal=True)
+
+
+_MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
+_COUNT = {torch.numel, Tensor.numel, Tensor.nelement}
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

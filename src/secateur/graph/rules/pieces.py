@@ -1,0 +1,132 @@
+"""Operations that lay tensors end to end, and those that cut pieces out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.graph.axes import concat
+from secateur.graph.conditions import every
+from secateur.graph.origins import Origin
+from secateur.graph.typing import Dim, Typed, Typing
+
+from . import rule
+from .shape import unsqueeze
+
+
+@rule("cat", "concat", "concatenate")
+def cat(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
+    parts = [x for x in tensors if x.shape != (0,)]
+    dim %= len(parts[0])
+    dims = []
+    for place, first in enumerate(parts[0].dims):
+        column = [x[place] for x in parts]
+        if place == dim:
+            axis = concat(*(d.axis for d in map(t.alone, column)))
+        else:
+            axis = first.axis
+            for other in column[1:]:
+                t.same(first, other)
+        dims.append(Dim(axis, every(*(d.zero for d in column)), every(*(d.const for d in column))))
+    return Typed(tuple(dims), all(x.static for x in parts))
+
+
+@rule("stack")
+def stack(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
+    dim %= len(tensors[0]) + 1
+    joined = cat(t, [unsqueeze(t, x, dim) for x in tensors], dim)
+    return joined.but(dim, t.fresh(len(tensors), "the number of tensors that were stacked"))
+
+
+@rule("split.Tensor")
+def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
+    """Pieces of one size: from ``chunk`` they stay equal, from ``split`` as long as is named."""
+    sizes = [shape[dim] for shape in t.out]
+    pieces = t.pieces(x[dim], sizes)
+    origin = None if "chunk" in t.called else t.origin_of(size)  # it is given their number
+    for piece in pieces:
+        if piece.size == size:
+            t.name(piece.axis, origin)
+    if origin is None:
+        for piece in pieces[1:]:
+            t.equal(pieces[0], piece)
+    return [x.but(dim, piece) for piece in pieces]
+
+
+@rule("chunk")
+def chunk(t: Typing, x: Typed, count: int, dim: int = 0) -> list[Typed]:
+    pieces = t.pieces(x[dim], [shape[dim] for shape in t.out])
+    for piece in pieces[1:]:
+        t.equal(pieces[0], piece)
+    return [x.but(dim, piece) for piece in pieces]
+
+
+@rule("split_with_sizes")
+def split_with_sizes(t: Typing, x: Typed, sizes: Sequence[int], dim: int = 0) -> list[Typed]:
+    pieces = t.pieces(x[dim], sizes)
+    for piece, origin in zip(pieces, t.origins_of(sizes), strict=True):
+        t.name(piece.axis, origin)
+    return [x.but(dim, piece) for piece in pieces]
+
+
+@rule("slice.Tensor")
+def slice_(
+    t: Typing,
+    x: Typed,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Typed:
+    """Cut at both ends; a step is a grid of which one column is read."""
+    old, n = x[dim], x[dim].size
+    low = min(n, max(0, (start or 0) + (n if (start or 0) < 0 else 0)))
+    high = n if end is None else min(n, max(low, end + (n if end < 0 else 0)))
+    if low == 0 and high == n and step == 1:
+        return x
+    if low == high == n > 1 and step == 1:  # what is left after the last position
+        _bounded(t, old, old, t.origin_of(start or 0))
+        return x.but(dim, t.fresh(0, "an empty piece"))
+    if high == low or n == 1:
+        t.freeze(old, "an empty piece is read")
+        return x.but(dim, t.fresh(high - low, "an empty piece"))
+    if step > 1 and low < step and high == n and n % step == 0:
+        halves = t.split(old, step)  # one column of a grid
+        if halves:
+            t.freeze(halves[1], "every n-th position is read")
+            return x.but(dim, t.alone(halves[0]))
+    before, piece, after = t.pieces(old, [low, high - low, n - high])
+    if low:
+        head = before if start is None or start > 0 else t.join(piece, after)
+        _bounded(t, old, head, t.origin_of(start or 0))
+    if end is not None and high < n:
+        head = after if end < 0 else t.join(before, piece)
+        origin, length = t.origin_of(end), t.origin_of(high - low)
+        if origin is None and length is not None:  # narrow passes the length
+            head, origin = piece, length
+        _bounded(t, old, head, origin)
+    if step == 1:
+        return x.but(dim, piece)
+    return x.but(dim, _every(t, piece, step, t.out[0][dim]))
+
+
+def _bounded(t: Typing, whole: Dim, piece: Dim, origin: Origin | None) -> None:
+    if origin is None:  # tensor_split cuts where the length of the whole says
+        t.freeze(whole, "it is cut where an operation computes")
+    t.name(piece.axis, origin)
+
+
+def _every(t: Typing, dim: Dim, step: int, size: int) -> Dim:
+    t.freeze(dim, "every n-th position is read")
+    return t.fresh(size, "every n-th position of an axis")
+
+
+@rule("select.int")
+def select(t: Typing, x: Typed, dim: int, index: int) -> Typed:
+    t.freeze(x[dim], "one position is read")
+    return x.but(dim, None)
+
+
+@rule("unbind")
+def unbind(t: Typing, x: Typed, dim: int = 0) -> list[Typed]:
+    t.freeze(x[dim], "its positions are read one by one")
+    return [x.but(dim, None) for _ in range(x[dim].size)]

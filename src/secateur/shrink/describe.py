@@ -1,0 +1,59 @@
+"""What torch's own layers say of themselves: ``in_features``, ``num_channels`` and the like.
+
+Their forward never reads these numbers, so no trace can find them; their repr does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.replacements import name_of
+
+SAYS: list[tuple[tuple[type, ...], dict[str, tuple[str, int, str | None]]]] = [
+    ((nn.Linear,), {"in_features": ("weight", 1, None), "out_features": ("weight", 0, None)}),
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        {"in_channels": ("weight", 0, None), "out_channels": ("weight", 1, "groups")},
+    ),
+    (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        {"in_channels": ("weight", 1, "groups"), "out_channels": ("weight", 0, None)},
+    ),
+    ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight", 0, None)}),
+    ((nn.GroupNorm,), {"num_channels": ("weight", 0, None)}),
+    (
+        (nn.Embedding, nn.EmbeddingBag),
+        {"num_embeddings": ("weight", 0, None), "embedding_dim": ("weight", 1, None)},
+    ),
+]
+"""Classes, and for each attribute of theirs the tensor, its dimension, and what multiplies it."""
+
+
+def descriptions(module: nn.Module) -> dict[str, Any]:
+    """Return what a module's attributes have to say for the tensors that it has.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> layer.weight = nn.Parameter(layer.weight[:2])
+    >>> descriptions(layer)
+    {'in_features': 4, 'out_features': 2}
+    """
+    found: dict[str, Any] = {}
+    for classes, says in SAYS:
+        if isinstance(module, classes):
+            for name, (held, dim, times) in says.items():
+                tensor = _tensor(module, held)
+                if tensor is not None and hasattr(module, name):
+                    found[name] = tensor.shape[dim] * (getattr(module, times) if times else 1)
+            break
+    if isinstance(module, nn.TransformerEncoder) and any(map(name_of, module.modules())):
+        found["use_nested_tensor"] = False  # the replacements of its layers take none
+    return found
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    tensor: Tensor | None = getattr(module, name, None)
+    if tensor is None and isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.running_mean
+    return tensor
