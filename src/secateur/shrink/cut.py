@@ -110,11 +110,10 @@ class Surgery:
     def mask(self, masks: Mapping[str, Tensor]) -> None:
         """Set masked weights to zero, also those that are NaN or infinite."""
         state = dict(self.model.named_parameters(remove_duplicate=False))
-        plain = {n: state[n].data for n in masks if state[n].dtype in FAST and not state[n].is_meta}
-        plain = {n: plain[n] for n in plain.keys() - set(not_finite(plain))}
         for name, mask in masks.items():
             data, mask = state[name].data, mask.to(state[name].device)
-            if name in plain:
+            plain = data.dtype in FAST and not data.is_meta
+            if plain and not not_finite({name: data}):  # one by one, while it is in the cache
                 self.set_data(state[name], (data * mask).add_(0.0))  # faster; no zero is -0
             else:
                 self.set_data(state[name], data.masked_fill(~mask, 0))
