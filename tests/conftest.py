@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import secateur
 from tests import zoo
@@ -17,6 +18,10 @@ from tests import zoo
 # Small tensors gain nothing from threads, and on a busy machine these wait for each other: the
 # same file took 157 s with two threads and 15 s with one.  Parallel is `pytest -n`, as `make test`.
 torch.set_num_threads(1)
+
+# How long an example takes is the machine's business, and no test's.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -355,7 +355,7 @@ configs = st.dictionaries(
 
 
 @given(configs)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_from_dict_of_anything_is_a_config_or_a_config_error(raw: dict[Any, Any]) -> None:
     try:
         config = Config.from_dict(raw)
@@ -367,7 +367,7 @@ def test_from_dict_of_anything_is_a_config_or_a_config_error(raw: dict[Any, Any]
 
 
 @given(values)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_from_dict_of_no_dict_is_a_config_error(raw: Any) -> None:
     with pytest.raises(ConfigError):
         Config.from_dict(raw)

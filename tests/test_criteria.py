@@ -34,7 +34,7 @@ def all_distances(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", list(criteria))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(shape=ANY_SHAPE, seed=st.integers(0, 99))
 def test_criterion_when_called_twice_then_one_equal_finite_score_per_block(name, shape, seed):
     rows = torch.randn(shape, generator=seeded(seed))
@@ -69,7 +69,7 @@ def test_criterion_when_weights_are_half_precision_then_scores_are_float32(name,
     torch.testing.assert_close(scores, call(name, rows.float()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shape=ANY_SHAPE, seed=st.integers(0, 999), tile=st.sampled_from([1, 6, 20, 1 << 22]))
 def test_fpgm_when_cut_into_any_tiles_then_equals_the_definition(shape, seed, tile):
     rows = torch.randn(shape, generator=seeded(seed))

@@ -39,7 +39,7 @@ def numbered(shape: tuple[int, ...]) -> Tensor:
     return torch.arange(1, 1 + int(torch.tensor(shape).prod())).reshape(shape)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(case=fitting(), data=st.data())
 def test_expand_when_blocks_are_kept_then_their_weights_and_no_others_are(case, data):
     granularity, shape = case
@@ -60,7 +60,7 @@ def test_expand_when_blocks_are_kept_then_their_weights_and_no_others_are(case, 
     assert weight[mask].tolist() == sorted(kept[kept != 0].tolist())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(case=fitting())
 def test_expand_when_the_mask_is_written_to_then_the_decisions_are_untouched(case):
     granularity, shape = case
@@ -69,7 +69,7 @@ def test_expand_when_the_mask_is_written_to_then_the_decisions_are_untouched(cas
     assert keep.all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(case=fitting())
 def test_clusters_when_asked_then_divide_the_blocks_evenly(case):
     granularity, shape = case

@@ -18,7 +18,7 @@ from secateur.select import Request, select, select_count
 SCORE = st.integers(-8, 8).map(lambda x: x / 2)
 SCORES = st.lists(SCORE, min_size=1, max_size=24)
 PERCENT = st.integers(0, 100)
-quick = settings(deadline=None, max_examples=150)
+quick = settings(max_examples=150)
 
 
 def kept_after(scores: list[float], remove: int, pinned: list[bool] | None = None) -> list[bool]:

@@ -32,7 +32,7 @@ PROGRAMS = st.lists(
 )
 SEEDS = st.integers(0, 2**32)
 SIZES = st.integers(1, 6)
-quick = settings(deadline=None, max_examples=120)
+quick = settings(max_examples=120)
 
 
 @dataclass

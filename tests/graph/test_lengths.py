@@ -16,7 +16,7 @@ from secateur.graph.lengths import Sizing, add, multiply, now
 from secateur.graph.origins import Attribute, Origin, Size
 
 HEADS, WIDTH, OTHER = (Attribute("attention", name) for name in ("heads", "width", "other"))
-quick = settings(deadline=None, max_examples=100)
+quick = settings(max_examples=100)
 
 
 def origin(*factors: Attribute | Size | int | Fraction, over: Attribute | None = None) -> Origin:

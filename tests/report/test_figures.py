@@ -15,7 +15,7 @@ def group(name: str, size: int = 4, kept: tuple[tuple[int, int], ...] | None = N
     return GroupFact(name=name, size=size, kept=kept, params=1, macs=1, exact=True, slices=())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3000), st.randoms(use_true_random=False))
 def test_strip_when_any_positions_are_kept_then_their_share_is_drawn(
     size: int, random: object
@@ -49,7 +49,7 @@ def test_decade_when_out_of_the_scale_then_at_its_end(value: float, place: float
     assert decade(value) == place
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8)), min_size=1, max_size=25))
 def test_lanes_when_groups_overlap_then_never_in_the_same_lane(
     spans: list[tuple[int, int]],

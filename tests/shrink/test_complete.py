@@ -534,7 +534,7 @@ def any_net(request: pytest.FixtureRequest) -> Net:
     return Net(NETS[request.param])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_shrink_when_masks_are_random_then_never_wrong_beyond_what_is_reported(any_net, data):
     masks = data.draw(some_masks(any_net))

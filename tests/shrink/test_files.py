@@ -448,9 +448,7 @@ JSON = st.recursive(
 )
 
 
-@settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.sampled_from(["steps", "shapes", "attributes", "tied", "model", "schema"]), value=JSON
 )

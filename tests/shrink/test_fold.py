@@ -43,7 +43,7 @@ def convolutions(draw: Any) -> tuple[nn.Module, list[int]]:
     return conv.double(), space
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(case=convolutions(), seed=st.integers(0, 99))
 def test_effect_when_a_convolution_reads_constants_then_it_is_the_mean_of_what_they_add(case, seed):
     conv, space = case

@@ -78,7 +78,6 @@ class Law:
 
         @settings(
             max_examples=3,
-            deadline=None,
             database=None,
             derandomize=True,
             phases=[Phase.generate],  # sizes are small as they are

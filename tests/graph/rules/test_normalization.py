@@ -74,7 +74,7 @@ LAWS = {
         lambda m: F.group_norm(m.x, m.g, m.w, m.b), x="n (g c) 4", w="(g c)", b="(g c)"
     ),
     "instance_norm": Law(
-        lambda m: F.instance_norm(m.x, None, None, m.w, m.b), x="n c 5", w="c", b="c"
+        lambda m: F.instance_norm(m.x, None, None, m.w, m.b), keep=2, x="n c 5", w="c", b="c"
     ),
     "local_response_norm": Law(lambda m: F.local_response_norm(m.x, 3), x="n c 5"),
     "weight_norm": Law(lambda m: torch._weight_norm(m.v, m.g, 0), v="o i", g="o 1"),

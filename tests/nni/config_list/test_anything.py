@@ -53,7 +53,7 @@ entries = st.dictionaries(entry_keys | st.integers(), anything, max_size=4) | pl
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @given(st.lists(entries, max_size=3) | values, st.sampled_from(["out_channel", "element"]))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_parse_and_resolve_of_anything_are_records_or_a_config_error(
     raw: Any, default: str
 ) -> None:
