@@ -51,6 +51,7 @@ class Movement(Method):
     score_lr: Annotated[float, Field(gt=0)] = 1e-2
     """Learning rate of the scores when yours is at its peak."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """What the scores learn with."""
     strength: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the penalty, reached with the threshold; soft only."""
     min_kept: Annotated[float, Field(ge=0, le=1)] = 0.005
