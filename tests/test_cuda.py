@@ -150,9 +150,11 @@ def waits(layers: int, settings: dict[str, Any]) -> tuple[int, int]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            optimizer.step()
-            pruner.step()
-            torch.cuda.set_sync_debug_mode("default")
+            try:
+                optimizer.step()
+                pruner.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         optimizer.zero_grad()
         found.append(len([w for w in caught if "synchronizing" in str(w.message)]))
     return found[-1], found[-2]

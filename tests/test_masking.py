@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MaskError
-from secateur.masking import dense, is_masked, mask_of, masks_on, put_on, take_off
+from secateur.masked import mask_of
+from secateur.masking import dense, is_masked, masks_on, put_on, take_off
 from tests import zoo
 
 

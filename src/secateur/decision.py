@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 
 from torch import Tensor
@@ -18,14 +19,24 @@ from .values import moved, numbers
 class Decision:
     """What stays, by name of selectable and as masks of parameters; by default nothing is decided.
 
-    ``level`` is the largest score of what goes; ``sparsity`` the share of positions that go.
+    ``level`` is the largest score of what goes.
+
+    >>> import torch
+    >>> Decision({"a": torch.tensor([True, False]), "b": torch.tensor([True, True])}).sparsity
+    0.25
     """
 
     keeps: dict[str, Tensor] = field(default_factory=dict)
     masks: Masks = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     level: float = 0.0
-    sparsity: float = 0.0
+
+    @cached_property  # a logger asks at every step, and each answer would wait for a GPU
+    def sparsity(self) -> float:
+        """The share of positions that go."""
+        total = sum(map(len, self.keeps.values()))
+        stay = sum(numbers(keep.sum() for keep in self.keeps.values()))
+        return 1 - stay / total if total else 0.0
 
 
 def decide(
@@ -60,20 +71,7 @@ def decide(
         masks=_masks(selectables, keeps, tensors),
         notes=notes,
         level=level if level > -inf else 0.0,
-        sparsity=masked_share(keeps),
     )
-
-
-def masked_share(keeps: Iterable[Tensor]) -> float:
-    """Return the share of positions that do not stay.
-
-    >>> import torch
-    >>> masked_share([torch.tensor([True, False]), torch.tensor([True, True])])
-    0.25
-    """
-    keeps = list(keeps)
-    total = sum(map(len, keeps))
-    return 1 - sum(numbers(keep.sum() for keep in keeps)) / total if total else 0.0
 
 
 def _masks(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from . import masking
 from .budget import Budget
 from .config import Config
-from .decision import Decision, decide, masked_share
+from .decision import Decision, decide
 from .distributed import check_same, rank, whole
 from .errors import ConfigError
 from .masked import fill
@@ -299,7 +299,6 @@ class Pruner:
             masks={name: mask.clone() for name, mask in state["masks"].items()},
             notes=list(state["notes"]),
             level=state["level"],
-            sparsity=masked_share(state["keeps"].values()),
         )
         self.statistics.load_state_dict(state["statistics"])
         self.method.load_state_dict(state["method"])

@@ -226,7 +226,10 @@ def _check(requests: Sequence[Request], names: Sequence[str]) -> None:
         score = requests[i].score
         bad = (~score.isfinite()).nonzero()
         what = f"{len(bad)} of {len(score)} scores are NaN or infinite, the first at"
-        raise ScoreError(f"{names[i]}: {what} position {int(bad[0])}; check its weights")
+        raise ScoreError(
+            f"{names[i]}: {what} position {int(bad[0])}; "
+            "check its weights, and its gradients if the criterion reads them"
+        )
 
 
 def _problems(request: Request) -> Iterator[str]:

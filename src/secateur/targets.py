@@ -69,7 +69,7 @@ class Selectable:
         return function(part.granularity.rows(tensor), **options).float()
 
     def combine(self, scores: Sequence[Tensor]) -> Tensor:
-        """Return the mean of the parts' scores, each made comparable first, where the first is."""
+        """Return the mean of the parts' scores, each made comparable, on the first one's device."""
         if len(scores) == 1:
             return normalized(scores[0], self.normalize)
         place = scores[0].device

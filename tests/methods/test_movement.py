@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur import Config, Pruner, distillation_loss, masking, schedules
 from secateur.granularity import Block
-from secateur.masking import mask_of
+from secateur.masked import mask_of
 
 EXAMPLE = torch.zeros(2, 6, dtype=torch.float64)
 STILL = 1e-30

@@ -8,6 +8,7 @@ values.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,7 @@ from .origins import Attribute, Origin
 from .outputs import results_of
 from .program import Compared, ModuleCall, Number, Op, Recording, Ref
 
-HERE = str(Path(__file__).parent)
+HERE = f"{Path(__file__).parent}{os.sep}"
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
 
 
