@@ -36,14 +36,14 @@ from benchmarks.covered import TOLERANCE, TOLERANCE_64, report
 from benchmarks.limits import Clock, Late, Outcome, in_a_process
 from benchmarks.models import FAMILIES, build
 from benchmarks.record import FOLDER, write
-from secateur.forward import evaluating, random_kept
 from secateur.graph.axes import Atom, Axis, Concat, find
 from secateur.graph.groups import Group
 from secateur.graph.outputs import results_of
 from secateur.graph.rules import rule_for
-from secateur.shrink import Plan, group_masks
-from secateur.shrink.cut import Surgery
-from secateur.shrink.verify import difference
+from secateur.runtime.forward import evaluating, random_kept
+from secateur.shrinking import Plan, group_masks
+from secateur.shrinking.cut import Surgery
+from secateur.shrinking.verify import difference
 from secateur.structure import Structure
 from secateur.types import Example, call_arguments
 

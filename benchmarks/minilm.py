@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import secateur
 from benchmarks.record import table, write
-from secateur.measure import latency, state_bytes
+from secateur.runtime.measure import latency, state_bytes
 from tests.zoo import shared_data, torchvision_models
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.record import FOLDER, device_name, table, write
-from secateur import Config, Pruner, masking
+from secateur import Config, Pruner
+from secateur.masks import masking
 from tests.zoo import shared_data, torchvision_models
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

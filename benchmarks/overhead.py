@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from benchmarks.record import device_name, table, write
-from secateur import Config, Pruner, masking
+from secateur import Config, Pruner
+from secateur.masks import masking
 from tests.zoo import torchvision_models
 
 KINDS: dict[str, dict[str, Any]] = {

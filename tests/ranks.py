@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from secateur import Config, Pruner, masking
+from secateur import Config, Pruner
 from secateur.errors import DivergenceError
+from secateur.masks import masking
 
 RANKS = 2
 STEPS = 6

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from secateur.config import Config, Target
 from secateur.errors import ConfigError, MissingExtraError
-from secateur.granularity import NM, Block, Dim, Element
+from secateur.scoring.granularity import NM, Block, Dim, Element
 from secateur.settings import granularity_from, read_settings
 
 

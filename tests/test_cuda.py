@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur
-from secateur import Config, Pruner, analyze, load_pruned, masking, save_pruned
+from secateur import Config, Pruner, analyze, load_pruned, save_pruned
+from secateur.masks import masking
 from secateur.nni.pruning import FPGMPruner, LevelPruner
 from secateur.nni.speedup import ModelSpeedup
 

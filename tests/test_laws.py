@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
 from secateur import Config, Group, Plan, Pruner, Result, Structure
-from secateur.criteria import criteria, needs
 from secateur.graph.layout import rows
 from secateur.one_shot import calibrate
-from secateur.select import Request, select
-from secateur.shrink import cut_and_verify, group_masks
+from secateur.scoring.criteria import criteria, needs
+from secateur.selection.select import Request, select
+from secateur.shrinking import cut_and_verify, group_masks
 from secateur.types import Masks
 from tests import zoo
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import UnknownNameError
 from secateur.graph.lengths import now
-from secateur.shrink import Plan, cut_and_verify, group_masks
+from secateur.shrinking import Plan, cut_and_verify, group_masks
 from secateur.structure import Structure, analyze
 
 

@@ -12,26 +12,26 @@ from __future__ import annotations
 from . import errors as errors
 from .config import Config as Config
 from .config import Target as Target
-from .criteria import criteria as criteria
-from .distillation import distillation_loss as distillation_loss
 from .graph.cost import Cost as Cost
 from .graph.groups import Group as Group
-from .methods import methods as methods
 from .one_shot import prune as prune
-from .progress import Progress as Progress
 from .pruner import Pruner as Pruner
-from .schedules import schedules as schedules
-from .shrink import Plan as Plan
-from .shrink import Result as Result
-from .shrink import Verification as Verification
-from .shrink import apply_plan as apply_plan
-from .shrink import drop_blocks as drop_blocks
-from .shrink import load_plans as load_plans
-from .shrink import load_pruned as load_pruned
-from .shrink import save_pruned as save_pruned
-from .shrink import shrink as shrink
+from .runtime.progress import Progress as Progress
+from .scoring.criteria import criteria as criteria
+from .scoring.schedules import schedules as schedules
+from .shrinking import Plan as Plan
+from .shrinking import Result as Result
+from .shrinking import Verification as Verification
+from .shrinking import apply_plan as apply_plan
+from .shrinking import drop_blocks as drop_blocks
+from .shrinking import load_plans as load_plans
+from .shrinking import load_pruned as load_pruned
+from .shrinking import save_pruned as save_pruned
+from .shrinking import shrink as shrink
 from .structure import Structure as Structure
 from .structure import analyze as analyze
+from .training import methods as methods
+from .training.distillation import distillation_loss as distillation_loss
 
 __all__ = [
     "Config",

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .criteria import criteria
 from .errors import ConfigError, UnknownNameError
-from .io import write_text
 from .registry import Registry
-from .schedules import schedules
+from .runtime.io import write_text
+from .scoring.criteria import criteria
+from .scoring.schedules import schedules
 from .settings import (
     GOALS,
     Count,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .config import Config
 from .errors import ConfigError
 from .pruner import Pruner
-from .shrink import Result
+from .shrinking import Result
 from .types import Example
 
 

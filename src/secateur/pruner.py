@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import masking
-from .budget import Budget
 from .config import Config
-from .decision import Decision, decide
-from .distributed import check_same, rank, whole
 from .errors import ConfigError
-from .masked import fill
-from .methods import named
-from .optimizers import LastStep, Scaler, add_gradient, before_each_step
-from .resume import read_state, write_state
-from .schedules import schedules
-from .shrink import Plan, Result, cut_and_verify, group_masks
-from .shrink import shrink as shrink_masks
-from .stats import Statistics
+from .masks import masking
+from .masks.classes import fill
+from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step
+from .masks.resume import read_state, write_state
+from .runtime.distributed import check_same, rank, whole
+from .scoring.schedules import schedules
+from .selection.budget import Budget
+from .selection.decision import Decision, decide
+from .selection.running import RunningScores
+from .selection.targets import Selectable, check_finite
+from .selection.targets import selectables as _selectables
+from .shrinking import Plan, Result, cut_and_verify, group_masks
+from .shrinking import shrink as shrink_masks
 from .structure import Structure, analyze
-from .targets import Selectable, check_finite
-from .targets import selectables as _selectables
+from .training import named
 from .types import Example, Masks
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Pruner:
 
     Your loop stays yours: call ``step`` after ``optimizer.step()``, as you would a learning-rate
     scheduler, in every iteration (or once an epoch, if schedules are to count epochs).  While you
-    train, masks are on the model (``secateur.masking``): the optimizer, names and order of
+    train, masks are on the model (``secateur.masks.masking``): the optimizer, names and order of
     parameters are as without them, the dense weights live on below, and what ``state_dict`` writes
     is masked.  No optimizer is wrapped: gradients are read, and penalties added, by a public hook
     just before the optimizer steps, when they are accumulated, unscaled, clipped and averaged.
@@ -101,7 +101,7 @@ class Pruner:
             selectables = _selectables(model, self.config, self.structure)
         self.selectables = list(selectables)
         self.budget = Budget(self.config, self.structure, self.selectables)
-        self.statistics = Statistics(self.selectables)
+        self.statistics = RunningScores(self.selectables)
         self.scaler = scaler
         self.decision = Decision()
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
@@ -124,6 +124,11 @@ class Pruner:
     def notes(self) -> list[str]:
         """What a user should know about the last pruning step."""
         return self.decision.notes
+
+    @property
+    def steps(self) -> int:
+        """How many pruning steps lead to the goal."""
+        return self.config.steps
 
     @property
     def updates(self) -> int:

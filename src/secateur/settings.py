@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError
 
 from .errors import ConfigError, MissingExtraError, did_you_mean
-from .granularity import NM, Block, Dim, Element, Granularity
+from .scoring.granularity import NM, Block, Dim, Element, Granularity
 
 GRANULARITIES = {
     "group": "All that the model's structure cuts together: a channel and what reads it.",

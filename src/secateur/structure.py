@@ -18,7 +18,7 @@ from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
 from .graph.record import record
 from .graph.typing import Reason, Typed
-from .shown import Shown
+from .runtime.shown import Shown
 from .types import Example
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, TraceError
 from secateur.graph.groups import Group
-from secateur.shrink import Plan, Result, cut_and_verify, group_masks
+from secateur.shrinking import Plan, Result, cut_and_verify, group_masks
 from secateur.structure import Structure, analyze
 
 HIDDEN, HEADS, WIDTH = 12, 4, 6

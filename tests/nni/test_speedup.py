@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import MaskError, ShrinkError, TraceError, VerificationError
-from secateur.masking import is_masked, masks_on, take_off
+from secateur.masks.masking import is_masked, masks_on, take_off
 from secateur.nni.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner
 from secateur.nni.speedup import ModelSpeedup, load_masks
 from tests import zoo
@@ -371,7 +371,7 @@ def test_speedup_model_when_the_cut_fails_then_the_model_is_untouched(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error("no")
 
-    monkeypatch.setattr(sys.modules["secateur.shrink.apply"], "difference", fail)
+    monkeypatch.setattr(sys.modules["secateur.shrinking.apply"], "difference", fail)
     before, identities = copy.deepcopy(either), [id(p) for p in either.parameters()]
     masks = {"left": {"weight": channels(0)}, "right": {"weight": channels(0)}}
     with pytest.raises(error):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.replacements import in_plain_operations, name_of
 from secateur.replacements.attention import DecoupledAttention
-from secateur.shrink.cut import Surgery
+from secateur.shrinking.cut import Surgery
 from secateur.types import call_arguments
 
 SEED = torch.Generator().manual_seed(0)

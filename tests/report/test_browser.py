@@ -15,8 +15,8 @@ from torch import nn
 
 from secateur import prune
 from secateur.demo.digits import DigitsNet
-from secateur.measure import Latency
 from secateur.report import report_of, write
+from secateur.runtime.measure import Latency
 
 from .browser import CHROMIUM, Browser, browser
 

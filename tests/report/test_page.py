@@ -13,9 +13,9 @@ from torch import nn
 
 from secateur import Config, Pruner, drop_blocks, prune
 from secateur.errors import FileError, MissingExtraError
-from secateur.measure import Latency
 from secateur.report import Report, read, report_of, to_markdown, write, write_page
 from secateur.report.page import to_html
+from secateur.runtime.measure import Latency
 
 
 def network() -> nn.Module:

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from secateur.errors import ConfigError, MissingExtraError, SecateurError
 
+from .status import DONE, FAILED, USAGE
+
 if TYPE_CHECKING:
     from cyclopts import App
-
-DONE, FAILED, USAGE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

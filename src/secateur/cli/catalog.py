@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 
 from rich.table import Table
 
-from secateur.criteria import criteria, needs
 from secateur.errors import UnknownNameError, did_you_mean
-from secateur.methods import methods
 from secateur.registry import Registry
-from secateur.schedules import schedules
+from secateur.scoring.criteria import criteria, needs
+from secateur.scoring.schedules import schedules
 from secateur.settings import GRANULARITIES, GRANULARITY_FORMS
+from secateur.training import methods
 
 from .options import AsJson, show
 

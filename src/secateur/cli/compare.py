@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from secateur.graph.cost import Cost, human
-from secateur.measure import Latency, figure, latency, state_bytes
-from secateur.shrink.verify import difference, run
+from secateur.runtime.measure import Latency, figure, latency, state_bytes
+from secateur.shrinking.verify import difference, run
 from secateur.structure import analyze
 
 from .models import Loaded, load

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .models import Source, remember
+from .status import DONE, FAILED
 
 SOURCE = Source("secateur.demo.digits:DigitsNet", {}, input=("1,1,8,8",))
 
@@ -22,8 +23,6 @@ def demo(*, out: Path = Path("secateur-demo"), seed: int = 0) -> int:
     """
     from secateur.demo import run
     from secateur.report import open_page, write
-
-    from . import DONE, FAILED
 
     record = run(out, seed)
     figures = {name: value for name, value in asdict(record).items() if name != "report"}

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import ConfigError, MissingExtraError, ShrinkError
-from secateur.forward import evaluating
 from secateur.graph.outputs import tensors_of
-from secateur.io import whole
-from secateur.shrink.verify import difference
+from secateur.runtime.forward import evaluating
+from secateur.runtime.io import whole
+from secateur.shrinking.verify import difference
 from secateur.types import Example, call_arguments
 
 from .models import load

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError, FileError, did_you_mean
-from secateur.io import read_tensors, read_text, write_text
-from secateur.shrink import load_pruned
+from secateur.runtime.io import read_tensors, read_text, write_text
+from secateur.shrinking import load_pruned
 from secateur.types import Example
 
 from .build import build

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
-from secateur.measure import latency
 from secateur.one_shot import calibrate
 from secateur.pruner import Pruner
+from secateur.runtime.measure import latency
 from secateur.settings import pattern_share
-from secateur.shrink import Plan, save_pruned
+from secateur.shrinking import Plan, save_pruned
 from secateur.structure import Structure
 
 from .models import keywords, load, remember

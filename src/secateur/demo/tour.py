@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import nn
 
 import secateur
-from secateur.forward import evaluating
-from secateur.measure import Latency, latency
 from secateur.report import Report, report_of
+from secateur.runtime.forward import evaluating
+from secateur.runtime.measure import Latency, latency
 from secateur.types import Masks
 
 from .digits import Digits, DigitsNet, accuracy, fit, load_digits, logits

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateur.granularity import Granularity
+from secateur.scoring.granularity import Granularity
 
 from .axes import Atom, Axis, Concat, Ragged, atoms, find, pieces
 

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
-from secateur.forward import evaluating, random_kept
 from secateur.replacements import in_plain_operations
+from secateur.runtime.forward import evaluating, random_kept
 from secateur.types import Example, call_arguments
 
 from .attributes import traced_attributes

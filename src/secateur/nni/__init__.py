@@ -4,4 +4,4 @@ from .evaluators import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
 from .evaluators import LightningEvaluator as LightningEvaluator
 from .evaluators import TorchEvaluator as TorchEvaluator
 from .evaluators import TransformersEvaluator as TransformersEvaluator
-from .trace import trace as trace
+from .tracing import trace as trace

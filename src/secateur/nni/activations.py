@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import ConfigError, MaskError
-from secateur.forward import evaluating
+from secateur.runtime.forward import evaluating
 
 from .config_list import TargetSetting
 

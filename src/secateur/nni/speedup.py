@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur import masking
 from secateur.errors import MaskError
-from secateur.shrink import Result, shrink
+from secateur.masks import masking
+from secateur.shrinking import Result, shrink
 from secateur.types import Example
 
 from .targets import full_name, is_activation

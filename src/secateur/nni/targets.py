@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from secateur.errors import ConfigError, did_you_mean
-from secateur.granularity import Dim, Element, Granularity
+from secateur.scoring.granularity import Dim, Element, Granularity
 from secateur.settings import granularity_from, pattern_share, problems_in, stores_transposed
 
 from .settings import GOALS, GRANULARITIES, AlignSetting, Entry, Setting, merged, whole_name

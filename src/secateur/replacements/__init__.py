@@ -11,75 +11,8 @@ A new replacement is one class with ``replaces`` above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
-
-from torch import nn
-
-R = TypeVar("R", bound="type[nn.Module]")
-
-REPLACEMENTS: dict[type[nn.Module], type[Any]] = {}  # torch's class → ours
-_mixed: dict[type[nn.Module], type[Any]] = {}  # subclass of torch's → subclass of it and of ours
-
-
-def replaces(original: type[nn.Module]) -> Callable[[R], R]:
-    """Register a replacement.
-
-    It has two static methods: ``extra(module)`` returns the attributes that it needs besides those
-    of the original, and ``fits(module)`` tells whether the original could compute the same.
-    """
-
-    def register(replacement: R) -> R:
-        REPLACEMENTS[original] = replacement
-        return replacement
-
-    return register
-
-
-def replacement_of(kind: type[nn.Module]) -> type[Any] | None:
-    """Return the class that a layer's class is traced as, or None.
-
-    A subclass of torch's (one whose weights are parametrized, or with more in its forward) is
-    traced as a subclass of both, in which its ``super()`` is the replacement.
-    """
-    if kind in REPLACEMENTS or any(ours in kind.__mro__ for ours in REPLACEMENTS.values()):
-        return REPLACEMENTS.get(kind)
-    for original, ours in REPLACEMENTS.items():
-        if original in kind.__mro__:
-            return _mixed.setdefault(kind, type(kind.__name__, (kind, ours), {}))
-    return None
-
-
-def name_of(module: nn.Module) -> str | None:
-    """Return the name of the replacement that a module is an instance of, or None."""
-    ours = [kind for kind in REPLACEMENTS.values() if isinstance(module, kind)]
-    return ours[0].__name__ if ours else None
-
-
-@contextmanager
-def in_plain_operations(model: nn.Module) -> Iterator[None]:
-    """Let every layer that has a replacement be one, and itself again afterwards."""
-    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], list[str]]] = []
-    try:
-        for module in model.modules():
-            original = type(module)
-            if replacement := replacement_of(original):
-                extra = replacement.extra(module)
-                held = {name: vars(module)[name] for name in extra if name in vars(module)}
-                before.append((module, original, held, list(extra)))
-                vars(module).update(extra)
-                module.__class__ = replacement
-        yield
-    finally:
-        for module, original, held, names in before:
-            module.__class__ = original
-            for name in names:
-                vars(module).pop(name, None)
-            vars(module).update(held)
-
-
-from . import attention, recurrent  # noqa: E402  (each registers its replacements)
+from . import attention, recurrent  # each registers its replacements
+from .table import REPLACEMENTS, in_plain_operations, name_of, replacement_of, replaces
 
 __all__ = [
     "REPLACEMENTS",

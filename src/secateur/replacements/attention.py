@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import replaces
+from .table import replaces
 
 
 @replaces(nn.MultiheadAttention)

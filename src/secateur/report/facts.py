@@ -18,9 +18,9 @@ from torch import nn
 
 from secateur.errors import FileError
 from secateur.graph.cost import Cost
-from secateur.measure import Latency, state_bytes
-from secateur.shrink import Result
-from secateur.shrink.plan import Plan
+from secateur.runtime.measure import Latency, state_bytes
+from secateur.shrinking import Result
+from secateur.shrinking.plan import Plan
 from secateur.structure import Structure
 
 SCHEMA = 1
@@ -221,7 +221,7 @@ def report_of(
     Args:
         result: of ``prune``, ``shrink`` or ``Pruner.finish``.
         dense: the model as it was before.
-        latency: of "before" and "after", from ``secateur.measure.latency``.
+        latency: of "before" and "after", from ``secateur.runtime.measure.latency``.
         scores: "before" and "after" → name → value, such as accuracy in %.
         history: one dict per step, each with "step" and what was measured then.
         config: the settings that were given.

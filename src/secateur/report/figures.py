@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log10
 
 from secateur.graph.cost import human
-from secateur.measure import figure
+from secateur.runtime.measure import figure
 
 from .facts import GroupFact, Report
 

@@ -7,7 +7,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from secateur.io import read_text, write_text
+from secateur.runtime.io import read_text, write_text
 
 from .facts import Report
 

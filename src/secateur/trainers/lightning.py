@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from torch.utils.hooks import RemovableHandle
 
 from secateur.pruner import Pruner
-from secateur.shrink import Result
+from secateur.shrinking import Result
 
 
 class AfterOptimizerStep(Callback):

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from secateur.errors import FileError
 from secateur.pruner import Pruner
-from secateur.shrink import Result
+from secateur.shrinking import Result
 
 
 class AfterOptimizerStep(TrainerCallback):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.graph.groups import Group
-from secateur.shrink import Plan, Result, cut_and_verify, group_masks
+from secateur.shrinking import Plan, Result, cut_and_verify, group_masks
 from secateur.structure import Structure, analyze
 
 FC = {"first": 8, "mid": 6}

@@ -25,8 +25,8 @@ from secateur.graph.layout import labels
 from secateur.graph.outputs import tensors_of
 from secateur.graph.record import record
 from secateur.graph.typing import Typed
-from secateur.shrink import Plan, group_masks
-from secateur.shrink.cut import Surgery
+from secateur.shrinking import Plan, group_masks
+from secateur.shrinking.cut import Surgery
 from secateur.structure import Structure
 from tests.graph.rules.harness import Net
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from secateur.granularity import Block
 from secateur.nni.config_list import Align
+from secateur.scoring.granularity import Block
 from tests.nni.config_list.entries import LINEAR, Net, resolve_problems, resolved
 
 

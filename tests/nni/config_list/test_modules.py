@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError, NoMatchError
-from secateur.granularity import Block, Element
 from secateur.nni.config_list import Align, parse, register_module, resolve
+from secateur.scoring.granularity import Block, Element
 from tests.nni.config_list.entries import LINEAR, Net, resolve_problems, resolved
 
 # which modules

@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.granularity import NM, Block, Dim, Element
 from secateur.nni.config_list import Align, TargetSetting, parse, resolve
+from secateur.scoring.granularity import NM, Block, Dim, Element
 from tests.nni.config_list.entries import LINEAR, Net, resolve_problems, resolved
 
 # targets and their settings

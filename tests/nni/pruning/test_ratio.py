@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from secateur.errors import ConfigError
-from secateur.masking import dense
+from secateur.masks.masking import dense
 from secateur.nni.pruning import LevelPruner
 from tests.nni.pruning.rules import (
     RATIOS,

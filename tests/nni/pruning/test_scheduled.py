@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur import masking
 from secateur.errors import ConfigError
+from secateur.masks import masking
 from secateur.nni.pruning import (
     AGPPruner,
     L1NormPruner,

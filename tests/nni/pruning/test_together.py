@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import masking
 from secateur.errors import ConfigError
+from secateur.masks import masking
 from secateur.nni import trace
 from secateur.nni.pruning import (
     AGPPruner,

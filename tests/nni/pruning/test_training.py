@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import masking
+from secateur.masks import masking
 from secateur.nni.pruning import MovementPruner, SlimPruner, TaylorPruner
 from tests.nni.pruning.bench import FC2, Bench, kept
 

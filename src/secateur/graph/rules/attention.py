@@ -7,7 +7,7 @@ from typing import Any
 from secateur.graph.conditions import Never, every
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 @rule(

@@ -6,8 +6,8 @@ from typing import Any
 
 from secateur.graph.typing import Typed, Typing
 
-from . import rule
 from .elementwise import broadcast
+from .table import rule
 
 PAIR = "a real and an imaginary part"
 

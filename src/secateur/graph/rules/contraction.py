@@ -10,7 +10,7 @@ from secateur.graph.axes import Ragged
 from secateur.graph.conditions import either, every
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 def own(dim: Dim) -> Dim:

@@ -8,7 +8,7 @@ from typing import Any
 from secateur.graph.conditions import ALWAYS, Never, either, every
 from secateur.graph.typing import Dim, Site, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 def broadcast(t: Typing, *operands: Any, zero: str) -> Typed:

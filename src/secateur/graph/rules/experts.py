@@ -7,8 +7,8 @@ from typing import Any
 
 from secateur.graph.typing import Typed, Typing
 
-from . import rule
 from .contraction import own
+from .table import rule
 
 
 @rule("_grouped_mm")

@@ -9,7 +9,7 @@ from typing import Any
 from secateur.graph.conditions import every
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 @rule("embedding")

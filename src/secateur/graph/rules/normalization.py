@@ -9,7 +9,7 @@ from typing import Any
 from secateur.graph.conditions import either, every
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 def _affine(t: Typing, x: Dim, weight: Dim | None, bias: Dim | None) -> Dim:

@@ -9,8 +9,8 @@ from secateur.graph.conditions import every
 from secateur.graph.origins import Origin
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
 from .shape import unsqueeze
+from .table import rule
 
 
 @rule("cat", "concat", "concatenate")

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 Dims = int | Sequence[int] | None
 

@@ -10,7 +10,7 @@ from typing import Any
 from secateur.graph.origins import Origin
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 @rule("view.default", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten")

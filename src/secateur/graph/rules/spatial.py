@@ -11,7 +11,7 @@ from secateur.graph.conditions import every
 from secateur.graph.origins import Origin
 from secateur.graph.typing import Dim, Typed, Typing
 
-from . import rule
+from .table import rule
 
 
 def _resample(t: Typing, x: Typed, space: int) -> Any:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import masking
 from secateur.config import Config
-from secateur.criteria import criteria, needs
 from secateur.errors import ConfigError
-from secateur.granularity import Granularity
+from secateur.masks import masking
 from secateur.nni.activations import ActivationMasks
 from secateur.nni.config_list import TargetSetting
 from secateur.pruner import Pruner
-from secateur.select import Request
-from secateur.targets import Part, Selectable
+from secateur.scoring.criteria import criteria, needs
+from secateur.scoring.granularity import Granularity
+from secateur.selection.select import Request
+from secateur.selection.targets import Part, Selectable
 from secateur.types import Masks
 
 

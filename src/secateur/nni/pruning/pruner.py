@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from secateur import masking
 from secateur.config import Config
 from secateur.errors import ConfigError, MaskError, did_you_mean
+from secateur.masks import masking
 from secateur.nni.activations import ActivationMasks
 from secateur.nni.config_list import parse, resolve
 from secateur.nni.evaluators import Evaluator
@@ -189,7 +189,7 @@ class Pruner:
             self.wrap_model()
 
     def wrap_model(self) -> None:
-        """Put the masks on: weights as ``secateur.masking`` does, inputs and outputs by hooks."""
+        """Put the masks on: weights as ``secateur.masks`` does, inputs and outputs by hooks."""
         for pruner in self._family():
             activations = {t.name for t in pruner.activations.targets}
             pruner.activations.masks = {n: m for n, m in pruner.masks.items() if n in activations}

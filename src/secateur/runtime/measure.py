@@ -1,0 +1,105 @@
+"""What is measured by running a model: how long a forward takes, and the bytes of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from secateur.types import Example, call_arguments
+
+from .forward import in_eval_mode
+
+SHORTEST = 0.005
+"""Seconds that one timing takes at least: faster forwards are repeated and averaged."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one forward: the median of ``runs`` timings and their middle half."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{figure(self.median)} ms ({self.middle_half})"
+
+    @property
+    def middle_half(self) -> str:
+        return f"{figure(self.low)} … {figure(self.high)}"
+
+
+def figure(value: float) -> str:
+    """Return a number with three digits, or all before the point.
+
+    >>> figure(0.12345), figure(1234.5)
+    ('0.123', '1234')
+    """
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    example: Example,
+    *,
+    runs: int = 15,
+    threads: int | None = None,
+) -> dict[str, Latency]:
+    """Time a forward of each model in eval mode, without gradients.
+
+    The models take turns, so that a busy moment of the machine hits all of them.
+
+    Args:
+        models: name → model; all take the example.
+        example: a tensor, a tuple of positional or a dict of keyword arguments.
+        runs: timings of each model, after one that warms up.
+        threads: of torch, on a CPU; None is what torch uses now.
+
+    >>> found = latency({"a": nn.Linear(8, 8)}, torch.zeros(1, 8), runs=3)["a"]
+    >>> 0 < found.low <= found.median <= found.high, found.runs
+    (True, 3)
+    """
+    args, kwargs = call_arguments(example)
+    threads = threads or torch.get_num_threads()
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        timers: dict[str, tuple[Timer, int]] = {}
+        for name, model in models.items():
+            stack.enter_context(in_eval_mode(model))
+            timer = Timer(
+                "model(*args, **kwargs)",
+                globals={"model": model, "args": args, "kwargs": kwargs},
+                num_threads=threads,
+            )
+            timer.timeit(1)
+            timers[name] = timer, max(1, round(SHORTEST / timer.timeit(1).median))
+        for _ in range(runs):
+            for name, (timer, repeats) in timers.items():
+                times[name].append(1000 * timer.timeit(repeats).median)
+    found = {}
+    for name, values in times.items():
+        quartiles = torch.tensor(values, dtype=torch.float64).quantile(
+            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        )
+        low, middle, high = quartiles.tolist()
+        found[name] = Latency(middle, low, high, runs, threads)
+    return found
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and saved buffers; tied ones count once.
+
+    >>> state_bytes(nn.Linear(8, 4))
+    144
+    """
+    state = model.state_dict(keep_vars=True).values()
+    tensors = {id(t): t for t in state if isinstance(t, torch.Tensor)}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,1 @@
+"""What matters: criteria, what is removed together, and how the goal is approached."""

@@ -1,0 +1,219 @@
+"""What is removed together: how a tensor falls into blocks, and back.
+
+A granularity cuts a tensor into rows, ``(blocks, elements)``, one row for each block of weights
+that is kept or removed as one, and expands one decision per block to a mask of the tensor's
+shape:
+
+>>> weight = torch.arange(6.0).reshape(3, 2)
+>>> Dim(0).rows(weight).sum(dim=1)
+tensor([1., 5., 9.])
+>>> Dim(0).expand(torch.tensor([True, False, True]), (3, 2))
+tensor([[ True,  True],
+        [False, False],
+        [ True,  True]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from secateur.errors import ConfigError, MaskError
+
+Shape = Sequence[int]
+
+
+@runtime_checkable
+class Granularity(Protocol):
+    """A frozen value that knows how a tensor falls into blocks."""
+
+    def blocks(self, shape: Shape) -> int:
+        """Return how many blocks a tensor of this shape has; ConfigError where it cannot fit."""
+        ...
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the weights of each block as one row, shape ``(blocks, elements)``."""
+        ...
+
+    def expand(self, keep: Tensor, shape: Shape) -> Tensor:
+        """Return a new bool mask of ``shape`` from one decision per block, ``(blocks,)``."""
+        ...
+
+    def clusters(self, shape: Shape) -> int:
+        """Return in how many equal runs of blocks the sparsity is met one by one."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Element(Granularity):
+    """Every weight for itself.
+
+    >>> Element().blocks((3, 2))
+    6
+    """
+
+    def blocks(self, shape: Shape) -> int:
+        return prod(shape)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, 1)
+
+    def expand(self, keep: Tensor, shape: Shape) -> Tensor:
+        return _checked(keep, self, shape).reshape(tuple(shape)).clone()
+
+
+@dataclass(frozen=True)
+class Dim(Granularity):
+    """One block for each index of one dimension: ``Dim(0)`` is the output channels of a Conv2d.
+
+    >>> Dim(-1).rows(torch.arange(6).reshape(3, 2))
+    tensor([[0, 2, 4],
+            [1, 3, 5]])
+    """
+
+    dim: int
+
+    def blocks(self, shape: Shape) -> int:
+        return (tuple(shape) or (1,))[self._index(shape)]
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        index = self._index(tensor.shape)
+        vector = tensor.reshape(1) if tensor.ndim == 0 else tensor
+        return vector.movedim(index, 0).unsqueeze(-1).flatten(1)
+
+    def expand(self, keep: Tensor, shape: Shape) -> Tensor:
+        along = [1] * len(shape)
+        if along:
+            along[self._index(shape)] = -1
+        spread = _checked(keep, self, shape).reshape(along).expand(tuple(shape))
+        return spread.clone(memory_format=torch.contiguous_format)
+
+    def _index(self, shape: Shape) -> int:
+        rank = max(len(shape), 1)  # a scalar is a vector of one, as in torch
+        if not -rank <= self.dim < rank:
+            raise ConfigError(
+                f"{self} does not fit a tensor of shape {tuple(shape)}:"
+                f" give a dimension from {-rank} to {rank - 1}"
+            )
+        return self.dim % rank
+
+
+@dataclass(frozen=True)
+class Block(Granularity):
+    """Rectangular blocks; one size per trailing dimension, -1 for all of it.
+
+    Dimensions before those are cut into single indices, so that ``Block((1, -1, -1, -1))`` is the
+    output channels of a Conv2d and ``Block((-1, -1))`` its kernels.  Blocks at the end of a
+    dimension that their size does not divide are filled up with zeros, which no mask sees.
+
+    >>> Block((2, 2)).expand(torch.tensor([True, False]), (2, 3))
+    tensor([[ True,  True, False],
+            [ True,  True, False]])
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or any(size < 1 and size != -1 for size in self.sizes):
+            raise ConfigError(
+                f"{self} is no granularity: give one block size per trailing dimension,"
+                " each at least 1, or -1 for the whole dimension"
+            )
+
+    def blocks(self, shape: Shape) -> int:
+        return prod(count for count, _ in self._grid(shape))
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        grid = self._grid(tensor.shape)
+        missing = [n * size - dim for (n, size), dim in zip(grid, tensor.shape, strict=True)]
+        whole = pad(tensor, [x for m in reversed(missing) for x in (0, m)])
+        tiled = whole.reshape(tuple(chain.from_iterable(grid)))
+        outer = range(0, tiled.ndim, 2)
+        inner = range(1, tiled.ndim, 2)
+        elements = prod(size for _, size in grid)
+        return tiled.permute(*outer, *inner).reshape(self.blocks(tensor.shape), elements)
+
+    def expand(self, keep: Tensor, shape: Shape) -> Tensor:
+        grid = self._grid(shape)
+        spread = _checked(keep, self, shape).reshape([x for n, _ in grid for x in (n, 1)])
+        whole = spread.expand(tuple(chain.from_iterable(grid))).reshape([n * s for n, s in grid])
+        return whole[tuple(slice(dim) for dim in shape)].clone(
+            memory_format=torch.contiguous_format
+        )
+
+    def _grid(self, shape: Shape) -> list[tuple[int, int]]:
+        """Return (number of blocks, size of a block) for every dimension of ``shape``."""
+        if len(self.sizes) > len(shape):
+            raise ConfigError(
+                f"{self} does not fit a tensor of shape {tuple(shape)}:"
+                f" give at most {len(shape)} block sizes"
+            )
+        sizes = (1,) * (len(shape) - len(self.sizes)) + self.sizes
+        whole = [
+            max(dim, 1) if size == -1 else size for dim, size in zip(shape, sizes, strict=True)
+        ]
+        return [(-(-dim // size), size) for dim, size in zip(shape, whole, strict=True)]
+
+
+@dataclass(frozen=True)
+class NM(Granularity):
+    """Single weights, of which n in every m consecutive ones along the input are removed.
+
+    The input is dimension 1: the last of a Linear's weight, the channels of a convolution's.
+    Rows come in such an order that each m of them form one cluster, so that removing the share
+    ``sparsity`` of the blocks of each of the ``clusters`` gives the n:m pattern.
+
+    >>> NM(2, 4).clusters((3, 8)), NM(2, 4).sparsity
+    (6, 0.5)
+
+    Mishra et al., 2021, arXiv:2104.08378 (2:4)
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ConfigError(f"{self.n}:{self.m} is no sparsity pattern: give 0 < n < m")
+
+    @property
+    def sparsity(self) -> float:
+        """The share that the pattern removes."""
+        return self.n / self.m
+
+    def blocks(self, shape: Shape) -> int:
+        return self.clusters(shape) * self.m
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        self.clusters(tensor.shape)
+        return tensor.movedim(1, -1).reshape(-1, 1)
+
+    def expand(self, keep: Tensor, shape: Shape) -> Tensor:
+        inputs_last = (shape[0], *shape[2:], shape[1]) if len(shape) > 1 else tuple(shape)
+        mask = _checked(keep, self, shape).reshape(inputs_last).movedim(-1, 1)
+        return mask.clone(memory_format=torch.contiguous_format)
+
+    def clusters(self, shape: Shape) -> int:
+        if len(shape) < 2 or shape[1] % self.m:
+            raise ConfigError(
+                f"{self.n}:{self.m} does not fit a tensor of shape {tuple(shape)}: its dimension 1"
+                f" must be a multiple of {self.m}; exclude it"
+            )
+        return prod(shape) // self.m
+
+
+def _checked(keep: Tensor, granularity: Granularity, shape: Shape) -> Tensor:
+    blocks = granularity.blocks(shape)
+    if keep.dtype is not torch.bool or tuple(keep.shape) != (blocks,):
+        raise MaskError(
+            f"{granularity} of a tensor of shape {tuple(shape)} needs a bool mask of shape"
+            f" ({blocks},), got {keep.dtype} of shape {tuple(keep.shape)}"
+        )
+    return keep

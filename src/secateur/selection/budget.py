@@ -1,0 +1,149 @@
+"""Selection under a budget: which positions stay so that parameters or MACs are met.
+
+Groups that must keep equally many positions do, whatever their scores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from secateur.config import Config
+from secateur.errors import ConfigError
+from secateur.graph.cost import macs, params
+from secateur.structure import Structure
+
+from .bisection import fewest, ratios_around
+from .select import Request, select, select_count
+from .targets import Selectable
+
+
+class Budget:
+    """What a config wants to be left of a model's selectables.
+
+    Raises:
+        ConfigError: a budget of parameters or MACs that the selectables cannot meet.
+    """
+
+    def __init__(
+        self, config: Config, structure: Structure | None, selectables: Sequence[Selectable]
+    ):
+        self.config = config
+        self.structure = structure
+        self.selectables = selectables
+        self._check()
+
+    def _check(self) -> None:
+        if self.config.of == "channels":
+            return
+        if self.structure is None or any(s.group is None for s in self.selectables):
+            raise ConfigError(f"of={self.config.of!r} needs granularity 'group' for all targets")
+        if any(s.request.sparsity is None for s in self.selectables):
+            raise ConfigError(f"of={self.config.of!r} needs a sparsity, not a threshold")
+        if len({s.request.sparsity for s in self.selectables}) > 1:
+            raise ConfigError(f"of={self.config.of!r} needs one sparsity for all targets")
+
+    def select(self, requests: list[Request]) -> tuple[list[Tensor], list[str]]:
+        """Return which positions of each selectable stay, and what a user should know."""
+        names = [s.name for s in self.selectables]
+        if self.config.of == "channels" or not requests or requests[0].sparsity is None:
+            return self._balanced(requests, names)
+        allowed = (1 - requests[0].sparsity) * self._cost({})
+
+        def at(ratio: float) -> tuple[list[Tensor], list[str]]:
+            return self._balanced([replace(r, sparsity=ratio) for r in requests], names)
+
+        # so fine that between two ratios at most one block more goes of whatever is ranked together
+        finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
+        low, high = ratios_around(
+            lambda ratio: self._cost(self._counts(at(ratio)[0])), allowed, finest
+        )
+        keeps, notes = at(high)
+        return self._one_by_one(requests, at(low)[0], keeps, allowed), notes
+
+    def _one_by_one(
+        self, requests: list[Request], more: list[Tensor], fewer: list[Tensor], allowed: float
+    ) -> list[Tensor]:
+        """Return the first keeps on the way from ``more`` to ``fewer`` that cost little enough.
+
+        One ratio for all groups takes a position from many of them at once, which on a narrow
+        network is several percent; here they go in the order of the scores that are lost.
+        """
+        place = {s.name: i for i, s in enumerate(self.selectables)}
+        units = [[place[n] for n in family if n in place] for family in self._families()]
+        alone = set(place.values()) - {i for unit in units for i in unit}
+        changing = [
+            unit
+            for unit in [*units, *([i] for i in sorted(alone))]
+            if any(not torch.equal(more[i], fewer[i]) for i in unit)
+        ]
+
+        def lost(unit: list[int]) -> float:
+            return sum(float(requests[i].score[more[i] & ~fewer[i]].sum()) for i in unit)
+
+        changing.sort(key=lost)
+
+        def after(steps: int) -> list[Tensor]:
+            done = {i for unit in changing[:steps] for i in unit}
+            return [fewer[i] if i in done else keep for i, keep in enumerate(more)]
+
+        steps = fewest(len(changing), lambda k: self._cost(self._counts(after(k))), allowed)
+        return after(steps)
+
+    def _counts(self, keeps: list[Tensor]) -> dict[str, int]:
+        return {s.name: int(k.sum()) for s, k in zip(self.selectables, keeps, strict=True)}
+
+    def _cost(self, counts: dict[str, int]) -> float:
+        assert self.structure is not None  # of what groups are of
+        measure = macs if self.config.of == "macs" else params
+        return measure(self.structure.inferred, self.structure.counter(counts))
+
+    def _balanced(
+        self, requests: list[Request], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Select, then give equally many positions to groups that must keep equally many."""
+        selection = select(requests, names)
+        keeps, notes = list(selection.keeps), list(selection.notes)
+        place = {name: i for i, name in enumerate(names)}
+        for family in self._families():
+            members = [place[name] for name in family if name in place]
+            if not members:
+                continue
+            whole = len(members) < len(family)  # a member that is not pruned keeps everything
+            counts = [len(keeps[i]) if whole else int(keeps[i].sum()) for i in members]
+            width = max(counts) if whole else round(sum(counts) / len(counts))
+            step = max((requests[i].round_to for i in members), default=1)
+            if width % step and not whole:
+                width = min(
+                    max(step, step * round(width / step)), *(len(keeps[i]) for i in members)
+                )
+            for i in members:
+                if int(keeps[i].sum()) != width:
+                    keeps[i] = select_count(requests[i].score, len(keeps[i]) - width)
+        return keeps, notes
+
+    def _families(self) -> list[tuple[str, ...]]:
+        groups = self.structure.groups if self.structure else ()
+        families = {tuple(sorted((g.name, *g.sized))) for g in groups if g.sized}
+        if self.config.uniform:
+            kinds: dict[tuple[str, int], list[str]] = {}
+            for each in self.selectables:
+                if each.group is not None:
+                    kind = re.sub(r"\d+", "#", each.name)
+                    kinds.setdefault((kind, each.group.size), []).append(each.name)
+            families |= {tuple(names) for names in kinds.values() if len(names) > 1}
+        return _joined(families)
+
+
+def _joined(families: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the families, joined where they share a member: all of them keep equally many."""
+    joined: list[set[str]] = []
+    for family in sorted(families):
+        touching = [other for other in joined if other & set(family)]
+        joined = [other for other in joined if other not in touching]
+        joined.append(set(family).union(*touching))
+    return sorted(tuple(sorted(family)) for family in joined)

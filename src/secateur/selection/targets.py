@@ -1,0 +1,270 @@
+"""From a config and a model to what is ranked: one ``Selectable`` for each thing that is decided.
+
+A selectable is a set of positions with one score and one decision each, and the tensors that the
+decision is written to: one weight for an element or channel pruner, every slice of a dependency
+group, the members of one of NNI's dependency groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from secateur.config import Config, Target
+from secateur.errors import ConfigError, NoMatchError, ScoreError, did_you_mean
+from secateur.graph.groups import Group
+from secateur.graph.layout import Along
+from secateur.runtime.values import not_finite
+from secateur.scoring.criteria import criteria, needs
+from secateur.scoring.granularity import Granularity
+from secateur.settings import granularity_from, stores_transposed
+from secateur.structure import Structure
+from secateur.types import Masks
+
+from .select import Request
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that a decision is written to, and how it falls into the positions decided on."""
+
+    tensor: str
+    granularity: Granularity
+    scores: bool = True
+
+
+@dataclass(frozen=True)
+class Selectable:
+    """Positions that are decided on together; see the module's docstring."""
+
+    name: str
+    parts: tuple[Part, ...]
+    criterion: str
+    request: Request  # without scores yet: an empty tensor
+    normalize: str = "mean"
+    group: Group | None = None
+
+    @property
+    def scoring(self) -> tuple[Part, ...]:
+        """The parts that have scores of their own; the others only follow the decision."""
+        return tuple(part for part in self.parts if part.scores)
+
+    def score(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Return one score per position from the weights alone; see ``combine``."""
+        parts = self.scoring
+        return self.combine(
+            [self.part_score(p, tensors[p.tensor], generator=generator) for p in parts]
+        )
+
+    def part_score(self, part: Part, tensor: Tensor, **statistics: Any) -> Tensor:
+        """Return the criterion's score for each block of one part's tensor."""
+        function = criteria[self.criterion]
+        options = {name: statistics[name] for name in needs(function)}
+        return function(part.granularity.rows(tensor), **options).float()
+
+    def combine(self, scores: Sequence[Tensor]) -> Tensor:
+        """Return the mean of the parts' scores, each made comparable, on the first one's device."""
+        if len(scores) == 1:
+            return normalized(scores[0], self.normalize)
+        place = scores[0].device
+        return torch.stack([normalized(s, self.normalize).to(place) for s in scores]).mean(0)
+
+    def masks(self, keep: Tensor, tensors: Mapping[str, Tensor], only: str | None = None) -> Masks:
+        """Return the mask of every part's tensor for a bool decision ``(positions,)``.
+
+        Each is on its tensor's device.  ``only``: of the parts in that tensor alone.
+        """
+        masks: Masks = {}
+        for part in self.parts:
+            if only is not None and part.tensor != only:
+                continue
+            tensor = tensors[part.tensor]
+            mask = part.granularity.expand(keep.to(tensor.device), tuple(tensor.shape))
+            masks[part.tensor] = masks[part.tensor] & mask if part.tensor in masks else mask
+        return masks
+
+
+def check_finite(selectables: Sequence[Selectable], tensors: Mapping[str, Tensor]) -> None:
+    """Look at all that is scored.
+
+    Raises:
+        ScoreError: a tensor has a NaN or infinite weight.
+    """
+    names = {part.tensor for each in selectables for part in each.scoring}
+    if odd := not_finite({name: tensors[name] for name in sorted(names)}):
+        raise ScoreError(f"{odd[0]!r} has weights that are NaN or infinite: nothing can be ranked")
+
+
+def normalized(score: Tensor, how: str) -> Tensor:
+    """Return scores on a common scale: divided by their mean, max or sum, or standardised.
+
+    >>> normalized(torch.tensor([1., 3.]), "mean")
+    tensor([0.5000, 1.5000])
+    """
+    if how == "gaussian":
+        return (score - score.mean()) / score.std(correction=0).clamp(min=1e-12)
+    if how == "none":
+        return score
+    scale = {"mean": score.mean(), "max": score.amax(), "sum": score.sum()}[how]
+    return score / scale.clamp(min=1e-12)
+
+
+def selectables(model: nn.Module, config: Config, structure: Structure | None) -> list[Selectable]:
+    """Return what a config selects in a model; a later target replaces an earlier one's choices.
+
+    Raises:
+        NoMatchError: a target matches nothing.
+        ConfigError: a target has no goal, or a tensor cannot fall into such blocks.
+    """
+    found: dict[str, Selectable] = {}
+    problems = []
+    for i, target in enumerate(config.resolved_targets()):
+        place = f"targets[{i}]" if config.targets else "the config"
+        if target.sparsity is None and target.threshold is None and target.min_sparsity is None:
+            problems.append(f"{place} has no goal: give sparsity or threshold")
+            continue
+        if target.granularity == "group":
+            assert structure is not None
+            made = _of_groups(model, target, config, structure, i)
+        else:
+            made = _of_tensors(model, target, config, i)
+        if not made:
+            problems.append(f"{place} selects nothing that can be pruned{_why(model, target)}")
+        found |= {each.name: each for each in made}
+    if problems:
+        raise NoMatchError(*problems) if "selects" in problems[0] else ConfigError(*problems)
+    return list(found.values())
+
+
+def _why(model: nn.Module, target: Target) -> str:
+    modules = dict(model.named_modules())
+    kinds = {type(m).__name__ for m in modules.values()}
+    hints = []
+    for patterns, known in ((target.names, modules), (target.types, kinds)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                hints.append(f"{pattern!r} matches none.{did_you_mean(pattern, known)}")
+    return ": " + " ".join(hints) if hints else ""
+
+
+def chosen(name: str, module: nn.Module, target: Target) -> bool:
+    """Tell whether a target's selectors take a module."""
+
+    def kind(patterns: Sequence[str]) -> bool:
+        return type_before_parametrizations(module).__name__ in patterns
+
+    def named(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    if named(target.exclude) or kind(target.exclude_types):
+        return False
+    return (not target.names or named(target.names)) and (not target.types or kind(target.types))
+
+
+def _request(target: Target, pool: Hashable, **options: float | int) -> Request:
+    given = target.sparsity is not None or target.threshold is not None
+    return Request(
+        torch.empty(0),
+        sparsity=target.sparsity if given else target.min_sparsity,
+        threshold=target.threshold,
+        min_sparsity=target.min_sparsity,
+        max_sparsity=target.max_sparsity,
+        pool=pool if target.scope == "global" else None,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _of_groups(
+    model: nn.Module, target: Target, config: Config, structure: Structure, index: int
+) -> list[Selectable]:
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters())
+    made = []
+    for group in structure.independent(inexact=config.inexact, coarse=config.grid == "coarse"):
+        makers = [m for m in group.members if m.role == "out"]
+        owners = {m.tensor.rpartition(".")[0] for m in makers}
+        excluded = _exclusions(target)
+        if not any(chosen(o, modules[o], target) for o in owners if o in modules):
+            continue
+        if any(not chosen(o, modules[o], excluded) for o in owners if o in modules):
+            continue
+        weights = [m for m in makers if parameters[m.tensor].ndim > 1] or makers
+        parts = tuple(
+            Part(
+                m.tensor,
+                Along(m.dim, structure.tensor(m.tensor)[m.dim].axis, group.atom),
+                m in weights,
+            )
+            for m in group.members
+            if m.role != "buffer"
+        )
+        request = _request(
+            target,
+            index,
+            round_to=lcm(config.round_to, group.step),
+            keep_at_least=group.least,
+        )
+        if any(p.scores for p in parts):
+            made.append(
+                Selectable(group.name, parts, target.criterion, request, target.normalize, group)
+            )
+    return made
+
+
+def _exclusions(target: Target) -> Target:
+    """Return the target's exclusions alone, which hold for every slice of a group."""
+    return Target(exclude=target.exclude, exclude_types=target.exclude_types)
+
+
+def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) -> list[Selectable]:
+    made = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not chosen(path, module, target):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if name not in target.parameters or id(parameter) in seen:
+                continue
+            shape = tuple(parameter.shape)
+            granularity = granularity_from(target.granularity, transposed=stores_transposed(module))
+            assert granularity is not None
+            vector = len(shape) < 2 and not target.types
+            if vector and (name == "weight" or target.granularity != "element"):
+                continue  # a norm's weight is a scale, and has no channels of its own
+            seen.add(id(parameter))
+            full = f"{path}.{name}" if path else name
+            blocks = granularity.blocks(shape)
+            request = _request(
+                target,
+                index,
+                clusters=granularity.clusters(shape),
+                grain=parameter.numel() / max(blocks, 1),
+                round_to=config.round_to if target.granularity == "out_channel" else 1,
+            )
+            part = Part(full, granularity)
+            made.append(Selectable(full, (part,), target.criterion, request, target.normalize))
+    return made
+
+
+def scored(selectable: Selectable, score: Tensor, share: float = 1.0) -> Request:
+    """Return the selectable's request with its scores, for a share of its goal."""
+    request = selectable.request
+
+    def part(value: float | None) -> float | None:
+        return None if value is None else value * share
+
+    return replace(
+        request,
+        score=score,
+        sparsity=part(request.sparsity),
+        threshold=part(request.threshold),
+        min_sparsity=part(request.min_sparsity),
+        max_sparsity=part(request.max_sparsity),
+    )

@@ -1,0 +1,27 @@
+"""From masks to a smaller model and its files: complete the masks, plan, cut, verify, save."""
+
+from __future__ import annotations
+
+from .apply import apply_plan, cut_and_verify, drop_blocks
+from .completion import Completion, complete, group_masks
+from .files import load_plans, load_pruned, save_pruned
+from .from_masks import shrink
+from .plan import Plan
+from .result import Result
+from .verify import Verification
+
+__all__ = [
+    "Completion",
+    "Plan",
+    "Result",
+    "Verification",
+    "apply_plan",
+    "complete",
+    "cut_and_verify",
+    "drop_blocks",
+    "group_masks",
+    "load_plans",
+    "load_pruned",
+    "save_pruned",
+    "shrink",
+]

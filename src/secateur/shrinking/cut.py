@@ -1,0 +1,286 @@
+"""Cut a model in place, and put it back if anything fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ShrinkError
+from secateur.graph.axes import Atom, Axis, Ragged, find, positions
+from secateur.graph.lengths import now
+from secateur.graph.origins import Attribute
+from secateur.replacements import replacement_of
+from secateur.replacements.passing import PassThrough, argument, passing
+from secateur.runtime.forward import evaluating
+from secateur.runtime.values import not_finite
+from secateur.structure import Structure
+
+from .describe import descriptions
+from .history import HELD_AS, History, Passing, Shape
+from .plan import Plan
+
+FAST = (torch.float32, torch.float64)
+"""What is multiplied by a mask faster than it is filled."""
+
+
+class Surgery:
+    """The changes made to one model; ``undo`` takes them all back."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._undo: list[Callable[[], None]] = []
+        self.shapes: dict[str, tuple[Shape, Shape]] = {}  # before and after the cut
+
+    def mark(self) -> int:
+        """Return how many changes were made, for ``undo``."""
+        return len(self._undo)
+
+    def undo(self, since: int = 0) -> None:
+        """Put every tensor and attribute back, last change first, down to a mark."""
+        while len(self._undo) > since:
+            self._undo.pop()()
+
+    def set_data(self, tensor: Tensor, data: Tensor) -> None:
+        """Give a parameter or buffer other contents; it stays the same object (ties hold)."""
+        before, gradient = tensor.data, tensor.grad
+        self._undo.append(lambda: _restore(tensor, before, gradient))
+        if gradient is not None:
+            tensor.grad = None  # of the old shape
+        tensor.data = data
+
+    def set_attribute(self, module: Any, name: str, value: Any) -> None:
+        """Set what may or may not be there already."""
+        if hasattr(module, name):
+            before = getattr(module, name)
+            self._undo.append(lambda: setattr(module, name, before))
+        else:
+            self._undo.append(lambda: delattr(module, name))
+        setattr(module, name, value)
+
+    def set_tensor(self, tensor: Tensor, data: Tensor) -> None:
+        """Give a parameter or buffer other contents; one without any (on ``meta``) is replaced."""
+        if not tensor.is_meta:
+            self.set_data(tensor, data.to(tensor.device))
+            return
+        new = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+        for module in self.model.modules():
+            for name, held in [*module._parameters.items(), *module._buffers.items()]:
+                if held is tensor:
+                    self.set_attribute(module, name, new)  # recurrent layers keep a second list
+
+    def delete_attribute(self, module: Any, name: str) -> None:
+        before = getattr(module, name)
+        self._undo.append(lambda: setattr(module, name, before))
+        delattr(module, name)
+
+    def set_class(self, module: nn.Module, kind: type[nn.Module]) -> None:
+        before = type(module)
+        self._undo.append(lambda: setattr(module, "__class__", before))
+        module.__class__ = kind
+
+    def replace(self, module: nn.Module) -> Callable[[], list[str]]:
+        """Make a layer an instance of its replacement.
+
+        Returns:
+            What makes it itself again, and returns the names of the attributes that it then loses.
+        """
+        original, held = type(module), dict(vars(module))
+        replacement = replacement_of(original)
+        assert replacement is not None
+        extra = replacement.extra(module)
+        for name, value in extra.items():
+            self.set_attribute(module, name, value)
+        self.set_class(module, replacement)
+
+        def restore() -> list[str]:
+            self.set_class(module, original)
+            for name in extra:
+                if name in held:
+                    self.set_attribute(module, name, held[name])
+                else:
+                    self.delete_attribute(module, name)
+            return [name for name in extra if name not in held]
+
+        return restore
+
+    def mask(self, masks: Mapping[str, Tensor]) -> None:
+        """Set masked weights to zero, also those that are NaN or infinite."""
+        state = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, mask in masks.items():
+            data, mask = state[name].data, mask.to(state[name].device)
+            plain = data.dtype in FAST and not data.is_meta
+            if plain and not not_finite({name: data}):  # one by one, while it is in the cache
+                self.set_data(state[name], (data * mask).add_(0.0))  # faster; no zero is -0
+            else:
+                self.set_data(state[name], data.masked_fill(~mask, 0))
+
+    def add(self, amounts: Mapping[str, Tensor]) -> None:
+        """Add to parameters and buffers by their names."""
+        for name, amount in amounts.items():
+            path, _, last = name.rpartition(".")
+            tensor = getattr(self.model.get_submodule(path), last)
+            self.set_data(tensor, tensor.data + amount)
+
+    def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[int, int]]:
+        """Apply a plan; return attribute → (before, after).
+
+        Raises:
+            ShrinkError: an attribute of the model cannot express the new size.
+        """
+        plan.check(structure)
+        kept = {id(structure[n].atom): list(keep) for n, keep in plan.keep.items()}
+        shapes = self.shapes = self._cut_tensors(
+            structure, lambda atom: kept.get(id(atom), range(atom.size))
+        )
+        changed = self._set_sizes(structure, structure.counter(plan))
+        changed |= self._hand_on_first_place(plan.drop)
+        blocks = map(structure.block, plan.drop)
+        dropped: dict[str, Passing] = {b.name: (b.position, b.returns) for b in blocks}
+        for name, how in dropped.items():
+            self.drop(name, how)
+        self.describe()
+        history = History.of(self.model).then(plan, shapes, changed, dropped)
+        self.set_attribute(self.model, HELD_AS, history)
+        return changed
+
+    def configure(self, changes: Mapping[str, tuple[int, int]]) -> None:
+        """Let the model's config say other numbers, and the history that it does."""
+        named = {f"config.{key}": change for key, change in changes.items()}
+        for name, (_, after) in named.items():
+            self.set_size(Attribute("", name), after)
+        self.set_attribute(self.model, HELD_AS, History.of(self.model).with_attributes(named))
+
+    def drop(self, path: str, how: Passing) -> None:
+        """Let a block return its input; its tensors go, its submodules and attributes stay."""
+        block = self.model.get_submodule(path)
+        kind = type(block)
+        self.set_attribute(block, "passes", argument(kind, how[0]))
+        self.set_attribute(block, "returns", how[1])
+        self.set_class(block, passing(kind))
+        for module in block.modules():
+            for name, held in [*module._parameters.items(), *module._buffers.items()]:
+                if held is not None:
+                    self.set_attribute(module, name, None)
+
+    def _hand_on_first_place(self, dropped: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Give the first block that is left the number of the first that was: 0.
+
+        A cache asks its first layer for its length.  Such a number is any integer that, in every
+        block of a list, is the block's place.
+        """
+        changed: dict[str, tuple[int, int]] = {}
+        for path, module in self.model.named_modules():
+            if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+                continue
+            left = [i for i, m in enumerate(module) if not isinstance(m, PassThrough)]
+            after = [i for i in left if f"{path}.{i}" not in dropped]
+            if len(left) < 2 or not after or left[0] == after[0]:
+                continue
+            for inner, first in module[left[0]].named_modules():
+                for name, value in list(vars(first).items()):
+                    ranks = {i: _integer(module[i], inner, name) for i in left}
+                    if type(value) is int and ranks == {i: i if i != left[0] else 0 for i in left}:
+                        where = ".".join(filter(None, (path, str(after[0]), inner)))
+                        self.set_size(Attribute(where, name), 0)
+                        changed[str(Attribute(where, name))] = (after[0], 0)
+        return changed
+
+    def _cut_tensors(
+        self, structure: Structure, kept: Callable[[Atom], Any]
+    ) -> dict[str, tuple[Shape, Shape]]:
+        changed: dict[str, tuple[Shape, Shape]] = {}
+
+        @cache  # many tensors share an axis
+        def left(axis: Axis, device: torch.device) -> Tensor:
+            return torch.tensor(positions(axis, kept), dtype=torch.long, device=device)
+
+        r = structure.inferred.recording
+        state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, value in (*r.parameters.items(), *r.buffers.items()):
+            if value not in structure.inferred.types or name not in state:
+                continue
+            data = state[name].data
+            axes = [find(typed.axis) for typed in structure.inferred.types[value].dims]
+            for dim, axis in enumerate(axes):
+                if isinstance(axis, Ragged):  # first, while the blocks of rows are whole
+                    blocks = zip(data.chunk(len(axis.parts)), axis.parts, strict=True)
+                    data = torch.cat([_kept(rows, dim, part, left) for rows, part in blocks])
+            for dim, axis in enumerate(axes):
+                if not isinstance(axis, Ragged):
+                    data = _kept(data, dim, axis, left)
+            if data.shape != state[name].shape:
+                changed[name] = tuple(state[name].shape), tuple(data.shape)
+                self.set_data(state[name], data.contiguous())
+        return changed
+
+    def _set_sizes(
+        self, structure: Structure, count: Callable[[Atom], int]
+    ) -> dict[str, tuple[int, int]]:
+        layers = {p: m for p, m in self.model.named_modules() if replacement_of(type(m))}
+        restore = {path: self.replace(module) for path, module in layers.items()}
+        changed: dict[str, tuple[int, int]] = {}
+        for attribute, (axis, factor) in structure.inferred.attributes.items():
+            before, after = axis.size / factor, now(axis, count) / factor
+            if before == after:
+                continue
+            if after.denominator != 1:
+                raise ShrinkError(
+                    f"{attribute} would have to become {after}, which is no whole number; "
+                    "use round_to, or keep the groups that it names"
+                )
+            self.set_size(attribute, int(after))
+            changed[str(attribute)] = (int(before), int(after))
+        for path, module in layers.items():
+            if cast(Any, type(module)).fits(module):
+                for name in restore[path]():
+                    changed.pop(str(Attribute(path, name)), None)
+        return changed
+
+    def set_size(self, attribute: Attribute, size: int) -> None:
+        """Set an integer that a module, or an object that it holds, keeps alone or in a tuple."""
+        *way, name = attribute.name.split(".")
+        held = vars(self.model.get_submodule(attribute.path))
+        for step in way:
+            held = vars(held[step])
+        before = held[name]
+        value: Any = size
+        if attribute.index is not None:
+            sizes = list(before)
+            sizes[attribute.index] = size
+            value = type(before)(sizes)
+        # past properties and validators, which may compare it with what is not set yet
+        self._undo.append(lambda: held.__setitem__(name, before))
+        held[name] = value
+
+    def describe(self) -> None:
+        """Let torch's own layers say the sizes that they now have."""
+        with evaluating(self.model), torch.no_grad():  # looking at a spectral norm would change it
+            for module in self.model.modules():
+                for name, said in descriptions(module).items():
+                    if getattr(module, name) != said:
+                        self.set_attribute(module, name, said)
+                if isinstance(module, nn.RNNBase):
+                    module.flatten_parameters()  # cuDNN wants them in one piece
+
+
+def _kept(
+    data: Tensor, dim: int, axis: Axis, left: Callable[[Axis, torch.device], Tensor]
+) -> Tensor:
+    index = left(axis, data.device)
+    return data if len(index) == data.shape[dim] else data.index_select(dim, index)
+
+
+def _restore(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
+    tensor.grad = None
+    tensor.data = data
+    tensor.grad = gradient
+
+
+def _integer(module: nn.Module, inner: str, name: str) -> int | None:
+    held: Any = dict(module.named_modules()).get(inner)
+    value = vars(held).get(name) if held is not None else None
+    return value if type(value) is int else None

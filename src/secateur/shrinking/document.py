@@ -1,0 +1,103 @@
+"""``plan.json``: how a pruned model came about, read strictly, written for people to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateur.errors import FileError, PlanError
+from secateur.runtime.io import read_text
+from secateur.settings import problems_in
+
+from .history import History
+from .plan import Plan
+
+PLAN = "plan.json"
+SCHEMA = 1
+SHOWN = 12  # problems that one error lists
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Reshaped(_Part):
+    before: tuple[int, ...] = Field(max_length=16)
+    after: tuple[int, ...] = Field(max_length=16)
+
+
+class _Changed(_Part):
+    before: int
+    after: int
+
+
+class _Passing(_Part):
+    input: int | str
+    output: tuple[bool, ...] | None
+
+
+class Document(_Part):
+    """What ``plan.json`` holds."""
+
+    format: Literal["secateur.pruned"]
+    schema_: int = Field(alias="schema")
+    secateur: str
+    model: str
+    steps: list[dict[str, Any]]
+    shapes: dict[str, _Reshaped]
+    attributes: dict[str, _Changed]
+    replaced: dict[str, str]
+    dropped: dict[str, _Passing]
+    tied: dict[str, str]
+
+
+def read(path: Path) -> Document:
+    """Return what a plan.json holds; FileError where it is damaged, foreign or newer."""
+    try:
+        document = Document.model_validate_json(read_text(path))
+    except ValidationError as error:
+        wrong = [f"{place}: {why}" if place else why for place, why in problems_in(error, ())]
+        raise FileError(listed(f"{path} is damaged, or no plan of secateur", wrong)) from error
+    if document.schema_ > SCHEMA:
+        raise FileError(f"{path} has schema {document.schema_}, newer than {SCHEMA}: upgrade")
+    return document
+
+
+def history_of(document: Document) -> History:
+    """Return the history that a document tells; FileError where it makes no sense."""
+    try:
+        return History(
+            tuple(map(Plan.from_json, document.steps)),
+            {name: (s.before, s.after) for name, s in document.shapes.items()},
+            {name: (a.before, a.after) for name, a in document.attributes.items()},
+            {name: (d.input, d.output) for name, d in document.dropped.items()},
+        )
+    except PlanError as error:
+        raise FileError(f"{PLAN} holds a plan that is none: {error}") from error
+
+
+def dump(value: Any, margin: str = "") -> str:
+    """Return JSON in which what fits on a line, and every list of numbers, is on one."""
+    flat = json.dumps(value)
+    rows = [json.dumps(key) + ": " for key in value] if isinstance(value, dict) else []
+    parts = list(value.values()) if isinstance(value, dict) else value
+    if len(margin + flat) <= 100 or not (rows or any(isinstance(part, dict) for part in parts)):
+        return flat
+    inner = margin + "  "
+    lines = [
+        inner + row + dump(part, inner)
+        for row, part in zip(rows or [""] * len(parts), parts, strict=True)
+    ]
+    start, end = "{}" if rows else "[]"
+    return start + "\n" + ",\n".join(lines) + "\n" + margin + end
+
+
+def listed(what: str, problems: list[str]) -> str:
+    """Return one message for several problems."""
+    if len(problems) == 1:
+        return f"{what}: {problems[0]}"
+    more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return f"{what}:\n  " + "\n  ".join(problems[:SHOWN]) + more

@@ -1,0 +1,170 @@
+"""``save_pruned`` and ``load_pruned``: a smaller model as safetensors and a plan to read.
+
+A folder holds ``model.safetensors`` (the state dict), ``buffers.safetensors`` (buffers that are no
+part of it, if there are any) and ``plan.json``.  Loading repeats the recorded changes on a freshly
+built dense model: no trace, no example inputs, nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from secateur.errors import FileError
+from secateur.graph.origins import Attribute
+from secateur.replacements import name_of
+from secateur.runtime.io import read_tensors, write_tensors, write_text
+
+from .cut import Surgery
+from .document import PLAN, SCHEMA, dump, history_of, listed, read
+from .fits import by_tensor, misfits, shape_of, tensors_of, ties
+from .history import HELD_AS, History
+from .plan import Plan
+
+
+class Holder(Protocol):
+    """What holds a model, such as a ``Result``."""
+
+    model: nn.Module
+
+
+WEIGHTS, BUFFERS = "model.safetensors", "buffers.safetensors"
+
+
+def save_pruned(
+    model: nn.Module | Holder, directory: str | os.PathLike[str], *, weights: bool = True
+) -> Path:
+    """Write a pruned model, so that ``load_pruned`` makes it again from a dense one.
+
+    Args:
+        model: one that secateur made smaller, trained further or not; or the result.
+        directory: is made where it is missing.
+        weights: write ``model.safetensors`` too; False leaves that to somebody else, such as
+            ``save_pretrained(directory, save_original_format=False)``, which then keeps the names.
+
+    Returns:
+        The directory.
+
+    Raises:
+        FileError: the model was not pruned, or its shapes were changed since by something else.
+    """
+    folder = Path(directory)
+    model = model if isinstance(model, nn.Module) else model.model
+    history = History.of(model)
+    if not history.steps:
+        raise FileError(
+            f"this {type(model).__name__} was not pruned by secateur; save its state_dict()"
+        )
+    tensors = tensors_of(model)
+    wrong = [
+        f"{name!r} was {after} after pruning, and is {shape_of(tensors.get(name))}"
+        for name, (_, after) in history.shapes.items()
+        if shape_of(tensors.get(name)) != after
+    ]
+    if wrong:
+        raise FileError(listed("the model was changed after it was pruned", wrong))
+    state = model.state_dict()
+    others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
+    tied = ties(tensors)
+    if weights:
+        objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if objects:
+            raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
+        write_tensors(folder / WEIGHTS, {k: v for k, v in state.items() if k not in tied})
+    if others:
+        write_tensors(folder / BUFFERS, others)
+    else:
+        (folder / BUFFERS).unlink(missing_ok=True)
+    document = {
+        "format": "secateur.pruned",
+        "schema": SCHEMA,
+        "secateur": version("secateur"),
+        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "steps": [plan.to_json() for plan in history.steps],
+        "shapes": {n: {"before": b, "after": a} for n, (b, a) in history.shapes.items()},
+        "attributes": {n: {"before": b, "after": a} for n, (b, a) in history.attributes.items()},
+        "replaced": {p: name for p, m in model.named_modules() if (name := name_of(m))},
+        "dropped": {n: {"input": x, "output": out} for n, (x, out) in history.dropped.items()},
+        "tied": tied,
+    }
+    write_text(folder / PLAN, dump(document) + "\n")
+    return folder
+
+
+def load_plans(directory: str | os.PathLike[str]) -> tuple[Plan, ...]:
+    """Return the plans that made a saved model, in the order in which they were applied.
+
+    Raises:
+        FileError: there is no ``plan.json``, or it is damaged or of another kind.
+    """
+    return history_of(read(Path(directory) / PLAN)).steps
+
+
+def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Turn a freshly built dense model into the pruned one that was saved.
+
+    Everything is checked before anything changes: names, shapes before and after, dtypes, ties, and
+    that each recorded attribute has its recorded value.  A model on ``torch.device("meta")`` gets
+    its tensors on the CPU.
+
+    Args:
+        directory: what ``save_pruned`` or ``Result.save`` wrote.
+        model: a dense model of the same class and configuration; it is changed in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileError: a file is damaged or does not fit the model, which is as it was before.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from secateur import prune
+    >>> def net(): return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = prune(net(), torch.zeros(1, 8), sparsity=0.5).save(folder)
+    ...     load_pruned(folder, net())[0].out_features
+    8
+    """
+    folder = Path(directory)
+    document = read(folder / PLAN)
+    history = history_of(document)
+    saved = _saved(folder)
+    surgery = Surgery(model)
+    try:
+        if wrong := misfits(document, history, model, saved, surgery):
+            what = f"{folder} does not fit this {type(model).__name__}"
+            if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
+                what += " (save_pretrained may rename tensors: give it save_original_format=False)"
+            raise FileError(listed(what, wrong))
+        for names, tensor in by_tensor(model):
+            name = next((n for n in names if n in saved), None)
+            if name is not None:
+                surgery.set_tensor(tensor, saved[name])
+        paths = dict(model.named_modules(remove_duplicate=False))
+        for text, (_, after) in history.attributes.items():
+            surgery.set_size(Attribute.parse(text, paths), after)
+        surgery.describe()
+        surgery.set_attribute(model, HELD_AS, history)
+    except BaseException:
+        surgery.undo()
+        raise
+    return model
+
+
+def _saved(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of a folder; large models are saved in several files."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileError(f"{folder} holds no {WEIGHTS}")
+    found: dict[str, Tensor] = {}
+    for path in (*files, *filter(Path.is_file, [folder / BUFFERS])):
+        for name, tensor in read_tensors(path).items():
+            if name in found:
+                raise FileError(f"{name!r} is in two files of {folder}, one of them {path.name}")
+            found[name] = tensor
+    return found

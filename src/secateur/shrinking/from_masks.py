@@ -1,0 +1,145 @@
+"""``shrink``: one call from masks to a smaller, verified model, or to an unchanged one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.graph.infer import Inferred
+from secateur.graph.record import runs_for_real
+from secateur.repair.fold import Folding, Inputs, watching
+from secateur.structure import Structure, analyze
+from secateur.types import Example
+
+from .apply import cut_and_verify
+from .completion import check_masks, complete, group_masks
+from .cut import Surgery
+from .plan import Plan
+from .result import Result
+from .verify import difference, run
+
+
+def shrink(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    example_inputs: Example,
+    *,
+    structure: Structure | None = None,
+    inplace: bool = False,
+    verify: bool = True,
+    constants: Literal["fold", "mask"] = "fold",
+) -> Result:
+    """Remove what masks have made superfluous.
+
+    Masks may be partial or disagree across a residual: what can go is found from them, completed
+    where it must be, and reported in ``notes``.
+
+    Args:
+        model: any module.
+        masks: parameter name → bool tensor of its shape, True = kept.
+        example_inputs: as for ``analyze``.
+        structure: from ``analyze``, when it is known already.  By default the one under which more
+            goes: whole groups of a grouped convolution, or channels of each of its groups.
+        inplace: cut this very model; by default a deep copy.
+        verify: compare the smaller with the masked model.
+        constants: what becomes of a number that a removed position emits all the same (the bias
+            of its BatchNorm is not masked): "fold" it into the bias of the layers that read it, so
+            that the outputs stay as they are, or "mask" it.  The notes say which, and what it does.
+
+    Raises:
+        MaskError: a mask fits no parameter.
+        VerificationError: the outputs differ though every removal is exact; ``model`` is unchanged.
+        ShrinkError: the smaller model fails to run; ``model`` is unchanged.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> mask = torch.ones(8, 4, dtype=torch.bool)
+    >>> mask[:3] = False
+    >>> small = shrink(net, {"0.weight": mask, "0.bias": mask[:, 0]}, torch.zeros(1, 4))
+    >>> small.model[0].out_features, small.verification.passed
+    (5, True)
+    """
+    model = model if inplace else copy.deepcopy(model)
+    surgery = Surgery(model)
+    try:
+        return _shrink(surgery, masks, example_inputs, structure, verify, constants)
+    except BaseException:
+        surgery.undo()
+        raise
+
+
+def _shrink(
+    surgery: Surgery,
+    masks: Mapping[str, Tensor],
+    example: Example,
+    structure: Structure | None,
+    verify: bool,
+    constants: Literal["fold", "mask"],
+) -> Result:
+    model = surgery.model
+    shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
+    # those that do not fit are an error as soon as the structure is known
+    surgery.mask({n: m for n, m in masks.items() if _fits(m, shapes.get(n))})
+    inputs: Inputs | None = None
+    if structure is None:
+        structure, inputs = _read(model, masks, example)
+    done = complete(structure, masks)
+    notes = list(done.notes)
+    plan = Plan.from_keeps(structure, done.keeps)
+    names = structure.inferred.recording.names  # tied names are one parameter
+    completed = group_masks(structure, done.keeps)
+    full = dict(completed)
+    for name, mask in masks.items():
+        other = full.get(names[name])
+        full[names[name]] = mask.cpu().clone() if other is None else other & mask.cpu()
+    absent = any(p.is_meta for p in model.parameters())
+    as_given = run(model, example) if verify and done.constants and not absent else []
+    folding = None
+    if done.constants and constants == "fold" and not absent:
+        folding = Folding(done.constants, completed, inputs)
+    else:
+        notes += [
+            f"{name}: {int(constant.sum())} removed positions emitted a constant (a bias that is "
+            "not masked); it is masked too"
+            for name, constant in done.constants.items()
+        ]
+    result = cut_and_verify(
+        model,
+        structure,
+        plan,
+        full,
+        example,
+        notes=notes,
+        verify=verify,
+        folding=folding,
+        surgery=surgery,
+    )
+    if as_given:
+        gap = difference(as_given, run(result.model, example))
+        result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
+    return result
+
+
+def _read(
+    model: nn.Module, masks: Mapping[str, Tensor], example: Example
+) -> tuple[Structure, Inputs | None]:
+    """Return the structure under which most goes, and what layers read in its forward.
+
+    The model is masked, so that what they read is what they will, if the forward is a real one.
+    """
+    with watching(model) as inputs:
+        structure = analyze(model, example)
+    if any(1 < getattr(m, "groups", 1) < getattr(m, "in_channels", 0) for m in model.modules()):
+        check_masks(structure, masks)
+        ragged = Inferred(structure.inferred.recording, ragged=True)
+        readings = [structure, Structure(structure.model, ragged)]
+        structure = min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
+    return structure, inputs if runs_for_real(model) else None
+
+
+def _fits(mask: Tensor, shape: torch.Size | None) -> bool:
+    return mask.dtype == torch.bool and mask.shape == shape

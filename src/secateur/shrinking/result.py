@@ -1,0 +1,95 @@
+"""``Result``: a smaller model, and everything that is known of how it came about."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, nn
+
+from secateur.graph.cost import Cost, human
+from secateur.runtime.shown import Shown
+from secateur.structure import Structure
+from secateur.types import Masks
+
+from .files import save_pruned
+from .plan import Plan
+from .verify import Verification
+
+
+@dataclass
+class Result(Shown):
+    """A smaller model and everything that is known of how it came about.
+
+    ``masks`` may be expanded views: ``contiguous()`` one before writing to it or to a file.
+    """
+
+    model: nn.Module
+    plan: Plan
+    masks: Masks
+    structure: Structure
+    verification: Verification | None
+    notes: list[str] = field(default_factory=list)
+    attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
+    config: dict[str, tuple[int, int]] | None = None  # integers that say the new shapes, if any do
+    rebuilt: bool = False  # such a model was built, and computes the same
+
+    @cached_property
+    def before(self) -> Cost:
+        """What the dense model costs."""
+        return self.structure.cost()
+
+    @cached_property
+    def after(self) -> Cost:
+        """What the smaller model costs."""
+        return self.structure.cost(self.plan)
+
+    @property
+    def loads_with(self) -> str:
+        """Where the smaller model can be loaded, in one line."""
+        model = self.structure.model
+        if self.config is None:
+            return (
+                f"secateur.load_pruned, onto a freshly built {model}; not with the dense model's "
+                "loader, because shapes differ"
+            )
+        numbers = ", ".join(f"{key}={after}" for key, (_, after) in self.config.items())
+        seen = "the same outputs were seen" if self.rebuilt else "the shapes agree"
+        loader = ", so with save_pretrained and from_pretrained"
+        loader = loader if hasattr(self.model, "from_pretrained") else ""
+        return f"{model}(config) with {numbers or 'its own config'}{loader} ({seen})"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
+        total = sum(self.structure[n].size for n in self.plan.counts)
+        share = f"{removed / total:.0%} of the units" if total else "nothing"
+        title = f"{self.structure.model}: {share} of {len(self.plan.keep)} groups removed"
+        table = Table(title=title, title_justify="left")
+        for column in ("", "before", "after", ""):
+            table.add_column(column, justify="right" if column else "left")
+        for label, attribute in (
+            ("parameters", "params"),
+            ("MACs", "macs"),
+            ("peak activation bytes", "peak_bytes"),
+        ):
+            old, new = getattr(self.before, attribute), getattr(self.after, attribute)
+            change = f"{new / old - 1:+.0%}" if old else ""
+            table.add_row(label, human(old), human(new), change)
+        yield table
+        if self.plan.drop:
+            many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
+            yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
+        yield f"checked: {self.verification}" if self.verification else "not checked (verify=False)"
+        yield f"loads with: {self.loads_with}"
+        for note in self.notes:
+            yield f"[yellow]note[/] {note}"
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""
+        return save_pruned(self.model, directory)

@@ -1,0 +1,67 @@
+"""What a constant adds behind a layer, from its weights alone, against the layer itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from secateur.repair.fold import _effect
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@st.composite
+def convolutions(draw: Any) -> tuple[nn.Module, list[int]]:
+    """A convolution of any rank, stride, dilation and padding, and a space that it fits."""
+    rank = draw(st.integers(1, 3))
+
+    def numbers(low: int, high: int) -> list[int]:
+        return draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank))
+
+    kernel, dilation, stride = numbers(1, 3), numbers(1, 2), numbers(1, 3)
+    mode = draw(st.sampled_from(["zeros", "circular", "replicate"]))
+    padding = draw(st.sampled_from(["same", "valid", "numbers"]))
+    if padding == "same":
+        stride = [1] * rank
+        kernel = [size - 1 + size % 2 for size in kernel]  # torch warns of even ones
+    conv = CONVOLUTIONS[rank](
+        3,
+        4,
+        kernel,
+        stride=stride,
+        dilation=dilation,
+        padding=numbers(0, 2) if padding == "numbers" else padding,
+        padding_mode=mode,
+    )
+    sizes = zip(kernel, dilation, numbers(1, 4), strict=True)
+    space = [d * (k - 1) + 1 + extra for k, d, extra in sizes]
+    return conv.double(), space
+
+
+@settings(max_examples=60)
+@given(case=convolutions(), seed=st.integers(0, 99))
+def test_effect_when_a_convolution_reads_constants_then_it_is_the_mean_of_what_they_add(case, seed):
+    conv, space = case
+    value = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double()
+    constant = value.view(1, 3, *[1] * len(space)).expand(1, 3, *space)
+    with torch.no_grad():
+        change = (conv(constant) - conv(torch.zeros_like(constant)))[0].flatten(1)
+        amount, even = _effect(conv, value, constant.shape)
+    torch.testing.assert_close(amount, change.mean(1))
+    flat = torch.allclose(change, change.mean(1, keepdim=True))
+    assert not even or flat, "even means that every place has the same"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_effect_when_a_linear_layer_reads_constants_then_it_is_even(bias):
+    layer, value = nn.Linear(3, 4, bias=bias), torch.tensor([1.0, -2.0, 0.5])
+    with torch.no_grad():
+        amount, even = _effect(layer, value, (2, 3))
+        expected = layer(value) - layer(torch.zeros(3))
+    assert even
+    torch.testing.assert_close(amount, expected)
