@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from secateur.config import Config, Target
 from secateur.errors import ConfigError, MissingExtraError
-from secateur.scoring.granularity import NM, Block, Dim, Element
+from secateur.scoring.granularity import NM, Channel, Element, Tile
 from secateur.settings import granularity_from, read_settings
 
 
@@ -316,12 +316,12 @@ def test_json_schema_for_editors_names_every_setting() -> None:
     [
         ("group", False, None),
         ("element", False, Element()),
-        ("out_channel", False, Dim(0)),
-        ("out_channel", True, Dim(1)),
-        ("in_channel", False, Dim(1)),
-        ("in_channel", True, Dim(0)),
+        ("out_channel", False, Channel(0)),
+        ("out_channel", True, Channel(1)),
+        ("in_channel", False, Channel(1)),
+        ("in_channel", True, Channel(0)),
         ("2:4", False, NM(2, 4)),
-        ([4, -1], False, Block((4, -1))),
+        ([4, -1], False, Tile((4, -1))),
     ],
 )
 def test_granularity_from_translates_every_form(value: Any, transposed: bool, meant: Any) -> None:

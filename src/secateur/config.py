@@ -85,7 +85,7 @@ class Target(BaseModel):
     min_sparsity: Share | None = Field(None, description="of every tensor or group, at least")
     max_sparsity: Share | None = Field(None, description="of every tensor or group, at most")
     granularity: Annotated[str | tuple[int, ...], BeforeValidator(_stored_granularity)] = Field(
-        "group", description="group, element, out_channel, in_channel, n:m, or block sizes"
+        "group", description="group, element, out_channel, in_channel, n:m, or tile sizes"
     )
     scope: Literal["local", "global"] = Field(
         "local", description="rank each tensor or group for itself, or all of them together"

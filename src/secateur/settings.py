@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError
 
 from .errors import ConfigError, MissingExtraError, did_you_mean
-from .scoring.granularity import NM, Block, Dim, Element, Granularity
+from .scoring.granularity import NM, Channel, Element, Granularity, Tile
 
 GRANULARITIES = {
     "group": "All that the model's structure cuts together: a channel and what reads it.",
@@ -31,7 +31,7 @@ GRANULARITIES = {
 
 GRANULARITY_FORMS = {
     "n:m": "Single weights, n of every m consecutive ones along the input, such as 2:4.",
-    "block sizes": "Blocks, one size per trailing dimension, -1 for all of it, such as [8, -1].",
+    "tile sizes": "Tiles, one size per trailing dimension, -1 for all of it, such as [8, -1].",
 }
 """Each form that other granularities are written in, and what they remove as one."""
 
@@ -60,24 +60,24 @@ def granularity_from(
     Raises ConfigError, with the nearest of the ``known`` names.
 
     >>> granularity_from("out_channel"), granularity_from("out_channel", transposed=True)
-    (Dim(dim=0), Dim(dim=1))
+    (Channel(dim=0), Channel(dim=1))
     >>> granularity_from("2:4"), granularity_from([1, -1])
-    (NM(n=2, m=4), Block(sizes=(1, -1)))
+    (NM(n=2, m=4), Tile(sizes=(1, -1)))
     """
     if isinstance(value, (list, tuple)) and all(type(size) is int for size in value):
-        return Block(tuple(value))
+        return Tile(tuple(value))
     if isinstance(value, str):
         if value == "group" and "group" in known:
             return None
         if value == "element":
             return Element()
         if value in ("out_channel", "in_channel"):
-            return Dim(int((value == "in_channel") is not transposed))
+            return Channel(int((value == "in_channel") is not transposed))
         if pattern := re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value):
             return NM(int(pattern[1]), int(pattern[2]))
     raise ConfigError(
         f"unknown granularity {brief(value)}.{did_you_mean(value, known)}"
-        f" Known: {', '.join(known)}, 'n:m' such as '2:4', or a list of block sizes."
+        f" Known: {', '.join(known)}, 'n:m' such as '2:4', or a list of tile sizes."
     )
 
 

@@ -247,7 +247,7 @@ def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run
     registries = {"criterion": criteria, "schedule": schedules, "method": methods}
     assert named == [
         *((setting, name) for setting, registry in registries.items() for name in registry),
-        *(("granularity", name) for name in (*GRANULARITIES, "n:m", "block sizes")),
+        *(("granularity", name) for name in (*GRANULARITIES, "n:m", "tile sizes")),
     ]
     assert all(row["what"] for row in rows)
     assert "2:4" in run("list", "n:m")

@@ -119,7 +119,7 @@ def assert_ratio(scored: list[Any], masks: dict[str, dict[str, Tensor]], scope: 
         for name, kept in blocks.items():
             assert int((kept == 0).sum()) == floor(len(kept) * RATIO), name
         return
-    grains = {t.name: masks[t.module][t.target].numel() / t.blocks for t in scored}
+    grains = {t.name: masks[t.module][t.target].numel() / t.units for t in scored}
     total = sum(grains[name] * len(kept) for name, kept in blocks.items())
     gone = sum(grains[name] * int((kept == 0).sum()) for name, kept in blocks.items())
     assert RATIO * total - max(grains.values()) <= gone <= RATIO * total

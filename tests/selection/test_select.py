@@ -130,7 +130,7 @@ def test_select_when_all_should_go_then_keep_at_least_stays_and_is_noted(least, 
     request = Request(torch.tensor([1.0, 2.0, 3.0, 4.0]), sparsity=1.0, keep_at_least=least)
     result = select([request], ["layer1.conv1"])
     assert result.keeps[0].tolist() == [i >= 4 - kept for i in range(4)]
-    note = f"layer1.conv1: keeps {kept} of 4 blocks instead of 0 (keep_at_least={least})"
+    note = f"layer1.conv1: keeps {kept} of 4 units instead of 0 (keep_at_least={least})"
     assert result.notes == ([note] if kept else [])
 
 
@@ -289,7 +289,7 @@ def test_select_when_a_pool_would_empty_a_member_then_one_block_stays_and_is_not
     requests = [Request(torch.zeros(3), sparsity=0.5, pool=0), Request(torch.ones(3), 0.5, pool=0)]
     result = select(requests, ["small", "large"])
     assert [int(keep.sum()) for keep in result.keeps] == [1, 2]
-    assert result.notes == ["small: keeps 1 of 3 blocks instead of 0 (keep_at_least=1)"]
+    assert result.notes == ["small: keeps 1 of 3 units instead of 0 (keep_at_least=1)"]
 
 
 def test_select_when_a_pool_cannot_reach_its_goal_then_every_member_says_why():

@@ -47,7 +47,7 @@ def test_print_when_there_are_notes_or_no_check_then_it_says_so():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     text = str(prune(net, torch.zeros(1, 4), sparsity=1.0, verify=False))
     assert "not checked (verify=False)" in text
-    assert "note 0: keeps 1 of 8 blocks instead of 0" in text
+    assert "note 0: keeps 1 of 8 units instead of 0" in text
 
 
 def test_print_when_nothing_was_removed_then_it_says_nothing():

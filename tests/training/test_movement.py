@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateur import Config, Pruner, distillation_loss, schedules
 from secateur.masks import masking
 from secateur.masks.classes import mask_of
-from secateur.scoring.granularity import Block
+from secateur.scoring.granularity import Tile
 
 EXAMPLE = torch.zeros(2, 6, dtype=torch.float64)
 STILL = 1e-30
@@ -129,7 +129,7 @@ def test_step_when_scores_are_of_blocks_then_their_gradient_is_the_sum_over_the_
     pruner = movement(model, granularity=sizes, names=["0"], start=9)
     gradient = gradient_of_masked(model, "0.weight", 0) * model[0].weight
     train(model, pruner, 1, lr=STILL)
-    expected = -Block(tuple(sizes)).rows(gradient).sum(1)
+    expected = -Tile(tuple(sizes)).rows(gradient).sum(1)
     torch.testing.assert_close(scores(pruner)["0.weight"], expected)
 
 
@@ -149,8 +149,8 @@ def test_masks_when_of_blocks_then_each_block_is_whole(model):
     train(model, pruner, 4)
     for name in ("0.weight", "2.weight"):
         mask = pruner.masks[name]
-        whole = Block((2, 2)).rows(mask).all(1)
-        assert torch.equal(Block((2, 2)).expand(whole, mask.shape), mask)
+        whole = Tile((2, 2)).rows(mask).all(1)
+        assert torch.equal(Tile((2, 2)).expand(whole, mask.shape), mask)
         assert not whole.all()
 
 

@@ -154,7 +154,7 @@ def _config(file: Path | None, options: dict[str, Any]) -> Config:
 
 
 def _value(name: str, value: Any) -> Any:
-    """Return what words of an option mean: key=value pairs, or block sizes as 1,-1,-1,-1."""
+    """Return what words of an option mean: key=value pairs, or tile sizes as 1,-1,-1,-1."""
     if name == "method_options":
         return keywords(value)
     words = value.split(",") if name == "granularity" else ()

@@ -2,7 +2,7 @@
 
 An axis is an ``Atom`` (positions that can be kept or removed one by one), a ``Product`` (a
 flattened grid, outer to inner), a ``Concat`` (pieces laid end to end) or ``Ragged`` (another axis
-in each block of a tensor's rows).  ``unify`` says that two
+in each band of a tensor's rows).  ``unify`` says that two
 axes are the same axis and refines both until they are; ``cut`` and ``factor`` refine one.  An atom
 that has been refined links to its definition, as in the union-find of any type inference, so every
 axis that mentions it follows, and the work is linear in the number of statements made.
@@ -78,9 +78,9 @@ class Concat(Axis):
 
 
 class Ragged(Axis):
-    """Equally long axes, each in its own block of a tensor's dimension 0.
+    """Equally long axes, each in its own band of a tensor's dimension 0.
 
-    The input channels of a grouped convolution's weight: block i of its rows reads the i-th part.
+    The input channels of a grouped convolution's weight: band i of its rows reads the i-th part.
     It is a leaf to the algebra: it meets another axis of its kind, and is neither cut nor a grid.
     """
 
@@ -173,7 +173,7 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
     if not 0 < at < axis.size:
         raise AxisError(f"cannot cut {axis!r} at {at}: it has {axis.size} positions")
     if isinstance(axis, Ragged):
-        raise AxisError(f"{axis!r} is another axis in every block and cannot be cut at {at}")
+        raise AxisError(f"{axis!r} is another axis in every band and cannot be cut at {at}")
     if isinstance(axis, Atom):
         first_piece, second_piece = Atom(at), Atom(axis.size - at)
         _define(axis, Concat((first_piece, second_piece)))
@@ -221,7 +221,7 @@ def factor(axis: Axis, inner: int) -> tuple[Axis, Axis]:
     if inner == 1:
         return axis, Atom(1, frozen="a single column")
     if isinstance(axis, Ragged):
-        raise AxisError(f"{axis!r} is another axis in every block, and no grid")
+        raise AxisError(f"{axis!r} is another axis in every band, and no grid")
     if isinstance(axis, Atom):
         column, row = Atom(axis.size // inner), Atom(inner)
         _define(axis, Product((column, row)))
@@ -281,7 +281,7 @@ def _unify(a: Axis, b: Axis) -> None:
 
 def _unify_ragged(a: Axis, b: Axis) -> None:
     if not isinstance(a, Ragged) or not isinstance(b, Ragged) or len(a.parts) != len(b.parts):
-        raise AxisError("only one of them is another axis in every block")
+        raise AxisError("only one of them is another axis in every band")
     for one, other in zip(a.parts, b.parts, strict=True):
         _unify(find(one), find(other))
 

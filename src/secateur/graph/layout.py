@@ -40,10 +40,10 @@ def labels(axis: Axis, atom: Atom) -> Tensor:
     return label
 
 
-def block(tensor: Tensor, axis: Axis, atom: Atom) -> tuple[Tensor, Axis]:
+def band(tensor: Tensor, axis: Axis, atom: Atom) -> tuple[Tensor, Axis]:
     """Return the part of a tensor, as a view, where an axis is the one that the atom lies on.
 
-    That is the whole tensor, unless the axis is ``Ragged``: then it is one block of its rows.
+    That is the whole tensor, unless the axis is ``Ragged``: then it is one band of its rows.
     """
     axis = find(axis)
     if not isinstance(axis, Ragged):
@@ -71,11 +71,11 @@ class Along(Granularity):
         default_factory=dict, init=False, repr=False
     )
 
-    def blocks(self, shape: Sequence[int]) -> int:
+    def units(self, shape: Sequence[int]) -> int:
         return self.atom.size
 
     def rows(self, tensor: Tensor) -> Tensor:
-        part, axis = block(tensor, self.axis, self.atom)
+        part, axis = band(tensor, self.axis, self.atom)
         _, order = self._places(axis, tensor.device)
         moved = part.movedim(self.dim, 0)
         return moved.index_select(0, order).reshape(self.atom.size, -1)
@@ -87,7 +87,7 @@ class Along(Granularity):
 
     def limit(self, mask: Tensor, keep: Tensor) -> None:
         """Mask in place what goes with the positions that are not kept."""
-        part, axis = block(mask, self.axis, self.atom)
+        part, axis = band(mask, self.axis, self.atom)
         label, _ = self._places(axis, keep.device)
         stays = (label < 0) | keep[label.clamp(min=0)]
         view = [1] * mask.ndim

@@ -5,7 +5,7 @@
 >>> entries = parse([{"op_types": ["Linear"], "exclude_op_names": ["2"], "sparse_ratio": 0.5}])
 >>> for target in resolve(entries, model):
 ...     print(target.name, target.sparse_ratio, target.granularity, target.align)
-0.weight 0.5 Dim(dim=0) None
+0.weight 0.5 Channel(dim=0) None
 0.bias None None Align(module_name='0', target_name='weight', dims=(0,))
 """
 
@@ -122,7 +122,7 @@ def _dependency_problems(settings: Iterable[TargetSetting]) -> list[str]:
         place = f"dependency_group_id {group!r}"
         for goal in GOALS:
             problems += _goal_problem(place, members, goal)
-        sizes = {each.name: each.blocks for each in members if each.blocks is not None}
+        sizes = {each.name: each.units for each in members if each.units is not None}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name!r} {count}" for name, count in sizes.items())
             problems.append(f"{place}: its members must have equally many scores, got {told}.")
@@ -181,7 +181,7 @@ def _align_problems(
     if not all(-rank <= dim < rank for dim in setting.align.dims):
         return [f"{place}, whose {rank} dimensions do not include {list(setting.align.dims)}."]
     given = prod(source.shape[dim] for dim in setting.align.dims)
-    needed = prod(setting.shape) if setting.blocks is None else setting.blocks
+    needed = prod(setting.shape) if setting.units is None else setting.units
     if given != needed:
         return [f"{place}, which has {given} positions where it needs {needed}."]
     return []

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from secateur.errors import ConfigError, did_you_mean
-from secateur.scoring.granularity import Dim, Element, Granularity
+from secateur.scoring.granularity import Channel, Element, Granularity
 from secateur.settings import granularity_from, pattern_share, problems_in, stores_transposed
 
 from .settings import GOALS, GRANULARITIES, AlignSetting, Entry, Setting, merged, whole_name
@@ -87,11 +87,11 @@ class TargetSetting:
         return full_name(self.module, self.target)
 
     @property
-    def blocks(self) -> int | None:
+    def units(self) -> int | None:
         """How many scores the target has; None while its shape is not known."""
         if self.shape is None or self.granularity is None:
             return None
-        return self.granularity.blocks(self.shape)
+        return self.granularity.units(self.shape)
 
 
 def register_module(type_name: str, targets: Mapping[str, Any] | Iterable[str]) -> None:
@@ -183,10 +183,10 @@ def _record(
     granularity = None
     if not align or value != "default":
         granularity = _granularity(value, default, module, shape)
-        blocks = None if shape is None else granularity.blocks(shape)
+        units = None if shape is None else granularity.units(shape)
         parts = settings.get("internal_metric_block", 1)
-        if blocks is not None and blocks % parts:
-            raise ConfigError(f"its {blocks} scores do not split into {parts} equal blocks.")
+        if units is not None and units % parts:
+            raise ConfigError(f"its {units} scores do not split into {parts} equal parts.")
     if shape is not None and settings.get("apply_method") == "add":
         raise ConfigError("apply_method 'add' is for inputs and outputs; a weight takes 'mul'.")
     exact = pattern_share(value)
@@ -210,7 +210,7 @@ def _granularity(
     if value == "default":
         value = "per_channel" if shape is None and default == "out_channel" else default
     if value == "per_channel" and shape is None:
-        return Dim(-1)
+        return Channel(-1)
     if value == "per_channel" or (shape is None and value in ("out_channel", "in_channel")):
         right = "'per_channel'" if shape is None else "'out_channel' or 'in_channel'"
         raise ConfigError(f"granularity {value!r} does not fit here; use {right}.")

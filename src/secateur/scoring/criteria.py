@@ -1,6 +1,6 @@
-"""How much each block of weights matters: one pure function per criterion.
+"""How much each unit of weights matters: one pure function per criterion.
 
-A criterion takes ``rows``, a matrix of shape ``(blocks, elements)`` in which one row holds the
+A criterion takes ``rows``, a matrix of shape ``(units, elements)`` in which one row holds the
 weights that are removed together in one tensor, and returns one score per row.  A smaller score
 matters less.  What else it needs to know it says by its keyword-only parameter names:
 
@@ -84,9 +84,9 @@ criteria = CriterionRegistry("criterion")
 
 @criteria.register
 def magnitude(rows: Tensor) -> Tensor:
-    """Mean absolute weight of each block; of a single element, its absolute value.
+    """Mean absolute weight of each unit; of a single element, its absolute value.
 
-    Being a mean, it compares blocks of different sizes on one scale.
+    Being a mean, it compares units of different sizes on one scale.
 
     >>> magnitude(torch.tensor([[1.0, -3.0], [0.0, 2.0]]))
     tensor([2., 1.])
@@ -98,7 +98,7 @@ def magnitude(rows: Tensor) -> Tensor:
 
 @criteria.register
 def l1(rows: Tensor) -> Tensor:
-    """Sum of absolute weights of each block, summed in at least float32.
+    """Sum of absolute weights of each unit, summed in at least float32.
 
     >>> l1(torch.tensor([[1.0, -3.0], [0.0, 2.0]]))
     tensor([4., 2.])
@@ -110,7 +110,7 @@ def l1(rows: Tensor) -> Tensor:
 
 @criteria.register
 def l2(rows: Tensor) -> Tensor:
-    """Euclidean norm of each block, summed in at least float32.
+    """Euclidean norm of each unit, summed in at least float32.
 
     >>> l2(torch.tensor([[3.0, -4.0], [0.0, 2.0]]))
     tensor([5., 2.])
@@ -120,9 +120,9 @@ def l2(rows: Tensor) -> Tensor:
 
 @criteria.register
 def fpgm(rows: Tensor) -> Tensor:
-    r"""Sum of the distances from each block to all blocks: :math:`\sum_j \|w_i - w_j\|_2`.
+    r"""Sum of the distances from each unit to all units: :math:`\sum_j \|w_i - w_j\|_2`.
 
-    A block near the geometric median of all can be replaced by the others, whatever its norm.
+    A unit near the geometric median of all can be replaced by the others, whatever its norm.
 
     Distances come from matrix products, :math:`|a|^2 + |b|^2 - 2ab`, tile by tile: memory stays at
     a few tiles, whatever the size of ``rows``.  That formula cancels for rows that almost
@@ -136,17 +136,17 @@ def fpgm(rows: Tensor) -> Tensor:
     He et al., 2019, arXiv:1811.00250
     """
     exact = torch.float32 if rows.device.type == "mps" else torch.float64
-    blocks, elements = rows.shape
+    units, elements = rows.shape
     if elements == 1:  # on a line, sorting replaces the n x n distances: single weights are many
         return _line_distances(rows[:, 0].to(exact)).to(_score_dtype(rows))
     tile = max(1, min(TILE_ELEMENTS // max(elements, 1), 2048))
-    starts = range(0, blocks, tile)
-    total = torch.zeros(blocks, dtype=exact, device=rows.device)
+    starts = range(0, units, tile)
+    total = torch.zeros(units, dtype=exact, device=rows.device)
     for i in starts:
         a = rows[i : i + tile].to(exact)
         within = torch.cdist(a, a, compute_mode="use_mm_for_euclid_dist")
         total[i : i + tile] += within.fill_diagonal_(0).sum(dim=1)
-        for j in range(i + tile, blocks, tile):
+        for j in range(i + tile, units, tile):
             b = rows[j : j + tile].to(exact)
             between = torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
             total[i : i + tile] += between.sum(dim=1)
@@ -156,10 +156,10 @@ def fpgm(rows: Tensor) -> Tensor:
 
 @criteria.register
 def taylor(rows: Tensor, *, grad: Tensor) -> Tensor:
-    r"""First-order estimate of what the loss loses without a block: :math:`\sum (w \cdot g)^2`.
+    r"""First-order estimate of what the loss loses without a unit: :math:`\sum (w \cdot g)^2`.
 
     Args:
-        rows: weights, ``(blocks, elements)``.
+        rows: weights, ``(units, elements)``.
         grad: the loss's gradient for them, of the same shape.
 
     >>> taylor(torch.tensor([[1.0, -3.0], [0.0, 2.0]]), grad=torch.tensor([[1.0, 1.0], [9.0, 1.0]]))
@@ -176,7 +176,7 @@ def random(rows: Tensor, *, generator: torch.Generator) -> Tensor:
     """Uniform random scores in [0, 1): the control that every other criterion should beat.
 
     Args:
-        rows: shape ``(blocks, elements)``; only its length matters.
+        rows: shape ``(units, elements)``; only its length matters.
         generator: where the numbers come from.  One on the CPU gives the same scores for weights
             on every device.
 

@@ -1,13 +1,13 @@
-"""What is removed together: how a tensor falls into blocks, and back.
+"""What is removed together: how a tensor falls into units, and back.
 
-A granularity cuts a tensor into rows, ``(blocks, elements)``, one row for each block of weights
-that is kept or removed as one, and expands one decision per block to a mask of the tensor's
+A granularity cuts a tensor into rows, ``(units, elements)``, one row for each unit of weights
+that is kept or removed as one, and expands one decision per unit to a mask of the tensor's
 shape:
 
 >>> weight = torch.arange(6.0).reshape(3, 2)
->>> Dim(0).rows(weight).sum(dim=1)
+>>> Channel(0).rows(weight).sum(dim=1)
 tensor([1., 5., 9.])
->>> Dim(0).expand(torch.tensor([True, False, True]), (3, 2))
+>>> Channel(0).expand(torch.tensor([True, False, True]), (3, 2))
 tensor([[ True,  True],
         [False, False],
         [ True,  True]])
@@ -32,22 +32,22 @@ Shape = Sequence[int]
 
 @runtime_checkable
 class Granularity(Protocol):
-    """A frozen value that knows how a tensor falls into blocks."""
+    """A frozen value that knows how a tensor falls into units."""
 
-    def blocks(self, shape: Shape) -> int:
-        """Return how many blocks a tensor of this shape has; ConfigError where it cannot fit."""
+    def units(self, shape: Shape) -> int:
+        """Return how many units a tensor of this shape has; ConfigError where it cannot fit."""
         ...
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """Return the weights of each block as one row, shape ``(blocks, elements)``."""
+        """Return the weights of each unit as one row, shape ``(units, elements)``."""
         ...
 
     def expand(self, keep: Tensor, shape: Shape) -> Tensor:
-        """Return a new bool mask of ``shape`` from one decision per block, ``(blocks,)``."""
+        """Return a new bool mask of ``shape`` from one decision per unit, ``(units,)``."""
         ...
 
     def clusters(self, shape: Shape) -> int:
-        """Return in how many equal runs of blocks the sparsity is met one by one."""
+        """Return in how many equal runs of units the sparsity is met one by one."""
         return 1
 
 
@@ -55,11 +55,11 @@ class Granularity(Protocol):
 class Element(Granularity):
     """Every weight for itself.
 
-    >>> Element().blocks((3, 2))
+    >>> Element().units((3, 2))
     6
     """
 
-    def blocks(self, shape: Shape) -> int:
+    def units(self, shape: Shape) -> int:
         return prod(shape)
 
     def rows(self, tensor: Tensor) -> Tensor:
@@ -70,17 +70,17 @@ class Element(Granularity):
 
 
 @dataclass(frozen=True)
-class Dim(Granularity):
-    """One block for each index of one dimension: ``Dim(0)`` is the output channels of a Conv2d.
+class Channel(Granularity):
+    """One unit for each index of one dimension: ``Channel(0)`` is the output channels of a Conv2d.
 
-    >>> Dim(-1).rows(torch.arange(6).reshape(3, 2))
+    >>> Channel(-1).rows(torch.arange(6).reshape(3, 2))
     tensor([[0, 2, 4],
             [1, 3, 5]])
     """
 
     dim: int
 
-    def blocks(self, shape: Shape) -> int:
+    def units(self, shape: Shape) -> int:
         return (tuple(shape) or (1,))[self._index(shape)]
 
     def rows(self, tensor: Tensor) -> Tensor:
@@ -106,14 +106,14 @@ class Dim(Granularity):
 
 
 @dataclass(frozen=True)
-class Block(Granularity):
-    """Rectangular blocks; one size per trailing dimension, -1 for all of it.
+class Tile(Granularity):
+    """Rectangular tiles; one size per trailing dimension, -1 for all of it.
 
-    Dimensions before those are cut into single indices, so that ``Block((1, -1, -1, -1))`` is the
-    output channels of a Conv2d and ``Block((-1, -1))`` its kernels.  Blocks at the end of a
+    Dimensions before those are cut into single indices, so that ``Tile((1, -1, -1, -1))`` is the
+    output channels of a Conv2d and ``Tile((-1, -1))`` its kernels.  Units at the end of a
     dimension that their size does not divide are filled up with zeros, which no mask sees.
 
-    >>> Block((2, 2)).expand(torch.tensor([True, False]), (2, 3))
+    >>> Tile((2, 2)).expand(torch.tensor([True, False]), (2, 3))
     tensor([[ True,  True, False],
             [ True,  True, False]])
     """
@@ -123,11 +123,11 @@ class Block(Granularity):
     def __post_init__(self) -> None:
         if not self.sizes or any(size < 1 and size != -1 for size in self.sizes):
             raise ConfigError(
-                f"{self} is no granularity: give one block size per trailing dimension,"
+                f"{self} is no granularity: give one tile size per trailing dimension,"
                 " each at least 1, or -1 for the whole dimension"
             )
 
-    def blocks(self, shape: Shape) -> int:
+    def units(self, shape: Shape) -> int:
         return prod(count for count, _ in self._grid(shape))
 
     def rows(self, tensor: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Block(Granularity):
         outer = range(0, tiled.ndim, 2)
         inner = range(1, tiled.ndim, 2)
         elements = prod(size for _, size in grid)
-        return tiled.permute(*outer, *inner).reshape(self.blocks(tensor.shape), elements)
+        return tiled.permute(*outer, *inner).reshape(self.units(tensor.shape), elements)
 
     def expand(self, keep: Tensor, shape: Shape) -> Tensor:
         grid = self._grid(shape)
@@ -149,11 +149,11 @@ class Block(Granularity):
         )
 
     def _grid(self, shape: Shape) -> list[tuple[int, int]]:
-        """Return (number of blocks, size of a block) for every dimension of ``shape``."""
+        """Return (number of units, size of a tile) for every dimension of ``shape``."""
         if len(self.sizes) > len(shape):
             raise ConfigError(
                 f"{self} does not fit a tensor of shape {tuple(shape)}:"
-                f" give at most {len(shape)} block sizes"
+                f" give at most {len(shape)} tile sizes"
             )
         sizes = (1,) * (len(shape) - len(self.sizes)) + self.sizes
         whole = [
@@ -168,7 +168,7 @@ class NM(Granularity):
 
     The input is dimension 1: the last of a Linear's weight, the channels of a convolution's.
     Rows come in such an order that each m of them form one cluster, so that removing the share
-    ``sparsity`` of the blocks of each of the ``clusters`` gives the n:m pattern.
+    ``sparsity`` of the units of each of the ``clusters`` gives the n:m pattern.
 
     >>> NM(2, 4).clusters((3, 8)), NM(2, 4).sparsity
     (6, 0.5)
@@ -188,7 +188,7 @@ class NM(Granularity):
         """The share that the pattern removes."""
         return self.n / self.m
 
-    def blocks(self, shape: Shape) -> int:
+    def units(self, shape: Shape) -> int:
         return self.clusters(shape) * self.m
 
     def rows(self, tensor: Tensor) -> Tensor:
@@ -210,10 +210,10 @@ class NM(Granularity):
 
 
 def _checked(keep: Tensor, granularity: Granularity, shape: Shape) -> Tensor:
-    blocks = granularity.blocks(shape)
-    if keep.dtype is not torch.bool or tuple(keep.shape) != (blocks,):
+    units = granularity.units(shape)
+    if keep.dtype is not torch.bool or tuple(keep.shape) != (units,):
         raise MaskError(
             f"{granularity} of a tensor of shape {tuple(shape)} needs a bool mask of shape"
-            f" ({blocks},), got {keep.dtype} of shape {tuple(keep.shape)}"
+            f" ({units},), got {keep.dtype} of shape {tuple(keep.shape)}"
         )
     return keep

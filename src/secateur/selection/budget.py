@@ -57,7 +57,7 @@ class Budget:
         def at(ratio: float) -> tuple[list[Tensor], list[str]]:
             return self._balanced([replace(r, sparsity=ratio) for r in requests], names)
 
-        # so fine that between two ratios at most one block more goes of whatever is ranked together
+        # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
         low, high = ratios_around(
             lambda ratio: self._cost(self._counts(at(ratio)[0])), allowed, finest

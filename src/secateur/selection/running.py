@@ -1,7 +1,7 @@
 """What criteria need from data, collected while the model trains or sees calibration batches.
 
 A criterion says by its keyword-only names what it needs.  One that needs ``grad`` is computed at
-every optimizer step, and what is kept is the running sum of its scores: one number per block, never
+every optimizer step, and what is kept is the running sum of its scores: one number per unit, never
 one per weight.
 """
 

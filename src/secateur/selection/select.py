@@ -1,7 +1,7 @@
-"""Which blocks stay: from scores and a goal to keep masks, all of them values.
+"""Which units stay: from scores and a goal to keep masks, all of them values.
 
 Everything is counted per *part*: a score vector falls into ``clusters`` equal runs, which lose
-the same number of blocks each.  First a request says how many blocks it would keep (by threshold,
+the same number of units each.  First a request says how many units it would keep (by threshold,
 its pool's ranking, or ratio), then limits change that number, then the smallest scores go.
 """
 
@@ -20,7 +20,7 @@ from secateur.runtime.values import not_finite
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """The blocks of one group or target, and what is asked of them: sparsity or threshold.
+    """The units of one group or target, and what is asked of them: sparsity or threshold.
 
     ``pinned`` and ``keep_at_least`` win over the sparsity bounds, and those over ``round_to``.
     """
@@ -28,27 +28,27 @@ class Request:
     score: Tensor
     """Shape ``(n,)``, floating point; smaller matters less."""
     sparsity: float | None = None
-    """The share of the blocks to remove, in [0, 1]."""
+    """The share of the units to remove, in [0, 1]."""
     threshold: float | None = None
-    """Blocks with a score below it are removed (with clusters: as many, spread evenly)."""
+    """Units with a score below it are removed (with clusters: as many, spread evenly)."""
     min_sparsity: float | None = None
     max_sparsity: float | None = None
     clusters: int = 1
-    """Equal consecutive parts of ``score`` that lose the same number of blocks each."""
+    """Equal consecutive parts of ``score`` that lose the same number of units each."""
     grain: float = 1.0
     """Elements that one score stands for; weighs requests of one pool against each other."""
     pool: Hashable | None = None
     """Requests of one pool are ranked together; thresholds, being absolute, need no pool."""
     keep_at_least: int = 1
-    """So many blocks stay, whatever is asked; a note says where that mattered."""
+    """So many units stay, whatever is asked; a note says where that mattered."""
     round_to: int = 1
-    """The number of blocks kept becomes the nearest multiple of this, where one fits; never 0."""
+    """The number of units kept becomes the nearest multiple of this, where one fits; never 0."""
     pinned: Tensor | None = None
     """Bool, shape ``(n,)``: True must stay."""
 
     @property
     def part_size(self) -> int:
-        """Blocks in one of the ``clusters`` parts."""
+        """Units in one of the ``clusters`` parts."""
         return len(self.score) // self.clusters
 
 
@@ -63,15 +63,15 @@ class Selection:
 def select(requests: Sequence[Request], names: Sequence[str] | None = None) -> Selection:
     """Return a bool mask of shape ``(n,)`` for each request; True is kept.
 
-    ``floor(n * sparsity)`` blocks go, those with the smallest scores; of equal scores the one
+    ``floor(n * sparsity)`` units go, those with the smallest scores; of equal scores the one
     with the lower index goes first, in a pool the earlier request's.  A pool stops before the
-    first block that would exceed its share of all elements.
+    first unit that would exceed its share of all elements.
 
     >>> scores = [torch.tensor([0.1, 0.9, 0.8]), torch.tensor([0.2, 0.3, 0.4])]
     >>> select([Request(s, sparsity=0.5, pool="all") for s in scores]).keeps
     [tensor([False,  True,  True]), tensor([False, False,  True])]
     >>> select([Request(scores[0], sparsity=1.0)], ["conv1"]).notes
-    ['conv1: keeps 1 of 3 blocks instead of 0 (keep_at_least=1)']
+    ['conv1: keeps 1 of 3 units instead of 0 (keep_at_least=1)']
 
     Raises:
         ScoreError: a score is NaN or infinite.
@@ -112,7 +112,7 @@ def select_count(
     parts = _parts(score, clusters, pinned)
     removable = parts.shape[1] if pinned is None else int(parts.isfinite().sum(dim=1).amin())
     if not 0 <= per_part <= removable:
-        raise ConfigError(f"cannot remove {per_part} of {removable} removable blocks per part")
+        raise ConfigError(f"cannot remove {per_part} of {removable} removable units per part")
     if not per_part:
         return torch.ones_like(score, dtype=torch.bool)
     # topk's values (not its indices) are deterministic, and 2 to 3 times faster than sorting
@@ -123,7 +123,7 @@ def select_count(
 
 
 def _parts(score: Tensor, clusters: int, pinned: Tensor | None) -> Tensor:
-    """Return one row of scores per part, in which pinned blocks are beyond every ranking."""
+    """Return one row of scores per part, in which pinned units are beyond every ranking."""
     if pinned is not None:
         score = score.masked_fill(pinned, inf)
     return score.detach().reshape(clusters, len(score) // clusters)
@@ -135,7 +135,7 @@ def _floor(x: float) -> int:
 
 
 def _wanted(request: Request) -> int:
-    """Return how many blocks of a part the threshold or the ratio keeps, before any limit."""
+    """Return how many units of a part the threshold or the ratio keeps, before any limit."""
     size = request.part_size
     if request.threshold is None:
         return size - _floor(size * (request.sparsity or 0))
@@ -155,12 +155,12 @@ def _limits(request: Request) -> tuple[int, int, int]:
 
 
 def _settle(request: Request, wanted: int) -> tuple[int, list[str]]:
-    """Return how many blocks of a part stay in the end, and why that is not what was asked."""
+    """Return how many units of a part stay in the end, and why that is not what was asked."""
     clusters, size = request.clusters, request.part_size
     stay, fewest, most = _limits(request)
     asked = min(max(wanted, fewest), most)
     kept, notes = max(asked, stay), list[str]()
-    of = f"of {size * clusters} blocks"
+    of = f"of {size * clusters} units"
     if kept > asked:
         pins = "" if request.pinned is None else f", {int(request.pinned.sum())} pinned"
         why = f"keep_at_least={request.keep_at_least}{pins}"
@@ -176,9 +176,9 @@ def _settle(request: Request, wanted: int) -> tuple[int, list[str]]:
 
 
 def _pool(members: Sequence[Request], sparsity: float) -> list[int]:
-    """Return how many blocks per part each member of a pool keeps.
+    """Return how many units per part each member of a pool keeps.
 
-    A *step* removes one more block from every part of a member; its cost is their mean score.
+    A *step* removes one more unit from every part of a member; its cost is their mean score.
     The cheapest steps of all members are taken until the pool's share of elements is reached;
     those up to ``min_sparsity`` come first, those beyond ``max_sparsity`` are not offered.
     """

@@ -64,7 +64,7 @@ class Selectable:
         )
 
     def part_score(self, part: Part, tensor: Tensor, **statistics: Any) -> Tensor:
-        """Return the criterion's score for each block of one part's tensor."""
+        """Return the criterion's score for each unit of one part's tensor."""
         function = criteria[self.criterion]
         options = {name: statistics[name] for name in needs(function)}
         return function(part.granularity.rows(tensor), **options).float()
@@ -121,7 +121,7 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
 
     Raises:
         NoMatchError: a target matches nothing.
-        ConfigError: a target has no goal, or a tensor cannot fall into such blocks.
+        ConfigError: a target has no goal, or a tensor cannot fall into such units.
     """
     found: dict[str, Selectable] = {}
     problems = []
@@ -240,12 +240,12 @@ def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) ->
                 continue  # a norm's weight is a scale, and has no channels of its own
             seen.add(id(parameter))
             full = f"{path}.{name}" if path else name
-            blocks = granularity.blocks(shape)
+            units = granularity.units(shape)
             request = _request(
                 target,
                 index,
                 clusters=granularity.clusters(shape),
-                grain=parameter.numel() / max(blocks, 1),
+                grain=parameter.numel() / max(units, 1),
                 round_to=config.round_to if target.granularity == "out_channel" else 1,
             )
             part = Part(full, granularity)

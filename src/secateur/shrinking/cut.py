@@ -206,9 +206,9 @@ class Surgery:
             data = state[name].data
             axes = [find(typed.axis) for typed in structure.inferred.types[value].dims]
             for dim, axis in enumerate(axes):
-                if isinstance(axis, Ragged):  # first, while the blocks of rows are whole
-                    blocks = zip(data.chunk(len(axis.parts)), axis.parts, strict=True)
-                    data = torch.cat([_kept(rows, dim, part, left) for rows, part in blocks])
+                if isinstance(axis, Ragged):  # first, while the bands of rows are whole
+                    bands = zip(data.chunk(len(axis.parts)), axis.parts, strict=True)
+                    data = torch.cat([_kept(rows, dim, part, left) for rows, part in bands])
             for dim, axis in enumerate(axes):
                 if not isinstance(axis, Ragged):
                     data = _kept(data, dim, axis, left)

@@ -38,9 +38,9 @@ from .run import Run
 @methods.register
 @dataclass(config=STRICT, kw_only=True)
 class Movement(Method):
-    """Learned scores (Sanh et al., 2020, arXiv:2005.07683), one per block of the granularity.
+    """Learned scores (Sanh et al., 2020, arXiv:2005.07683), one per unit of the granularity.
 
-    The gradient of a block's score is the sum over the block, of a group over all of its slices.
+    The gradient of a unit's score is the sum over the unit, of a group over all of its slices.
     Scores have an optimizer of their own: they are in no optimizer of yours, not decayed, clipped
     or saved with the model.  Its learning rate follows yours: the same share of its peak.  A bias
     is masked where its whole row is.
@@ -66,10 +66,10 @@ class Movement(Method):
         for i, each in enumerate(run.selectables):
             first = each.parts[0]
             weight = tensors[first.tensor]
-            blocks = first.granularity.blocks(weight.shape)
+            units = first.granularity.units(weight.shape)
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            self._scores[each.name] = torch.zeros(blocks, dtype=dtype, device=weight.device)
-            stay = max(each.request.keep_at_least, ceil(self.min_kept * blocks))
+            self._scores[each.name] = torch.zeros(units, dtype=dtype, device=weight.device)
+            stay = max(each.request.keep_at_least, ceil(self.min_kept * units))
             request = replace(each.request, keep_at_least=stay)
             run.selectables[i] = replace(each, request=request)
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}

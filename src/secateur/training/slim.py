@@ -29,7 +29,7 @@ class Slim(Method):
 
     Scores are the absolute scales, and are compared over the whole network unless the config says
     otherwise (``scope``, ``normalize``).  Scales that are masked are not penalised.  The scale of
-    what no norm follows is the L2 norm of its block of weights (group lasso; Wen et al., 2016,
+    what no norm follows is the L2 norm of its unit of weights (group lasso; Wen et al., 2016,
     arXiv:1608.03665); it is not ranked together with norm scales.
     """
 
@@ -85,6 +85,6 @@ def _is_scale(tensor: str) -> bool:
 
 
 def _sizes(part: Part, tensor: Tensor) -> Tensor:
-    """Return the L2 norm of each block; of a single scale, its absolute value."""
+    """Return the L2 norm of each unit; of a single scale, its absolute value."""
     sizes: Tensor = torch.linalg.vector_norm(part.granularity.rows(tensor), dim=1)
     return sizes

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from secateur.nni.config_list import Align
-from secateur.scoring.granularity import Block
+from secateur.scoring.granularity import Tile
 from tests.nni.config_list.entries import LINEAR, Net, resolve_problems, resolved
 
 
@@ -26,7 +26,7 @@ def test_groups_that_agree_are_kept(model: Net) -> None:
     )
     assert found["fc1.weight"].global_group_id == found["fc2.weight"].global_group_id == "g"
     assert found["fc1.bias"].global_group_id is None
-    assert found["conv1.weight"].blocks == found["bn1.weight"].blocks == 8
+    assert found["conv1.weight"].units == found["bn1.weight"].units == 8
 
 
 @pytest.mark.parametrize("key", ["global_group_id", "dependency_group_id"])
@@ -114,5 +114,5 @@ def test_align_with_a_granularity_says_where_the_dims_lie(model: Net) -> None:
     entry = {**LINEAR, "op_types": ["Conv2d"]}
     entry["target_settings"] = {"_output_": {"align": align, "granularity": [1, -1, -1]}}
     output = resolved(model, entry)["conv1._output_0"]
-    assert output.granularity == Block((1, -1, -1))
+    assert output.granularity == Tile((1, -1, -1))
     assert output.align == Align("conv1", "weight", (0,))

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import ConfigError, NoMatchError
 from secateur.nni.config_list import Align, parse, register_module, resolve
-from secateur.scoring.granularity import Block, Element
+from secateur.scoring.granularity import Element, Tile
 from tests.nni.config_list.entries import LINEAR, Net, resolve_problems, resolved
 
 # which modules
@@ -129,10 +129,10 @@ def test_register_module_gives_a_class_its_targets_and_defaults() -> None:
     output = {"align": {"target_name": "gamma", "dims": [0]}, "granularity": [-1, 1]}
     register_module("Scale", {"gamma": {"granularity": [1, -1]}, "_output_": output})
     found = resolved(nn.Sequential(Scale()), {"op_types": ["Scale"], "sparse_ratio": 0.5})
-    assert found["0.gamma"].granularity == Block((1, -1))
+    assert found["0.gamma"].granularity == Tile((1, -1))
     assert found["0.gamma"].sparse_ratio == 0.5
     assert found["0._output_0"].align == Align("0", "gamma", (0,))
-    assert found["0._output_0"].granularity == Block((-1, 1))
+    assert found["0._output_0"].granularity == Tile((-1, 1))
 
 
 @pytest.mark.usefixtures("forget_registered")

@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.errors import ConfigError
 from secateur.nni.config_list import Align, TargetSetting, parse, resolve
-from secateur.scoring.granularity import NM, Block, Dim, Element
+from secateur.scoring.granularity import NM, Channel, Element, Tile
 from tests.nni.config_list.entries import LINEAR, Net, resolve_problems, resolved
 
 # targets and their settings
@@ -37,7 +37,7 @@ def test_aligned_targets_come_after_their_sources(model: Net) -> None:
 def test_bias_selected_alone_has_scores_of_its_own(model: Net) -> None:
     entry = {"op_names": ["fc1"], "target_names": ["bias"], "sparse_ratio": 0.5}
     bias = resolved(model, entry)["fc1.bias"]
-    assert (bias.align, bias.sparse_ratio, bias.granularity) == (None, 0.5, Dim(0))
+    assert (bias.align, bias.sparse_ratio, bias.granularity) == (None, 0.5, Channel(0))
 
 
 @pytest.mark.parametrize("own", [{"sparse_ratio": 0.1}, {"align": None, "sparse_ratio": 0.1}])
@@ -113,7 +113,7 @@ def test_every_setting_reaches_the_record(model: Net) -> None:
             target="weight",
             module_type="Linear",
             shape=(16, 4),
-            granularity=Dim(0),
+            granularity=Channel(0),
             sparse_threshold=0.1,
             min_sparse_ratio=0.2,
             max_sparse_ratio=0.8,
@@ -131,7 +131,7 @@ def test_inputs_and_outputs_are_named_by_position_or_name(model: Net) -> None:
     found = resolved(model, entry)
     targets = [each.target for each in found.values()]
     assert targets == ["_input_0", "_input_x", "_output_0", "_output_logits"]
-    assert {each.granularity for each in found.values()} == {Dim(-1)}
+    assert {each.granularity for each in found.values()} == {Channel(-1)}
     assert {each.apply_method for each in found.values()} == {"add"}
 
 
@@ -148,7 +148,7 @@ def test_inputs_and_outputs_are_named_by_position_or_name(model: Net) -> None:
         ),
         (
             {"op_names": ["fc1"], "internal_metric_block": 3},
-            "'fc1.weight': its 16 scores do not split into 3 equal blocks.",
+            "'fc1.weight': its 16 scores do not split into 3 equal parts.",
         ),
         (
             {"op_names": ["fc1"], "granularity": "per_channel"},
@@ -165,13 +165,13 @@ def test_inputs_and_outputs_are_named_by_position_or_name(model: Net) -> None:
         ),
         (
             {"op_names": ["bn1"], "target_names": ["weight"], "granularity": "in_channel"},
-            "'bn1.weight': Dim(dim=1) does not fit a tensor of shape (8,):"
+            "'bn1.weight': Channel(dim=1) does not fit a tensor of shape (8,):"
             " give a dimension from -1 to 0",
         ),
         (
             {"op_names": ["fc1"], "target_names": ["weight"], "granularity": [1, 1, 1]},
-            "'fc1.weight': Block(sizes=(1, 1, 1)) does not fit a tensor of shape (16, 4):"
-            " give at most 2 block sizes",
+            "'fc1.weight': Tile(sizes=(1, 1, 1)) does not fit a tensor of shape (16, 4):"
+            " give at most 2 tile sizes",
         ),
     ],
 )
@@ -205,24 +205,24 @@ def test_resolve_tells_the_problems_of_all_entries_at_once(model: Net) -> None:
 @pytest.mark.parametrize(
     ("module", "value", "meant"),
     [
-        ("conv1", "default", Dim(0)),
-        ("conv1", "out_channel", Dim(0)),
-        ("conv1", "in_channel", Dim(1)),
-        ("up", "out_channel", Dim(1)),
-        ("up", "in_channel", Dim(0)),
-        ("fc1", "out_channel", Dim(0)),
-        ("emb", "out_channel", Dim(0)),
-        ("emb", "in_channel", Dim(1)),
-        ("bn1", "out_channel", Dim(0)),
+        ("conv1", "default", Channel(0)),
+        ("conv1", "out_channel", Channel(0)),
+        ("conv1", "in_channel", Channel(1)),
+        ("up", "out_channel", Channel(1)),
+        ("up", "in_channel", Channel(0)),
+        ("fc1", "out_channel", Channel(0)),
+        ("emb", "out_channel", Channel(0)),
+        ("emb", "in_channel", Channel(1)),
+        ("bn1", "out_channel", Channel(0)),
         ("fc1", "element", Element()),
         ("fc1", "2:4", NM(2, 4)),
-        ("conv1", [1, -1, -1, -1], Block((1, -1, -1, -1))),
-        ("conv1", [4, 4], Block((4, 4))),
-        ("conv1", [[4, 4]], Block((1, 1, 4, 4))),
-        ("conv1", [[4, 4], "front"], Block((1, 1, 4, 4))),
-        ("conv1", [[4], "back"], Block((4, -1, -1, -1))),
-        ("conv1", [[4], "back", 1], Block((4, 1, 1, 1))),
-        ("conv1", ([4], "front", -1), Block((-1, -1, -1, 4))),
+        ("conv1", [1, -1, -1, -1], Tile((1, -1, -1, -1))),
+        ("conv1", [4, 4], Tile((4, 4))),
+        ("conv1", [[4, 4]], Tile((1, 1, 4, 4))),
+        ("conv1", [[4, 4], "front"], Tile((1, 1, 4, 4))),
+        ("conv1", [[4], "back"], Tile((4, -1, -1, -1))),
+        ("conv1", [[4], "back", 1], Tile((4, 1, 1, 1))),
+        ("conv1", ([4], "front", -1), Tile((-1, -1, -1, 4))),
     ],
 )
 def test_granularity_in_every_form_means(model: Net, module: str, value: Any, meant: Any) -> None:

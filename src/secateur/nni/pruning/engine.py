@@ -131,11 +131,11 @@ def units(
             parts.append(Part(member.name, granularity))
             clusters = lcm(clusters, member.internal_metric_block or 1, granularity.clusters(shape))
         shape = tuple(tensors[first.name].shape)
-        blocks = parts[0].granularity.blocks(shape)
-        if blocks % clusters:
+        units = parts[0].granularity.units(shape)
+        if units % clusters:
             raise ConfigError(
                 f"{first.name!r}: internal_metric_block {clusters} does not divide its "
-                f"{blocks} blocks"
+                f"{units} units"
             )
         pooled = first.global_group_id if first.dependency_group_id is None else None
         request = Request(
@@ -145,7 +145,7 @@ def units(
             min_sparsity=first.min_sparse_ratio,
             max_sparsity=first.max_sparse_ratio,
             clusters=clusters,
-            grain=tensors[first.name].numel() / blocks,
+            grain=tensors[first.name].numel() / units,
             pool=pooled,
         )
         name = first.name if len(members) == 1 else f"dependency group of {first.name}"

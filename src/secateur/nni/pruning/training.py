@@ -14,7 +14,7 @@ from .pruner import Pruner, at_least_one
 class TaylorPruner(Pruner):
     r"""Removes the channels without which the loss would change least, to first order.
 
-    The score of a block is :math:`\sum (w \cdot g)^2` with its weights and their gradients, the
+    The score of a unit is :math:`\sum (w \cdot g)^2` with its weights and their gradients, the
     mean over ``training_steps`` optimizer steps, or over each interval of a schedule (Molchanov et
     al. 2019, arXiv:1906.10771).  Of an input or output, ``w`` is its gate, 1, so that :math:`g`
     sums its values times their gradients (Molchanov et al. 2017, arXiv:1611.06440).
@@ -61,7 +61,7 @@ class SlimPruner(Pruner):
 
     The loss gains the L1 norm of the targets' scales; the smallest go.  Name the batch norms in the
     config_list: their weights are the paper's scales, of which NNI learns others instead.  The
-    scale of a target with larger blocks, such as the channels of a convolution, is their L2 norm
+    scale of a target with larger units, such as the channels of a convolution, is their L2 norm
     (group lasso; Wen et al. 2016, arXiv:1608.03665).  Of one ``global_group_id`` for all, as in the
     paper, the scales are ranked together.
 
@@ -116,7 +116,7 @@ class SlimPruner(Pruner):
 class MovementPruner(Pruner):
     """Removes the weights that training moves towards zero (Sanh et al. 2020, arXiv:2005.07683).
 
-    Each block of a target's granularity has a score that is learned through the mask; from step
+    Each unit of a target's granularity has a score that is learned through the mask; from step
     ``warmup_step`` to ``cooldown_begin_step`` the sparsity grows to its goal, by a cubic schedule.
     A ``sparse_ratio`` keeps the best scores ("hard"), a ``sparse_threshold`` those whose sigmoid is
     above it ("soft").  As in the paper, and not in NNI, the scores' learning rate follows the
