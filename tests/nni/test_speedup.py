@@ -476,3 +476,18 @@ def test_speedup_model_when_outputs_are_still_masked_then_the_model_runs_as_befo
     ModelSpeedup(residual, image, masks).speedup_model()
     assert residual.left.out_channels == 4
     assert gap(masked, residual, image) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (8, 3, 1, 1), (8, 3, 3, 3)])
+def test_speedup_model_when_masks_broadcast_then_they_are_those_of_the_weights(
+    residual, image, shape
+):
+    mask = channels(0, 5)[tuple(slice(n) for n in shape)]
+    ModelSpeedup(residual, image, {"left": {"weight": mask}, "right": {"weight": mask}}).run()
+    assert (residual.left.out_channels, residual.head.in_channels) == (6, 6)
+
+
+def test_run_then_it_is_speedup_model(residual, image):
+    masks = {"left": {"weight": channels(2)}, "right": {"weight": channels(2)}}
+    assert ModelSpeedup(residual, image, masks).run() is residual
+    assert residual.left.out_channels == 7

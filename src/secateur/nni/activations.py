@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from secateur.errors import ConfigError, MaskError
 from secateur.runtime.forward import evaluating
 
+from .arguments import given, key_of, ways
+from .channels import batched, fitted
 from .config_list import TargetSetting
 
 BLOCKED = -1000.0  # what ``apply_method: add`` puts in front of a softmax
@@ -35,7 +37,9 @@ class ActivationMasks:
         """Whether the hooks are registered."""
         return bool(self._hooks)
 
-    def observed(self, example: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Tensor]:
+    def observed(
+        self, targets: Sequence[TargetSetting], example: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> dict[str, Tensor]:
         """Run the model once and return the mean magnitude of each target over the batch.
 
         The batch dimension stays, with size 1, so that a mask broadcasts over any batch.
@@ -43,12 +47,13 @@ class ActivationMasks:
         seen: dict[str, Tensor] = {}
 
         def look(target: TargetSetting, value: Tensor) -> Tensor:
-            seen[target.name] = value.detach().abs().mean(0, keepdim=True)
+            module = self.model.get_submodule(target.module)
+            seen[target.name] = batched(module, value.detach()).abs().mean(0, keepdim=True)
             return value
 
-        with self._off(), self._hooked(look), evaluating(self.model), torch.no_grad():
+        with self.off(), self._hooked(look, targets), evaluating(self.model), torch.no_grad():
             self.model(*example[0], **example[1])
-        missing = [t.name for t in self.targets if t.name not in seen]
+        missing = [t.name for t in targets if t.name not in seen]
         if missing:
             raise ConfigError(f"the forward never reached {', '.join(map(repr, missing))}")
         return seen
@@ -58,7 +63,7 @@ class ActivationMasks:
         self.take_off()
         self._applied = {name: _broadcastable(mask) for name, mask in self.masks.items()}
         if self.masks or self.gates:
-            self._hooks = self._register(self._apply)
+            self._hooks = self._register(self._apply, self.targets)
 
     def take_off(self) -> None:
         """Remove the hooks."""
@@ -66,7 +71,8 @@ class ActivationMasks:
             self._hooks.pop().remove()
 
     @contextmanager
-    def _off(self) -> Iterator[None]:
+    def off(self) -> Iterator[None]:
+        """Within it the values are as without masks."""
         on = self.on
         self.take_off()
         try:
@@ -77,39 +83,41 @@ class ActivationMasks:
 
     def _apply(self, target: TargetSetting, value: Tensor) -> Tensor:
         if target.name in self.gates:
-            value = value * self.gates[target.name].to(value)
-        mask = self._applied.get(target.name)
-        if mask is None:
+            value = value * self._fitted(target, self.gates[target.name], value).to(value)
+        if target.name not in self._applied:
             return value
-        fits = (m in (1, n) for m, n in zip(mask.shape, value.shape, strict=False))
-        if mask.ndim != value.ndim or not all(fits):
-            raise MaskError(
-                f"the mask of {target.name!r} is {tuple(mask.shape)}, and does not fit its value "
-                f"of shape {tuple(value.shape)}"
-            )
+        mask = self._fitted(target, self._applied[target.name], value)
         if target.apply_method == "add":
             return value + BLOCKED * (~mask).to(value)
         return value * mask.to(value)
 
+    def _fitted(self, target: TargetSetting, mask: Tensor, value: Tensor) -> Tensor:
+        found = fitted(mask, self.model.get_submodule(target.module), tuple(value.shape))
+        if isinstance(found, Tensor):
+            return found
+        shape = tuple(self.masks.get(target.name, mask).shape)
+        raise MaskError(
+            f"the mask of {target.name!r} is {shape}, and does not fit its value of shape "
+            f"{tuple(value.shape)}{found}"
+        )
+
     @contextmanager
-    def _hooked(self, visit: Any) -> Iterator[None]:
-        hooks = self._register(visit)
+    def _hooked(self, visit: Any, targets: Sequence[TargetSetting]) -> Iterator[None]:
+        hooks = self._register(visit, targets)
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _register(self, visit: Any) -> list[RemovableHandle]:
+    def _register(self, visit: Any, targets: Sequence[TargetSetting]) -> list[RemovableHandle]:
         hooks = []
-        for target in self.targets:
+        for target in targets:
             module = self.model.get_submodule(target.module)
-            side, _, which = target.target.lstrip("_").partition("_")
-            key: int | str = int(which) if which.isdigit() else which or 0
+            side, key = key_of(target.target)
             if side == "input":
-                hooks.append(
-                    module.register_forward_pre_hook(_before(target, key, visit), with_kwargs=True)
-                )
+                before = _before(target, ways(module, key), visit)
+                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
                 hooks.append(module.register_forward_hook(_after(target, key, visit)))
         return hooks
@@ -131,14 +139,19 @@ def _floats(target: TargetSetting, value: object) -> Tensor:
     raise ConfigError(f"{target.name!r} is {what}: only tensors of floats can be masked")
 
 
-def _before(target: TargetSetting, key: int | str, visit: Any) -> Any:
+def _before(target: TargetSetting, options: Sequence[int | str], visit: Any) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(key, str) and key in kwargs:
-            return args, {**kwargs, key: visit(target, _floats(target, kwargs[key]))}
-        if isinstance(key, int) and key < len(args):
-            changed = visit(target, _floats(target, args[key]))
-            return (*args[:key], changed, *args[key + 1 :]), kwargs
-        raise ConfigError(f"{target.name!r}: {target.module!r} was called without such an input")
+        place = given(options, args, kwargs)
+        if isinstance(place, str):
+            return args, {**kwargs, place: visit(target, _floats(target, kwargs[place]))}
+        if place is not None:
+            changed = visit(target, _floats(target, args[place]))
+            return (*args[:place], changed, *args[place + 1 :]), kwargs
+        names = f" and {', '.join(map(repr, kwargs))}" if kwargs else ""
+        raise ConfigError(
+            f"{target.name!r}: {target.module!r} was called without such an input, with "
+            f"{len(args)} by position{names}"
+        )
 
     return hook
 
@@ -151,10 +164,12 @@ def _after(target: TargetSetting, key: int | str, visit: Any) -> Any:
             changed = visit(target, _floats(target, output[key]))
             parts = [*output[:key], changed, *output[key + 1 :]]
             return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-        if isinstance(output, dict) and key in output:
-            copied = copy.copy(output)  # a dict, or a class of its own
-            copied[key] = visit(target, _floats(target, output[key]))
-            return copied
+        if isinstance(output, dict):
+            named = dict(enumerate(output)).get(key) if isinstance(key, int) else key
+            if named in output:
+                copied = copy.copy(output)  # a dict, or a class of its own
+                copied[named] = visit(target, _floats(target, output[named]))
+                return copied
         raise ConfigError(f"{target.name!r}: {target.module!r} has no such output")
 
     return hook

@@ -117,7 +117,7 @@ class Setting(Value):
     dependency_group_id: GroupId | None = None
     granularity: Annotated[Granularity, PlainValidator(_granularity)] | None = None
     internal_metric_block: Count | None = None
-    apply_method: Literal["mul", "add"] | None = None
+    apply_method: Literal["mul", "add", "bypass"] | None = None
     align: AlignSetting | None = None
 
     def given(self) -> dict[str, Any]:

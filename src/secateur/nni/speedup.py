@@ -19,6 +19,7 @@ from secateur.masks import masking
 from secateur.shrinking import Result, shrink
 from secateur.types import Example
 
+from .pruning.masks import broadcast, checked
 from .targets import full_name, is_activation
 
 Masks = Mapping[str, Mapping[str, Tensor | None]]
@@ -85,7 +86,7 @@ class ModelSpeedup:
             ShrinkError, VerificationError: the model is as it was before.
         """
         on = masking.masks_on(self.model)
-        parameters = _both(parameter_masks(self.masks), on)
+        parameters = _both(parameter_masks(self.masks, self.model), on)
         masking.take_off(self.model, bake=False)
         try:
             self.result = shrink(
@@ -106,6 +107,10 @@ class ModelSpeedup:
             )
         return self.model
 
+    def run(self) -> nn.Module:
+        """Cut the model in place and return it; the same as ``speedup_model``."""
+        return self.speedup_model()
+
 
 def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the product of the masks that were given and those that are on the model."""
@@ -116,23 +121,22 @@ def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def parameter_masks(masks: Masks) -> dict[str, Tensor]:
-    """Return the masks of parameters by full name, as bool tensors; True is kept.
+def parameter_masks(masks: Masks, model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks of parameters by full name, as bool tensors of their shapes; True is kept.
 
     Raises:
-        MaskError: a mask is no tensor, or has values other than 0 and 1.
+        MaskError: a mask is no tensor, has values other than 0 and 1, or does not broadcast.
     """
+    shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
     found = {}
     for module, by_target in masks.items():
         for target, mask in by_target.items():
             if mask is None or is_activation(target):
                 continue
             name = full_name(module, target)
-            if not isinstance(mask, Tensor):
-                raise MaskError(f"the mask of {name!r} is a {type(mask).__name__}, not a tensor")
-            found[name] = mask.bool()
-            if mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
-                raise MaskError(f"the mask of {name!r} has values other than 0 and 1")
+            found[name] = checked(name, mask)
+            if name in shapes:  # else ``shrink`` says which one may be meant
+                found[name] = broadcast(name, found[name], shapes[name])
     return found
 
 

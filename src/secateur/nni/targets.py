@@ -17,6 +17,7 @@ from secateur.errors import ConfigError, did_you_mean
 from secateur.scoring.granularity import Channel, Element, Granularity
 from secateur.settings import granularity_from, pattern_share, problems_in, stores_transposed
 
+from .channels import channel_dim
 from .settings import GOALS, GRANULARITIES, AlignSetting, Entry, Setting, merged, whole_name
 
 _SCORED = Setting()
@@ -85,6 +86,11 @@ class TargetSetting:
     def name(self) -> str:
         """The full name, as "layer1.0.conv1.weight"."""
         return full_name(self.module, self.target)
+
+    @property
+    def applied(self) -> bool:
+        """Whether the mask is put on the model; with ``bypass`` it is only made."""
+        return self.apply_method != "bypass"
 
     @property
     def units(self) -> int | None:
@@ -210,7 +216,7 @@ def _granularity(
     if value == "default":
         value = "per_channel" if shape is None and default == "out_channel" else default
     if value == "per_channel" and shape is None:
-        return Channel(-1)
+        return Channel(channel_dim(module) or -1)
     if value == "per_channel" or (shape is None and value in ("out_channel", "in_channel")):
         right = "'per_channel'" if shape is None else "'out_channel' or 'in_channel'"
         raise ConfigError(f"granularity {value!r} does not fit here; use {right}.")

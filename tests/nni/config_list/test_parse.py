@@ -67,7 +67,8 @@ def test_parse_when_a_key_is_given_keeps_it(key: str, value: Any) -> None:
         ),
         (
             {"apply_method": "mull"},
-            ", key 'apply_method': must be 'mul' or 'add', got 'mull'. Did you mean 'mul'?",
+            ", key 'apply_method': must be 'mul', 'add' or 'bypass', got 'mull'."
+            " Did you mean 'mul'?",
         ),
         (
             {"granularity": [[1], "left"]},

@@ -14,12 +14,16 @@ from secateur.errors import ConfigError
 from secateur.masks import masking
 from secateur.nni.activations import ActivationMasks
 from secateur.nni.config_list import TargetSetting
+from secateur.nni.placed import placed, unplaced
 from secateur.pruner import Pruner
 from secateur.scoring.criteria import criteria, needs
 from secateur.scoring.granularity import Granularity
 from secateur.selection.select import Request
 from secateur.selection.targets import Part, Selectable
+from secateur.structure import analyze
 from secateur.types import Masks
+
+from .align import aligned, needs_value
 
 
 class Engine(Pruner):
@@ -43,22 +47,35 @@ class Engine(Pruner):
         example: Callable[[], Any],
         others: Callable[[], Masks],
     ):
-        self.targets = targets
         self.activations = activations
         self._run_on = example
         self._others = others
         self._put_on: Masks = {}
         config = Config(**settings)
-        self._gated = activations.targets and "grad" in needs(criteria[config.criterion])
-        if config.method is not None and activations.targets:
-            names = ", ".join(repr(t.name) for t in activations.targets)
-            raise ConfigError(f"{names}: {config.method!r} is for weights, not inputs and outputs")
+        _check_method(config, targets)
         self.model = model
+        self.targets = self._placed(targets)
+        self._values = [t for t in self.targets if t.shape is None and needs_value(t)]
+        scored = [target for target in self.targets if target.align is None]
+        self._gated = "grad" in needs(criteria[config.criterion])
         if self._gated:
-            activations.gates = _gates(activations, activations.observed(example()))
-        scored = [target for target in targets if target.align is None]
+            observed = self._observed()
+            activations.gates = _gates([t for t in scored if t.name in observed], observed)
         selectables = units(scored, self.tensors(), config.criterion)
         super().__init__(model, config, selectables=selectables)
+
+    def _placed(self, targets: Sequence[TargetSetting]) -> Sequence[TargetSetting]:
+        """Return the targets with the dimension of their channels, where a forward can tell."""
+        open_ones = [t for t in targets if unplaced(t, self.model)]
+        if not open_ones or not any(needs_value(t) for t in open_ones):
+            return targets
+        args, kwargs = self._run_on()
+        with self.activations.off():
+            structure = analyze(self.model, kwargs or args)
+        return placed(targets, self.model, structure)
+
+    def _observed(self) -> dict[str, Tensor]:
+        return self.activations.observed(self._values, self._run_on()) if self._values else {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored by target name: weights below their masks, gates, or values."""
@@ -69,16 +86,17 @@ class Engine(Pruner):
                 found[target.name] = masking.dense(module, target.target)
         if self._gated:
             return found | {name: gate.detach() for name, gate in self.activations.gates.items()}
-        if self.activations.targets:
-            found |= self.activations.observed(self._run_on())
-        return found
+        return found | self._observed()
 
     def decide(self, share: float = 1.0) -> Masks:
         super().decide(share)
-        tensors = self.tensors()
-        for target in self.targets:
-            if target.align is not None:
-                self.masks[target.name] = _aligned(target, self.masks, tensors)
+        followers = [target for target in self.targets if target.align is not None]
+        shapes = {t.name: t.shape for t in followers if t.shape is not None}
+        if any(needs_value(t) for t in followers):
+            shapes |= {name: tuple(value.shape) for name, value in self._observed().items()}
+        for target in followers:
+            module = self.model.get_submodule(target.module)
+            self.masks[target.name] = aligned(target, self.masks, shapes.get(target.name), module)
         return self.masks
 
     def put_on(self) -> None:
@@ -86,13 +104,14 @@ class Engine(Pruner):
             return
         self._put_on = self.masks
         values = {target.name for target in self.activations.targets}
-        self.activations.masks = {n: m for n, m in self.masks.items() if n in values}
+        applied = {target.name for target in self.targets if target.applied}
+        self.activations.masks = {n: m for n, m in self.masks.items() if n in values & applied}
         self.activations.put_on()
         others = self._others()
         weights = {
             name: mask & others[name] if name in others else mask
             for name, mask in self.masks.items()
-            if name not in values
+            if name in applied - values
         }
         masking.put_on(self.model, weights, differentiable=self.method.learns_masks)
 
@@ -153,32 +172,24 @@ def units(
     return made
 
 
-def _aligned(
-    target: TargetSetting, masks: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> Tensor:
-    """Return the mask of a target that follows another one's."""
-    assert target.align is not None
-    source = masks[target.align.name]
-    keep_dims = {d % source.ndim for d in target.align.dims}
-    gone = [d for d in range(source.ndim) if d not in keep_dims]
-    reduced = source.flatten() if not gone else source
-    for d in sorted(gone, reverse=True):
-        reduced = reduced.any(d)
-    shape = tuple(tensors[target.name].shape)
-    if tuple(reduced.shape) == shape:
-        return reduced.clone()
-    if target.granularity is None:
+def _check_method(config: Config, targets: Sequence[TargetSetting]) -> None:
+    if config.method is None:
+        return
+    values = [t for t in targets if t.shape is None and t.align is None]
+    if values:
+        names = ", ".join(repr(t.name) for t in values)
+        raise ConfigError(f"{names}: {config.method!r} is for weights, not inputs and outputs")
+    if config.method == "movement" and (idle := [t for t in targets if not t.applied]):
+        names = ", ".join(repr(t.name) for t in idle)
         raise ConfigError(
-            f"{target.name!r} of shape {shape} cannot follow {target.align.name!r} reduced to "
-            f"{tuple(reduced.shape)}: give it a granularity that says where those lie"
+            f"{names}: apply_method 'bypass' keeps the mask off, through which 'movement' learns"
         )
-    return target.granularity.expand(reduced.flatten(), shape)
 
 
-def _gates(activations: ActivationMasks, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _gates(targets: Sequence[TargetSetting], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return factors of 1 for inputs and outputs, whose gradients say how much each matters."""
     made = {}
-    for target in activations.targets:
+    for target in targets:
         shape = list(values[target.name].shape)
         dim = getattr(target.granularity, "dim", None)
         if dim is not None:  # one factor for each channel, so that values may have any length

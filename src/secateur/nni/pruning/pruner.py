@@ -191,8 +191,8 @@ class Pruner:
     def wrap_model(self) -> None:
         """Put the masks on: weights as ``secateur.masks`` does, inputs and outputs by hooks."""
         for pruner in self._family():
-            activations = {t.name for t in pruner.activations.targets}
-            pruner.activations.masks = {n: m for n, m in pruner.masks.items() if n in activations}
+            applied = {t.name for t in pruner.activations.targets if t.applied}
+            pruner.activations.masks = {n: m for n, m in pruner.masks.items() if n in applied}
             pruner.activations.put_on()
         masking.put_on(self.bound_model, self.parameter_masks())
 
@@ -202,13 +202,15 @@ class Pruner:
         return self.bound_model
 
     def parameter_masks(self) -> dict[str, Tensor]:
-        """Return the masks of parameters by full name, True is kept, fused ones included."""
-        activations = {t.name for each in self._family() for t in each.activations.targets}
-        return {
-            n: mask
-            for n, mask in product(each.masks for each in self._family()).items()
-            if n not in activations
-        }
+        """Return the masks that are put on parameters, by full name, True is kept.
+
+        Those of fused pruners are included, and those of targets with ``bypass`` are not.
+        """
+        return product(each._parameter_masks() for each in self._family())
+
+    def _parameter_masks(self) -> dict[str, Tensor]:
+        applied = {t.name for t in self.targets if t.shape is not None and t.applied}
+        return {name: mask for name, mask in self.masks.items() if name in applied}
 
     # -- how -------------------------------------------------------------------------------------
 
@@ -234,7 +236,7 @@ class Pruner:
 
     def _engine(self, family: Sequence[Pruner] = ()) -> Engine:
         def others() -> dict[str, Tensor]:
-            return product(each.masks for each in family if each is not self)
+            return product(each._parameter_masks() for each in family if each is not self)
 
         return Engine(
             self.bound_model,
