@@ -14,45 +14,75 @@ from .axes import Atom, Axis, Concat, Ragged, atoms, find, pieces
 
 
 def labels(axis: Axis, atom: Atom) -> Tensor:
-    """Return for each position of an axis the atom's position that it belongs to, or -1.
+    """Return ``(times, axis.size)``: the atom's positions that each position of an axis belongs to.
+
+    -1 stands for none.  A grid that mentions an atom twice (all pairs of channels) has positions
+    that belong to two; one that belongs to the same twice names it once.
 
     >>> from .axes import product, concat
     >>> rows = Atom(2)
     >>> labels(product(rows, Atom(3)), rows)
-    tensor([0, 0, 0, 1, 1, 1])
+    tensor([[0, 0, 0, 1, 1, 1]])
     >>> labels(concat(Atom(1), rows), rows)
-    tensor([-1,  0,  1])
+    tensor([[-1,  0,  1]])
+    >>> labels(product(rows, rows), rows)
+    tensor([[ 0,  0,  1,  1],
+            [-1,  1,  0, -1]])
     """
     axis = find(axis)
     if axis is atom:
-        return torch.arange(atom.size)
-    label = torch.full((axis.size,), -1)
+        return torch.arange(atom.size)[None]
     if isinstance(axis, Concat):
-        start = 0
-        for piece in pieces(axis):
-            if piece is atom or not isinstance(piece, Atom):  # a long row of others is the rule
-                label[start : start + piece.size] = labels(piece, atom)
-            start += piece.size
-    elif not isinstance(axis, Atom):
-        label, *others = [labels(p, atom) for p in axis.parts]  # type: ignore[attr-defined]
-        for other in others:
-            label = torch.maximum(label[:, None], other[None, :]).flatten()
+        return _end_to_end(axis, atom)
+    found: list[Tensor] = []
+    before, size = 1, axis.size
+    for part in [] if isinstance(axis, Atom) else axis.parts:  # type: ignore[attr-defined]
+        after = size // (before * part.size) if size else 0
+        for row in labels(part, atom):
+            if bool((row >= 0).any()):
+                spread = row[None, :, None].expand(before, -1, after).flatten()
+                for other in found:
+                    spread = spread.masked_fill(spread == other, -1)
+                found.append(spread)
+        before *= part.size
+    return torch.stack(found) if found else torch.full((1, size), -1)
+
+
+def _end_to_end(axis: Concat, atom: Atom) -> Tensor:
+    label = torch.full((1, axis.size), -1)
+    start = 0
+    for piece in pieces(axis):
+        if piece is atom or not isinstance(piece, Atom):  # a long row of others is the rule
+            found = labels(piece, atom)
+            if len(found) > len(label):
+                more = torch.full((len(found) - len(label), axis.size), -1)
+                label = torch.cat([label, more])
+            label[: len(found), start : start + piece.size] = found
+        start += piece.size
     return label
 
 
-def band(tensor: Tensor, axis: Axis, atom: Atom) -> tuple[Tensor, Axis]:
-    """Return the part of a tensor, as a view, where an axis is the one that the atom lies on.
+def among(label: Tensor, chosen: Tensor) -> Tensor:
+    """Return for each position of an axis whether it belongs to one that is chosen, as bool.
 
-    That is the whole tensor, unless the axis is ``Ragged``: then it is one band of its rows.
+    Args:
+        label: of ``labels``.
+        chosen: bool tensor, one for each position of the atom.
+    """
+    return ((label >= 0) & chosen[label.clamp(min=0)]).any(0)
+
+
+def bands(tensor: Tensor, axis: Axis, atom: Atom) -> list[tuple[Tensor, Axis]]:
+    """Return the parts of a tensor, as views, where an axis is one that the atom lies on.
+
+    That is the whole tensor, unless the axis is ``Ragged``: then it is bands of its rows, one or,
+    when what they read was shuffled before, several.
     """
     axis = find(axis)
     if not isinstance(axis, Ragged):
-        return tensor, axis
-    views = tensor.chunk(len(axis.parts))
-    for view, part in zip(views, axis.parts, strict=True):
-        if any(found is atom for found in atoms(part)):
-            return view, part
-    return tensor[:0], axis.parts[0]
+        return [(tensor, axis)]
+    views = zip(tensor.chunk(len(axis.parts)), axis.parts, strict=True)
+    return [(v, part) for v, part in views if any(found is atom for found in atoms(part))]
 
 
 def rows(tensor: Tensor, dim: int, axis: Axis, atom: Atom) -> Tensor:
@@ -67,7 +97,7 @@ class Along(Granularity):
     dim: int
     axis: Axis
     atom: Atom
-    _known: dict[torch.device, tuple[Tensor, Tensor]] = field(
+    _known: dict[tuple[Axis, torch.device], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -75,10 +105,12 @@ class Along(Granularity):
         return self.atom.size
 
     def rows(self, tensor: Tensor) -> Tensor:
-        part, axis = band(tensor, self.axis, self.atom)
-        _, order = self._places(axis, tensor.device)
-        moved = part.movedim(self.dim, 0)
-        return moved.index_select(0, order).reshape(self.atom.size, -1)
+        found = []
+        for part, axis in bands(tensor, self.axis, self.atom):
+            _, order = self._places(axis, tensor.device)
+            moved = part.movedim(self.dim, 0)
+            found.append(moved.index_select(0, order).reshape(self.atom.size, -1))
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
         mask = torch.ones(tuple(shape), dtype=torch.bool, device=keep.device)
@@ -87,20 +119,20 @@ class Along(Granularity):
 
     def limit(self, mask: Tensor, keep: Tensor) -> None:
         """Mask in place what goes with the positions that are not kept."""
-        part, axis = band(mask, self.axis, self.atom)
-        label, _ = self._places(axis, keep.device)
-        stays = (label < 0) | keep[label.clamp(min=0)]
         view = [1] * mask.ndim
         view[self.dim] = -1
-        part &= stays.view(view)
+        for part, axis in bands(mask, self.axis, self.atom):
+            label, _ = self._places(axis, keep.device)
+            part &= ~among(label, ~keep).view(view)
 
     def _places(self, axis: Axis, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the labels of an axis, and what is labelled in the order of its labels.
 
         They stay on the device: to bring them there again would wait for it.
         """
-        if device not in self._known:
+        key = axis, device
+        if key not in self._known:
             label = labels(axis, self.atom)
-            order = torch.argsort(label, stable=True)[int((label < 0).sum()) :]
-            self._known[device] = label.to(device), order.to(device)
-        return self._known[device]
+            order = torch.argsort(label.flatten(), stable=True)[int((label < 0).sum()) :]
+            self._known[key] = label.to(device), (order % label.shape[1]).to(device)
+        return self._known[key]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.graph.layout import labels
+from secateur.graph.layout import among, labels
 from secateur.graph.program import Ref
 from secateur.runtime.forward import evaluating, random_kept
 from secateur.structure import Structure
@@ -174,14 +174,14 @@ def _constant(
     if not known or len(known) < len(inputs):
         return None
     label = labels(structure.tensor(f"{path}.weight")[1].axis, structure[group].atom)
-    here = ((label >= 0) & gone[label.clamp(min=0)]).nonzero().flatten()
+    here = among(label, gone).nonzero().flatten()
     channel = 1 - module.weight.ndim  # from the end: of a batch or of a single input
     seen = [x.index_select(channel, here.to(x.device)).movedim(channel, 0) for x, _ in known]
     low = torch.stack([x.flatten(1).amin(1) for x in seen]).amin(0)
     high = torch.stack([x.flatten(1).amax(1) for x in seen]).amax(0)
     if bool((high - low > STEADY * (1 + high.abs())).any()):
         return None
-    return low.new_zeros(len(label)).index_copy(0, here.to(low.device), high)
+    return low.new_zeros(label.shape[1]).index_copy(0, here.to(low.device), high)
 
 
 def _effect(module: Any, value: Tensor, shape: Sequence[int]) -> tuple[Tensor, bool]:

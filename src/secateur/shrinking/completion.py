@@ -62,7 +62,7 @@ def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
         MaskError: a mask fits no parameter of the model.
     """
     check_masks(structure, masks)
-    slices = _Slices(structure, masks)
+    slices = Slices(structure, masks)
     done = Completion()
     for group in structure.groups:
         _complete_group(group, structure.inferred.sites_of(group.atom), slices, done)
@@ -70,7 +70,7 @@ def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
     return done
 
 
-class _Slices:
+class Slices:
     """Which slices of which parameters are masked as a whole; each mask is read once."""
 
     def __init__(self, structure: Structure, masks: Mapping[str, Tensor]):
@@ -107,7 +107,7 @@ class _Slices:
         if parameter not in self.masks:
             return torch.zeros(atom.size, dtype=torch.bool)
         kept = torch.zeros(atom.size, dtype=torch.bool)
-        kept[label[here & self.alive(parameter, dim)]] = True
+        kept[label[here & self.alive(parameter, dim)]] = True  # of a grid, with either of its two
         return ~kept
 
     def _masked_in_block(self, parameter: str, dim: int, axis: Ragged, atom: Atom) -> Tensor:
@@ -131,7 +131,7 @@ def any_along(mask: Tensor, dim: int) -> Tensor:
     return (rest.flatten(1).amax(1) if rest.ndim > 1 else rest).bool()
 
 
-def _complete_group(group: Group, sites: list[Site], slices: _Slices, done: Completion) -> None:
+def _complete_group(group: Group, sites: list[Site], slices: Slices, done: Completion) -> None:
     touched = [
         m
         for m in group.members

@@ -1,5 +1,8 @@
 """The law of every rule: cutting an operation's inputs is cutting its outputs.
 
+It holds for complete masks of one group, and for whatever random partial masks allow to remove;
+and where a type says that a position is zero under any masks, it is.
+
 A ``Law`` is one call of an operation on tensors whose dimensions have names, as in ``"n (h d)"``;
 Hypothesis draws the sizes.  The tensors are parameters of a small module and the sizes its
 attributes, so that what is tested is the rule and nothing that stands in for it.
@@ -17,17 +20,19 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from secateur.graph.axes import Atom, positions
-from secateur.graph.conditions import holds
+from secateur.graph.axes import Atom, atoms, positions
+from secateur.graph.conditions import ALWAYS, holds
 from secateur.graph.groups import Group, contains
 from secateur.graph.infer import Inferred
-from secateur.graph.layout import labels
+from secateur.graph.layout import among, labels
 from secateur.graph.outputs import tensors_of
 from secateur.graph.record import record
 from secateur.graph.typing import Typed
-from secateur.shrinking import Plan, group_masks
+from secateur.shrinking import Plan, complete, group_masks
+from secateur.shrinking.completion import Slices
 from secateur.shrinking.cut import Surgery
 from secateur.structure import Structure
+from secateur.types import Masks
 from tests.graph.rules.harness import Net
 
 Sizes = Mapping[str, int]
@@ -103,6 +108,8 @@ class Law:
                 left = int(torch.randint(self.keep, group.size, (), generator=generator))
                 keeps = {g.name: torch.randperm(g.size, generator=generator) < left for g in family}
                 _cut_and_compare(net, structure, types, family, keeps)
+        for _ in range(4):
+            _mask_and_compare(net, structure, types, generator)
 
 
 def _size(dim: str, sizes: Sizes) -> int:
@@ -138,12 +145,77 @@ def _cut_and_compare(
             _check_zeros(typed, full, group.atom, ~keeps[group.name])
 
 
+def _mask_and_compare(
+    net: nn.Module, structure: Structure, types: list[Typed], generator: torch.Generator
+) -> None:
+    """Under random partial masks: what is said to be zero is, and what goes is not missed."""
+    masks = _partial_masks(structure, generator)
+    if not masks:
+        return
+    slices = Slices(structure, masks)
+    surgery = Surgery(net)
+    try:
+        surgery.mask(masks)
+        whole = [x.clone() for x in tensors_of(net())]
+        if any(x.shape != typed.shape for typed, x in zip(types, whole, strict=True)):
+            return  # how many come out depends on the values
+        for typed, full in zip(types, whole, strict=True):
+            for dim, atom in _free(typed):
+                gone = holds(typed[dim].zero, atom, contains, slices.masked)
+                if typed[dim].zero != ALWAYS:  # says nothing: an input, an index, a size
+                    removed = among(labels(typed[dim].axis, atom), gone)
+                    found = full.movedim(dim, 0)[removed]  # 0 / 0 has a site of its own
+                    assert not bool(found.nan_to_num().any()), f"{typed[dim]} is said to be zero"
+        done = complete(structure, masks)
+        keeps = {name: keep for name, keep in done.keeps.items() if structure[name].exact}
+        if done.constants or len(keeps) < len(done.keeps) or not keeps:
+            return
+        plan = Plan.from_keeps(structure, keeps)
+        surgery.cut(structure, plan)
+        small = [x.clone() for x in tensors_of(net())]
+    finally:
+        surgery.undo()
+    kept = {id(structure[n].atom): torch.nonzero(k).flatten().tolist() for n, k in keeps.items()}
+    _compare(types, whole, small, kept)
+
+
+def _free(typed: Typed) -> list[tuple[int, Atom]]:
+    """Return the atoms of a type's dimensions that may be asked about."""
+    found = [(dim, atom) for dim, each in enumerate(typed.dims) for atom in atoms(each.axis)]
+    return [(dim, atom) for dim, atom in found if atom.frozen is None]
+
+
+def _partial_masks(structure: Structure, generator: torch.Generator) -> Masks:
+    """Return masks of random slices of some parameters; of whole parts of a grid, too."""
+    r = structure.inferred.recording
+    masks: Masks = {}
+    for name, value in r.parameters.items():
+        if value not in structure.inferred.types or torch.rand((), generator=generator) < 0.3:
+            continue
+        masks[name] = torch.ones(r.shapes[value], dtype=torch.bool)
+        for dim, typed in enumerate(structure.tensor(name).dims):
+            for atom in {id(a): a for a in atoms(typed.axis)}.values():
+                gone = torch.rand(atom.size, generator=generator) < 0.3
+                if torch.rand((), generator=generator) < 0.5:
+                    masks[name].movedim(dim, 0)[among(labels(typed.axis, atom), gone)] = False
+    return masks
+
+
+def _compare(
+    types: list[Typed], whole: list[Tensor], small: list[Tensor], kept: dict[int, list[int]]
+) -> None:
+    for typed, expected, found in zip(types, whole, small, strict=True):
+        for dim, each in enumerate(typed.dims):
+            index = positions(each.axis, lambda a: kept.get(id(a), range(a.size)))
+            expected = expected.index_select(dim, torch.tensor(index, dtype=torch.int64))
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 def _check_zeros(typed: Typed, full: Tensor, atom: Atom, gone: Tensor) -> None:
     """Where a type says that masked positions are zero, they are."""
     for dim, each in enumerate(typed.dims):
         if not contains(each.axis, atom):
             continue
         if bool(holds(each.zero, atom, contains, lambda p, d, a: torch.ones(a.size) > 0).all()):
-            label = labels(each.axis, atom)
-            removed = (label >= 0) & gone[label.clamp(min=0)]
+            removed = among(labels(each.axis, atom), gone)
             assert not bool(full.movedim(dim, 0)[removed].any()), f"{each} is said to be zero"

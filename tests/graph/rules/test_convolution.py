@@ -86,20 +86,37 @@ LAWS = {
         )
         for d, f in enumerate((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 1)
     },
-    "grouped": Law(
-        lambda m: F.conv2d(m.x, m.w, m.b, groups=m.g), x="n (g i) 4 4", w="(g o) i 3 3", b="(g o)"
-    ),
-    "depthwise": Law(lambda m: F.conv2d(m.x, m.w, groups=m.g), x="n g 4 4", w="g 1 3 3"),
-    "multiplied": Law(lambda m: F.conv2d(m.x, m.w, groups=m.g), x="n g 4 4", w="(g o) 1 3 3"),
-    "transposed-grouped": Law(
-        lambda m: F.conv_transpose2d(m.x, m.w, m.b, groups=m.g),
-        x="n (g i) 3 3",
-        w="(g i) o 3 3",
-        b="(g o)",
-    ),
-    "transposed-depthwise": Law(
-        lambda m: F.conv_transpose2d(m.x, m.w, groups=m.g), x="n g 3 3", w="g 1 3 3"
-    ),
+    **{
+        f"grouped-{d}d": Law(
+            lambda m, f=f: f(m.x, m.w, m.b, groups=m.g),
+            x="n (g i)" + " 3" * d,
+            w="(g o) i" + " 2" * d,
+            b="(g o)",
+        )
+        for d, f in enumerate((F.conv1d, F.conv2d, F.conv3d), 1)
+    },
+    **{
+        f"grouped-transposed-{d}d": Law(
+            lambda m, f=f: f(m.x, m.w, m.b, groups=m.g),
+            x="n (g i)" + " 2" * d,
+            w="(g i) o" + " 2" * d,
+            b="(g o)",
+        )
+        for d, f in enumerate((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 1)
+    },
+    **{
+        f"{kind}-without-bias": Law(lambda m, f=f: f(m.x, m.w, groups=m.g), x=x, w=w)
+        for kind, f, x, w in (
+            ("grouped", F.conv2d, "n (g i) 3 3", "(g o) i 2 2"),
+            ("depthwise", F.conv2d, "n g 4 4", "g 1 3 3"),
+            ("multiplied", F.conv2d, "n g 4 4", "(g o) 1 3 3"),
+            ("to-one-each", F.conv2d, "n (g i) 3 3", "g i 2 2"),
+            ("transposed-grouped", F.conv_transpose2d, "n (g i) 3 3", "(g i) o 3 3"),
+            ("transposed-depthwise", F.conv_transpose2d, "n g 3 3", "g 1 3 3"),
+            ("transposed-multiplied", F.conv_transpose2d, "n g 3 3", "g o 3 3"),
+            ("transposed-to-one-each", F.conv_transpose2d, "n (g i) 3 3", "(g i) 1 3 3"),
+        )
+    },
 }
 
 

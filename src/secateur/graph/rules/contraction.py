@@ -150,9 +150,9 @@ def _grouped(t: Typing, x: Dim, weight: Typed, groups: int, transposed: bool) ->
         if inner and per_group > 1:
             t.contract(inner[1], replace(inner[1], zero=weight[0].zero))
         out = _grid(t, row, weight[1])
-        zero = (
-            either(x.zero, weight[0].zero) if per_group == 1 == weight[1].size else weight[1].zero
-        )
+        # A group of zeros is one that reads zeros, or through rows of zeros; a channel is zero when
+        # its columns are.
+        zero = every(either(x.zero, weight[0].zero), weight[1].zero)
         return Dim(out.axis, zero, zero)
     if per_group == 1:
         t.same(x, row)
