@@ -115,6 +115,7 @@ def cut_and_verify(
     verify: bool,
     folding: Folding | None = None,
     surgery: Surgery | None = None,
+    as_it_is: bool = False,
 ) -> Result:
     """Multiply in the masks, apply the plan, and compare; on failure the model is as before.
 
@@ -122,6 +123,8 @@ def cut_and_verify(
         masks: of whatever the plan removes, which only the comparison needs.
         folding: constants that go into biases; the model is masked by the masks it came with.
         surgery: what was done to the model before, and is undone on failure too.
+        as_it_is: compare with the model as it comes, and do not multiply the masks in: it was
+            masked by those that somebody gave, from which the others are only inferred.
     """
     surgery = surgery or Surgery(model)
     inexact = [f"{n}: {structure[n].inexact}" for n in plan.keep if not structure[n].exact]
@@ -138,7 +141,7 @@ def cut_and_verify(
             folded, told = folding.amounts(model, structure, example_inputs)
             notes = [*notes, *told]
         verify = verify and not any(p.is_meta for p in model.parameters())
-        if verify:
+        if verify and not as_it_is:
             surgery.mask(masks)
         surgery.add(folded)
         expected = run(model, example_inputs) if verify else []

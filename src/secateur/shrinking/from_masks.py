@@ -117,6 +117,7 @@ def _shrink(
         verify=verify,
         folding=folding,
         surgery=surgery,
+        as_it_is=not done.constants,
     )
     if as_given:
         gap = difference(as_given, run(result.model, example))

@@ -51,7 +51,10 @@ LAWS = {
         x="a b c",
     ),
     "mixing": Law(
-        lambda m: (torch.linalg.solve_triangular(m.x, m.y, upper=True), (m.x.abs() + 1).multinomial(1)),
+        lambda m: (
+            torch.linalg.solve_triangular(m.x, m.y, upper=True),
+            (m.x.abs() + 1).multinomial(1),
+        ),
         x="a a",
         y="a b",
     ),

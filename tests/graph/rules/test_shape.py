@@ -173,6 +173,16 @@ LAWS = {
     "reshape-transposed": Law(lambda m: m.x.mT.reshape(m.n, -1), x="n h d"),
     "flatten": Law(lambda m: m.x.flatten(1, 2), x="n h d"),
     "unflatten": Law(lambda m: m.x.unflatten(-1, (m.h, m.d)), x="n (h d)"),
+    "unflatten-ones": Law(
+        lambda m: (
+            m.x.unflatten(1, (m.h, 1)),
+            m.x.unflatten(1, (1, m.h)),
+            m.x.unflatten(1, (1, m.h, 1, 1)),
+            m.x.unflatten(1, (m.h, -1)),
+            m.x.unsqueeze(1).unflatten(2, (m.h, -1)),
+        ),
+        x="n h 3",
+    ),
     "t": Law(lambda m: m.x.t(), x="a b"),
     "transpose": Law(lambda m: m.x.transpose(1, 2), x="a b c"),
     "transpose-in-place": Law(lambda m: m.x.clone().transpose_(1, 2), x="a b c"),

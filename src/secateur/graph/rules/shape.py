@@ -32,8 +32,9 @@ def view(t: Typing, x: Typed, size: Sequence[int], *_: Any) -> Typed:
         new.append(want)
         run = _run(old, new)
         if run:
-            if len(new) > 1 and not any(origins):  # unflatten passes the sizes of one dimension
-                origins[len(made) : len(made) + len(new)] = t.origins_of(new)
+            if not any(origins):
+                start, named = _of_one_dimension(t, shape, len(made), len(made) + len(new))
+                origins[start : start + len(named)] = named
             made += _reshape(t, old[:run], new)
             old, new = old[run:], []
     made += [t.fresh(1) for _ in new]
@@ -41,6 +42,27 @@ def view(t: Typing, x: Typed, size: Sequence[int], *_: Any) -> Typed:
         if dim.size != 1:
             t.name(dim.axis, origin)
     return Typed(tuple(made), x.static)
+
+
+def _of_one_dimension(
+    t: Typing, shape: Sequence[int], start: int, stop: int
+) -> tuple[int, list[Origin | None]]:
+    """Return what unflatten was given for ``shape[start:stop]``, and the place of the first.
+
+    It passes the sizes of one dimension, in which may be ones that the run of others leaves out.
+    """
+    first, last = start, stop
+    if t.called == "unflatten":
+        while first and shape[first - 1] == 1:
+            first -= 1
+        while last < len(shape) and shape[last] == 1:
+            last += 1
+    places = [(a, b) for a in range(first, start + 1) for b in range(stop, last + 1) if b - a > 1]
+    for a, b in sorted(places, key=lambda place: place[1] - place[0]):
+        found = t.origins_of(shape[a:b])
+        if any(found):
+            return a, found
+    return start, []
 
 
 def _run(old: Sequence[Dim], new: Sequence[int]) -> int:
