@@ -134,5 +134,5 @@ def test_ragged_when_an_atom_meets_it_then_the_atom_stands_for_it():
     ids=["cut", "factor", "concat", "other arity"],
 )
 def test_ragged_when_it_would_have_to_be_refined_then_axis_error(statement):
-    with pytest.raises(AxisError, match="every block"):
+    with pytest.raises(AxisError, match="every band"):
         statement(Ragged((Atom(4), Atom(4))))
