@@ -1,0 +1,1 @@
+"""Random programs, pruned at random, and judged from outside of the library."""

@@ -1,0 +1,159 @@
+"""The ways in which a program is pruned: by settings, plans, steps, and by masks made elsewhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import secateur
+from secateur import Config, Plan, Pruner, Result
+from secateur.nni.speedup import ModelSpeedup
+
+from .draw import Draw
+
+Masks = dict[str, Tensor]
+
+
+@dataclass
+class Cut:
+    """What the library returned, and the masks that it was given, if any were.
+
+    ``dense`` is the model that was pruned, where it is not the program's.
+    """
+
+    result: Result
+    given: Masks | None = None
+    dense: nn.Module | None = None
+
+
+Way = Callable[[Draw, nn.Module, Any], Cut]
+WAYS: dict[str, Way] = {}
+
+
+def way(function: Way) -> Way:
+    WAYS[function.__name__] = function
+    return function
+
+
+def settings(d: Draw) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"sparsity": d.pick(0.25, 0.5, 0.5, 0.7), "seed": d.randrange(1000)}
+    chosen["criterion"] = d.pick("random", "random", "l1", "l2", "fpgm")
+    if d.chance(0.3):
+        chosen["scope"] = "global"
+    if d.chance(0.15):
+        chosen["of"] = d.pick("params", "macs")
+    if d.chance(0.15):
+        chosen["grid"] = "coarse"
+    if d.chance(0.1):
+        chosen["uniform"] = True
+    if d.chance(0.1):
+        chosen["round_to"] = 2
+    if d.chance(0.15):
+        chosen["inexact"] = True
+    return chosen
+
+
+@way
+def prune(d: Draw, model: nn.Module, example: Any) -> Cut:
+    return Cut(secateur.prune(model, example, **settings(d)))
+
+
+@way
+def steps(d: Draw, model: nn.Module, example: Any) -> Cut:
+    """A ``Pruner`` in a loop that does not train, so that the dense weights stay what they are."""
+    config = Config.from_dict({**settings(d), "schedule": "linear", "steps": 2})
+    pruner = Pruner(copy.deepcopy(model), config, example)
+    pruner.step()
+    pruner.step()
+    return Cut(pruner.finish())
+
+
+@way
+def twice(d: Draw, model: nn.Module, example: Any) -> Cut:
+    """What was pruned is pruned again."""
+    first = secateur.prune(model, example, **settings(d)).model
+    return Cut(secateur.prune(first, example, **settings(d)), dense=copy.deepcopy(first))
+
+
+@way
+def plan(d: Draw, model: nn.Module, example: Any) -> Cut:
+    """Any positions of any groups, as far as the structure says that they are exact."""
+    structure = secateur.analyze(model, example)
+    keeps: dict[str, Tensor] = {}
+    known = {group.name: group for group in structure.groups}
+    inexact = d.chance(0.1)
+    for group in structure.groups:
+        family = [group.name, *group.sized]
+        if group.name in keeps or not (inexact or all(known[n].exact for n in family)):
+            continue
+        least = max(known[n].least for n in family)
+        step = max(known[n].step for n in family)
+        size = min(known[n].size for n in family)
+        counts = [n for n in range(least, size + 1) if not n % step]
+        if counts and d.chance(0.8):
+            count = d.choice(counts)
+            for name in family:
+                keeps[name] = torch.zeros(known[name].size, dtype=torch.bool)
+                keeps[name][d.sample(range(known[name].size), count)] = True
+    made = Plan.from_keeps(structure, keeps)
+    return Cut(secateur.apply_plan(model, made, example))
+
+
+def masks(d: Draw, model: nn.Module) -> Masks:
+    """Masks of whole rows or columns, or of single weights, of some tensors."""
+    found: Masks = {}
+    share = d.pick(0.2, 0.5, 0.7)
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own or not d.chance(0.7):
+            continue
+        many = d.chance(0.15)
+        rows: dict[int, Tensor] = {}
+        for name, p in own.items():
+            full = f"{path}.{name}" if path else name
+            if many:
+                found[full] = _kept(d, p.numel(), 0.4).view(p.shape)
+            elif p.ndim == 1 or (name.startswith("bias") and d.chance(0.8)):
+                if d.chance(0.8) or p.shape[0] not in rows:
+                    found[full] = rows.setdefault(p.shape[0], _kept(d, p.shape[0], share)).clone()
+            elif p.ndim:
+                dim = d.pick(0, 0, 0, 1, p.ndim - 1)
+                keep = _kept(d, p.shape[dim], share)
+                if dim == 0:
+                    keep = rows.setdefault(p.shape[0], keep)
+                shape = [1] * p.ndim
+                shape[dim] = -1
+                found[full] = keep.view(shape).expand(p.shape).clone()
+    return found
+
+
+def _kept(d: Draw, size: int, share: float) -> Tensor:
+    keep = torch.tensor([not d.chance(share) for _ in range(size)])
+    keep[d.randrange(size)] = True
+    return keep
+
+
+@way
+def shrink(d: Draw, model: nn.Module, example: Any) -> Cut:
+    given = masks(d, model)
+    constants = d.pick("fold", "fold", "mask")
+    return Cut(secateur.shrink(model, given, example, constants=constants), given)
+
+
+@way
+def speedup(d: Draw, model: nn.Module, example: Any) -> Cut:
+    """NNI's face, in place on a copy, with masks by module and target."""
+    given = masks(d, model)
+    nested: dict[str, dict[str, Tensor | None]] = {}
+    for name, mask in given.items():
+        path, _, last = name.rpartition(".")
+        nested.setdefault(path, {})[last] = mask.float()
+    job = ModelSpeedup(copy.deepcopy(model), example, nested)
+    job.speedup_model()
+    assert job.result is not None
+    return Cut(job.result, given)
