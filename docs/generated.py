@@ -20,7 +20,7 @@ from secateur import Config, criteria, methods, schedules
 from secateur.cli import main
 from secateur.cli.commands import COMMANDS
 from secateur.nni.settings import LEGACY, Entry
-from secateur.settings import GRANULARITIES, GRANULARITY_FORMS
+from secateur.scoring.granularity import FORMS
 
 PRUNER_OF = {
     "magnitude": "LevelPruner",
@@ -36,9 +36,7 @@ COMPARED = ("taylor", "slim", "movement", "random", "agp")
 def write_all(folder: Path) -> None:
     """Write every generated file into a folder."""
     folder.mkdir(exist_ok=True)
-    for command in COMMANDS:
-        name = command.__name__.rstrip("_")
-        (folder / f"help-{name}.txt").write_text(help_of(name), encoding="utf-8")
+    (folder / "commands.md").write_text("\n".join(map(help_of, COMMANDS)), encoding="utf-8")
     for name, pruner in PRUNER_OF.items():
         (folder / f"cifar-{name}.svg").write_text(cifar_figure(pruner), encoding="utf-8")
     for name in COMPARED:
@@ -69,16 +67,17 @@ def first_line(thing: object) -> str:
 
 
 def help_of(command: str) -> str:
-    """Return what ``secateur COMMAND --help`` prints."""
+    """Return what ``secateur COMMAND --help`` prints, below a heading."""
     text = io.StringIO()
     with redirect_stdout(text):
         main([command, "--help"])
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([f"## secateur {command}", "", "```text", *lines, "```", ""])
 
 
 def granularities() -> str:
     """Return each granularity and what it removes as one, as a table."""
-    rows = [f"| `{name}` | {what} |" for name, what in (GRANULARITIES | GRANULARITY_FORMS).items()]
+    rows = [f"| `{name}` | {form.removes} |" for name, form in FORMS.items()]
     return "\n".join(["| granularity | removed as one |", "|:---|:---|", *rows]) + "\n"
 
 

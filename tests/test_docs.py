@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import secateur
 from secateur import criteria, methods, schedules
 from secateur.cli import application
 from tests import zoo
@@ -91,13 +92,37 @@ def test_command_when_a_page_shows_it_then_it_parses(line: str) -> None:
 def test_method_when_registered_then_has_a_page_that_draws_on_its_docstring(name: str) -> None:
     page = ROOT / "docs" / "methods" / f"{name}.md"
     assert page.is_file(), f"write {named(page)}"
-    assert f"secateur.criteria.{name}" in page.read_text() or name in methods
-    assert name in (ROOT / "docs" / "methods" / "index.md").read_text()
+    assert f"secateur.scoring.criteria.{name}" in page.read_text() or name in methods
 
 
-def test_schedule_when_registered_then_is_on_their_page() -> None:
-    page = (ROOT / "docs" / "methods" / "schedules.md").read_text()
-    assert all(name in page for name in schedules)
+def test_public_name_when_no_page_documents_it_then_is_named() -> None:
+    directive = re.compile(
+        r"^\.\. auto(?:function|class|module|data):: secateur\.(\w+)$", re.MULTILINE
+    )
+    documented = {name for page in PAGES for name in directive.findall(page.read_text())}
+    assert not set(secateur.__all__) - documented, "add it to docs/reference.md"
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in secateur.__all__ if n not in ("errors", "criteria", "schedules", "methods")]
+)
+def test_public_name_when_it_is_a_function_or_class_then_has_an_example_that_runs(
+    name: str,
+) -> None:
+    assert ">>>" in (getattr(secateur, name).__doc__ or ""), f"give {name} an example"
+
+
+@pytest.mark.parametrize(
+    ("page", "below"),
+    [("docs/life.md", "src/secateur"), ("CONTRIBUTING.md", "."), ("README.md", ".")],
+)
+def test_page_when_it_names_a_file_or_folder_of_ours_then_it_is_there(
+    page: str, below: str
+) -> None:
+    words = re.findall(r"`([\w/.]+(?:\.py|/))`", (ROOT / page).read_text())
+    places = [word for word in words if "/" in word.strip("/") or page == "docs/life.md"]
+    assert not [place for place in places if not (ROOT / below / place).exists()]
+    assert len(places) > 40 or page != "docs/life.md"
 
 
 @pytest.fixture

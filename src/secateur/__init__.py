@@ -1,60 +1,82 @@
 """Prune any PyTorch model, and get one that is really smaller.
 
 >>> import torch
+>>> from secateur import prune
 >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
 >>> result = prune(net, torch.zeros(1, 8), sparsity=0.5)
 >>> result.model[0].out_features
 8
+
+A public name is imported when it is first asked for, so that what needs no torch waits for none.
 """
 
 from __future__ import annotations
 
-from . import errors as errors
-from .config import Config as Config
-from .config import Target as Target
-from .graph.cost import Cost as Cost
-from .graph.groups import Group as Group
-from .one_shot import prune as prune
-from .pruner import Pruner as Pruner
-from .runtime.progress import Progress as Progress
-from .scoring.criteria import criteria as criteria
-from .scoring.schedules import schedules as schedules
-from .shrinking import Plan as Plan
-from .shrinking import Result as Result
-from .shrinking import Verification as Verification
-from .shrinking import apply_plan as apply_plan
-from .shrinking import drop_blocks as drop_blocks
-from .shrinking import load_plans as load_plans
-from .shrinking import load_pruned as load_pruned
-from .shrinking import save_pruned as save_pruned
-from .shrinking import shrink as shrink
-from .structure import Structure as Structure
-from .structure import analyze as analyze
-from .training import methods as methods
-from .training.distillation import distillation_loss as distillation_loss
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Config",
-    "Cost",
-    "Group",
-    "Plan",
-    "Progress",
-    "Pruner",
-    "Result",
-    "Structure",
-    "Target",
-    "Verification",
-    "analyze",
-    "apply_plan",
-    "criteria",
-    "drop_blocks",
-    "distillation_loss",
-    "errors",
-    "load_plans",
-    "load_pruned",
-    "methods",
-    "prune",
-    "save_pruned",
-    "schedules",
-    "shrink",
-]
+if TYPE_CHECKING:
+    from . import errors as errors
+    from .config import Config as Config
+    from .config import Target as Target
+    from .graph.cost import Cost as Cost
+    from .graph.groups import Group as Group
+    from .one_shot import prune as prune
+    from .pruner import Pruner as Pruner
+    from .runtime.progress import Progress as Progress
+    from .scoring.criteria import criteria as criteria
+    from .scoring.schedules import schedules as schedules
+    from .shrinking import Plan as Plan
+    from .shrinking import Result as Result
+    from .shrinking import Verification as Verification
+    from .shrinking import apply_plan as apply_plan
+    from .shrinking import drop_blocks as drop_blocks
+    from .shrinking import load_plans as load_plans
+    from .shrinking import load_pruned as load_pruned
+    from .shrinking import save_pruned as save_pruned
+    from .shrinking import shrink as shrink
+    from .structure import Structure as Structure
+    from .structure import analyze as analyze
+    from .training import distillation_loss as distillation_loss
+    from .training import methods as methods
+
+_HOMES = {
+    "config": ("Config", "Target"),
+    "graph.cost": ("Cost",),
+    "graph.groups": ("Group",),
+    "one_shot": ("prune",),
+    "pruner": ("Pruner",),
+    "runtime.progress": ("Progress",),
+    "scoring.criteria": ("criteria",),
+    "scoring.schedules": ("schedules",),
+    "shrinking": (
+        "Plan",
+        "Result",
+        "Verification",
+        "apply_plan",
+        "drop_blocks",
+        "load_plans",
+        "load_pruned",
+        "save_pruned",
+        "shrink",
+    ),
+    "structure": ("Structure", "analyze"),
+    "training": ("distillation_loss", "methods"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "errors"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module(".errors", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value  # the next look-up finds it at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

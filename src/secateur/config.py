@@ -67,7 +67,19 @@ class Target(BaseModel):
     """Some modules, and how they are pruned.  What is left unset comes from the Config around it.
 
     Lists may be given for tuples, and ints for floats; nothing else is converted.
-    Raises ConfigError with one sentence for every problem.
+
+    Raises:
+        ConfigError: with one sentence for every problem.
+
+    >>> Target(names=["layer?.*"], sparsity=0.5).sparsity
+    0.5
+    >>> Target(sparsty=0.5)
+    Traceback (most recent call last):
+        ...
+    secateur.errors.ConfigError: unknown key 'sparsty'. Did you mean 'sparsity'?
+
+    See also:
+        ``Config``, which holds targets.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -154,6 +166,18 @@ class Config(Target):
     """The defaults of all targets, and what holds for the whole run.
 
     Without ``targets`` the Config itself is the one target.
+
+    Raises:
+        ConfigError: with one sentence for every problem.
+
+    >>> config = Config(sparsity=0.5, targets=[{"names": ["stem"], "sparsity": 0.1}, {}])
+    >>> [target.sparsity for target in config.resolved_targets()]
+    [0.1, 0.5]
+    >>> config.replace(criterion="l1").criterion
+    'l1'
+
+    See also:
+        ``prune`` and ``Pruner``, which take one; ``secateur list`` names what settings accept.
     """
 
     targets: Annotated[tuple[Target, ...], BeforeValidator(_stored_targets)] = ()

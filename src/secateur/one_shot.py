@@ -55,13 +55,27 @@ def prune(
     >>> prune(net, torch.zeros(1, 8), sparsity=0.25).model[0].out_features
     12
     """
+    named = {"sparsity": sparsity, "criterion": criterion}
+    given = {name: value for name, value in named.items() if value is not None}
+    pruner = Pruner(model, _config(config, {**settings, **given}), example_inputs)
+    if batches is not None:
+        calibrate(pruner, batches, loss)
+    pruner.decide()
+    return pruner.finish(inplace=inplace, verify=verify)
+
+
+def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Config:
+    """Return what one shot prunes by: all settings at once, or single ones.
+
+    Raises:
+        ConfigError: both are given, or neither; or they are no matter of one shot.
+    """
     if config is None:
-        if sparsity is None and settings.get("threshold") is None and not settings.get("targets"):
+        goals = ("sparsity", "threshold")
+        if all(settings.get(goal) is None for goal in goals) and not settings.get("targets"):
             raise ConfigError("prune() needs sparsity=…, threshold=… or config=…")
-        named = {"sparsity": sparsity, "criterion": criterion}
-        given = {name: value for name, value in named.items() if value is not None}
-        config = Config.from_dict({**settings, **given})
-    elif sparsity is not None or criterion is not None or settings:
+        config = Config.from_dict(settings)
+    elif settings:
         raise ConfigError("give either config=… or single settings to prune(), not both")
     elif not isinstance(config, Config):
         config = Config.from_dict(config)
@@ -69,11 +83,7 @@ def prune(
         raise ConfigError("prune() prunes in one shot; for a schedule use Pruner in your loop")
     if config.method is not None:
         raise ConfigError(f"method {config.method!r} learns from training: use Pruner in your loop")
-    pruner = Pruner(model, config, example_inputs)
-    if batches is not None:
-        calibrate(pruner, batches, loss)
-    pruner.decide()
-    return pruner.finish(inplace=inplace, verify=verify)
+    return config
 
 
 def calibrate(

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from .errors import UnknownNameError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that each registers what it defines.
+
+    A new file is all that something new needs.  Called with a package's ``__name__`` and
+    ``__path__``, once its own imports are done.
+    """
+    for module in iter_modules(path):
+        import_module(f"{package}.{module.name}")
 
 
 class Registry(Mapping[str, Callable[..., Any]]):

@@ -19,21 +19,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError
 
 from .errors import ConfigError, MissingExtraError, did_you_mean
-from .scoring.granularity import NM, Channel, Element, Granularity, Tile
-
-GRANULARITIES = {
-    "group": "All that the model's structure cuts together: a channel and what reads it.",
-    "element": "Every weight for itself; the model keeps its shape.",
-    "out_channel": "The weights that make one output channel of a layer.",
-    "in_channel": "The weights that read one input channel of a layer.",
-}
-"""Each granularity that has a name, and what it removes as one."""
-
-GRANULARITY_FORMS = {
-    "n:m": "Single weights, n of every m consecutive ones along the input, such as 2:4.",
-    "tile sizes": "Tiles, one size per trailing dimension, -1 for all of it, such as [8, -1].",
-}
-"""Each form that other granularities are written in, and what they remove as one."""
+from .scoring.granularity import FORMS, NM, Granularity
 
 GOALS = ("sparsity", "threshold", "min_sparsity", "max_sparsity")
 
@@ -51,8 +37,12 @@ Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 
 
+GROUP = "group"
+"""The granularity that the model's structure says."""
+
+
 def granularity_from(
-    value: object, *, transposed: bool = False, known: Collection[str] = GRANULARITIES
+    value: object, *, transposed: bool = False, known: Collection[str] = FORMS
 ) -> Granularity | None:
     """Return what a granularity setting means; None for "group", which the model's structure says.
 
@@ -64,20 +54,17 @@ def granularity_from(
     >>> granularity_from("2:4"), granularity_from([1, -1])
     (NM(n=2, m=4), Tile(sizes=(1, -1)))
     """
-    if isinstance(value, (list, tuple)) and all(type(size) is int for size in value):
-        return Tile(tuple(value))
-    if isinstance(value, str):
-        if value == "group" and "group" in known:
-            return None
-        if value == "element":
-            return Element()
-        if value in ("out_channel", "in_channel"):
-            return Channel(int((value == "in_channel") is not transposed))
-        if pattern := re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value):
-            return NM(int(pattern[1]), int(pattern[2]))
+    if value == GROUP and GROUP in known:
+        return None
+    for form in FORMS.values():
+        if (meant := form.read(value, transposed)) is not None:
+            return meant
+    patterns = {name: form.shown for name, form in FORMS.items() if form.shown}
+    names = [name for name in known if name not in patterns]
+    *shown, last = [*names, *patterns.values()]
     raise ConfigError(
-        f"unknown granularity {brief(value)}.{did_you_mean(value, known)}"
-        f" Known: {', '.join(known)}, 'n:m' such as '2:4', or a list of tile sizes."
+        f"unknown granularity {brief(value)}.{did_you_mean(value, names)}"
+        f" Known: {', '.join(shown)}, or {last}."
     )
 
 

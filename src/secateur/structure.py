@@ -30,6 +30,17 @@ class Structure(Shown):
         frozen: those that may not, each with its reason.
         blocks: residual blocks, which can be dropped whole.
         unknown: operations without a rule, with the place of the first; what they touch is frozen.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> structure = analyze(net, torch.zeros(1, 8))
+    >>> structure
+    Structure(Sequential: 1 groups, 2 frozen)
+    >>> structure["0"].size, structure.cost({"0": 8}).params
+    (16, 108)
+
+    See also:
+        ``analyze``, which makes one; ``Plan``, which says what to keep of each group.
     """
 
     text_width: ClassVar[int] = 140

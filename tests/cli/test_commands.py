@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from secateur import cli, criteria, methods, schedules
-from secateur.settings import GRANULARITIES
+from secateur.scoring.granularity import FORMS
 
 NETWORKS = Path(__file__).parent / "networks.py"
 CONV = [f"{NETWORKS}:conv", "--input", "2,3,12,12"]
@@ -247,7 +247,7 @@ def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run
     registries = {"criterion": criteria, "schedule": schedules, "method": methods}
     assert named == [
         *((setting, name) for setting, registry in registries.items() for name in registry),
-        *(("granularity", name) for name in (*GRANULARITIES, "n:m", "tile sizes")),
+        *(("granularity", name) for name in FORMS),
     ]
     assert all(row["what"] for row in rows)
     assert "2:4" in run("list", "n:m")

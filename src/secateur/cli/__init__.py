@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
 
 from secateur.errors import ConfigError, MissingExtraError, SecateurError
 
+from .commands import COMMANDS, place_of
+from .declared import described
 from .status import DONE, FAILED, USAGE
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def _run(words: list[str]) -> int:
 def application() -> App:
     """Return the command line: every command with its options, help and examples."""
     from cyclopts import App
-
-    from .commands import COMMANDS
+    from rich.console import Console
 
     app = App(
         name="secateur",
@@ -78,9 +78,15 @@ def application() -> App:
         error_console=Console(stderr=True, soft_wrap=True),
         error_formatter=lambda error: f"error: {' '.join(str(error).split())}",
     )
-    for place, (command, examples) in enumerate(COMMANDS.items()):
-        name = command.__name__.rstrip("_")
-        app.command(command, name=name, sort_key=place, help_epilogue=_examples(*examples))
+    for order, (command, examples) in enumerate(COMMANDS.items()):
+        place = place_of(command)
+        app.command(  # by its place: only the one that runs is imported
+            f"{__name__}.{place}:{place}",
+            name=command,
+            help=described(Path(__file__).parent / f"{place}.py", place),
+            sort_key=order,
+            help_epilogue=_examples(*examples),
+        )
     app.register_install_completion_command()
     return app
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import builtins
 
-from .catalog import list_
-from .compare import compare
-from .demo import demo
-from .export import export
-from .inspect import inspect
-from .prune import prune
-from .report import report
-
-COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
-    demo: ("secateur demo",),
-    inspect: (
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "demo": ("secateur demo",),
+    "inspect": (
         "secateur inspect torchvision:resnet18",
         "secateur inspect net.py:Net --arg width=32 --input 1,3,32,32 --json",
         "secateur inspect my-bert/",
     ),
-    prune: (
+    "prune": (
         "secateur prune torchvision:resnet18 --sparsity 0.5 --of macs --dry-run",
         "secateur prune net.py:Net --weights net.safetensors --input 1,3,32,32 "
         "--sparsity 0.3 --exclude stem --round-to 8 --out small",
@@ -30,11 +21,23 @@ COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
         "secateur prune net.py:Net --input 1,3,32,32 --sparsity 0.5 --schedule cubic --steps 100 "
         "--train net.py:train --out small",
     ),
-    compare: ("secateur compare torchvision:resnet18 small",),
-    export: (
+    "compare": ("secateur compare torchvision:resnet18 small",),
+    "export": (
         "secateur export small --onnx --torch-export",
         "secateur export small --onnx --dynamic-batch",
     ),
-    report: ("secateur report small", "secateur report small --markdown"),
-    list_: ("secateur list", 'secateur list "l*"'),
+    "report": ("secateur report small", "secateur report small --markdown"),
+    "list": ("secateur list", 'secateur list "l*"'),
 }
+"""Command → examples."""
+
+
+def place_of(command: str) -> str:
+    """Return the name of a command's file, which is its function's too.
+
+    It is the command's own, with an underscore where Python has a function of that name.
+
+    >>> place_of("prune"), place_of("list")
+    ('prune', 'list_')
+    """
+    return f"{command}_" if hasattr(builtins, command) else command

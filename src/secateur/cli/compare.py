@@ -13,7 +13,8 @@ from secateur.shrinking.verify import difference, run
 from secateur.structure import analyze
 
 from .models import Loaded, load
-from .options import Arguments, AsJson, Inputs, Weights, show
+from .options import NOTHING, Given
+from .show import AsJson, show
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ def compare(
     pruned: str,
     /,
     *,
-    arg: Arguments = None,
-    weights: Weights = None,
-    input: Inputs = None,
+    given: Given = NOTHING,
     runs: int = 15,
     threads: int | None = None,
     as_json: AsJson = False,
@@ -51,8 +50,8 @@ def compare(
     threads
         CPU threads for the timings; by default as many as torch uses.
     """
-    one = load(dense, arg or (), weights, input or ())
-    other = load(pruned, inputs=input or ())
+    one = load(dense, given)
+    other = load(pruned, Given(input=given.input))
     times = latency(
         {"dense": one.model, "pruned": other.model}, one.example, runs=runs, threads=threads
     )

@@ -21,7 +21,8 @@ from secateur.shrinking.verify import difference
 from secateur.types import Example, call_arguments
 
 from .models import load
-from .options import Arguments, AsJson, Inputs, Weights, show
+from .options import NOTHING, Given
+from .show import AsJson, show
 
 CLOSE = 1e-3
 """The exported model may differ by this much of the largest output; runtimes fuse and reorder."""
@@ -35,9 +36,7 @@ def export(
     torch_export: Annotated[bool, Parameter(negative=())] = False,
     dynamic_batch: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
-    arg: Arguments = None,
-    weights: Weights = None,
-    input: Inputs = None,
+    given: Given = NOTHING,
     as_json: AsJson = False,
 ) -> None:
     """Export a model and check the file: it must compute what the model does.
@@ -57,7 +56,7 @@ def export(
     """
     if not (onnx or torch_export):
         raise ConfigError("say what to write: --onnx, --torch-export, or both")
-    loaded = load(model, arg or (), weights, input or ())
+    loaded = load(model, given)
     folder = out or (Path(model) if Path(model).is_dir() else Path())
     example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
     shapes = _first_varies(example) if dynamic_batch else None

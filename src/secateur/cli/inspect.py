@@ -5,22 +5,21 @@ from __future__ import annotations
 from secateur.structure import analyze
 
 from .models import load
-from .options import Arguments, AsJson, Inputs, Model, Weights, show
+from .options import NOTHING, Given, Model
+from .show import AsJson, show
 
 
 def inspect(
     model: Model,
     /,
     *,
-    arg: Arguments = None,
-    weights: Weights = None,
-    input: Inputs = None,
+    given: Given = NOTHING,
     as_json: AsJson = False,
 ) -> None:
     """Show the groups of a model, what they cost, what is frozen or inexact, and why."""
     from secateur.report import structure_facts
 
-    loaded = load(model, arg or (), weights, input or ())
+    loaded = load(model, given)
     structure = analyze(loaded.model, loaded.example)
     facts = structure_facts(structure).model_dump() if as_json else {}
     show(structure, facts, as_json=as_json)

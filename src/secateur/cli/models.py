@@ -18,6 +18,7 @@ from secateur.types import Example
 
 from .build import build
 from .inputs import read_inputs
+from .options import NOTHING, Given
 
 RECORD = "record.json"
 """Beside a saved model: how to build the dense one again, and what was measured on the way."""
@@ -46,12 +47,7 @@ class Loaded:
         return type(self.model).__name__
 
 
-def load(
-    model: str,
-    arguments: Sequence[str] = (),
-    weights: Path | None = None,
-    inputs: Sequence[str] = (),
-) -> Loaded:
+def load(model: str, given: Given = NOTHING) -> Loaded:
     """Return the model that MODEL and the options around it stand for.
 
     Raises:
@@ -61,14 +57,14 @@ def load(
     """
     folder = Path(model)
     if (folder / RECORD).is_file():
-        if arguments or weights:
+        if given.arg or given.weights:
             raise ConfigError(f"{folder}: a saved model takes neither --arg nor --weights")
-        return _saved(folder, tuple(inputs))
+        return _saved(folder, tuple(given.input or ()))
     source = Source(
         str(folder.resolve()) if folder.is_dir() else _resolved(model),
-        keywords(arguments),
-        None if weights is None else str(weights.resolve()),
-        tuple(map(_resolved, inputs)),
+        keywords(given.arg or ()),
+        None if given.weights is None else str(given.weights.resolve()),
+        tuple(map(_resolved, given.input or ())),
     )
     return rebuild(source)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 
 from cyclopts import Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from rich.console import Console
 
 from .build import KINDS
 
@@ -34,17 +33,19 @@ Inputs: TypeAlias = Annotated[
         "input_ids=1,16:1000 (by name), or module:function; known for libraries and folders",
     ),
 ]
-AsJson: TypeAlias = Annotated[
-    bool, Parameter(name="--json", negative=(), help="print JSON instead of text")
-]
 
 
-def show(value: Any, facts: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print facts as JSON for programs, or a value for people."""
-    if as_json:
-        print(json.dumps(facts, indent=1))
-    else:
-        Console().print(value)
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Given:
+    """The options around MODEL: how it is built, and on what it is run."""
+
+    arg: Arguments = None
+    weights: Weights = None
+    input: Inputs = None
+
+
+NOTHING = Given()
 
 
 def with_settings(config: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callable[[F], F]:

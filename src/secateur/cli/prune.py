@@ -22,12 +22,14 @@ from secateur.one_shot import calibrate
 from secateur.pruner import Pruner
 from secateur.runtime.measure import latency
 from secateur.settings import pattern_share
-from secateur.shrinking import Plan, save_pruned
+from secateur.shrinking import Plan, Result, save_pruned
 from secateur.structure import Structure
+from secateur.types import Example
 
-from .models import keywords, load, remember
-from .options import Arguments, AsJson, Inputs, Model, Weights, show, with_settings
+from .models import Source, keywords, load, remember
+from .options import NOTHING, Given, Model, with_settings
 from .places import called, imported
+from .show import AsJson, show
 
 
 @with_settings(Config, without=("targets",))
@@ -41,9 +43,7 @@ def prune(
     data: str | None = None,
     loss: str | None = None,
     train: str | None = None,
-    arg: Arguments = None,
-    weights: Weights = None,
-    input: Inputs = None,
+    given: Given = NOTHING,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -63,56 +63,72 @@ def prune(
         module:function of (model, batch) that returns a loss. By default model(**batch).loss where
         batches are dicts, and the cross entropy of model(inputs) where they are (inputs, labels).
     train
-        module:function of (model, pruner), for methods and schedules that need training: your loop,
-        which calls pruner.step() after each optimizer step. It may return a list of dicts with
-        "step" and what was measured then; the report draws them.
+        module:function of (model, pruner), for what needs training: your loop, which calls
+        pruner.step() after each optimizer step. It may return what it measured, a list of dicts
+        with "step"; the report draws them.
     """
     if out is None and not dry_run:
         raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
-    chosen = _config(config, settings)
-    loaded = load(model, arg or (), weights, input or ())
+    chosen, loaded = _config(config, settings), load(model, given)
     dense = loaded.model if dry_run else copy.deepcopy(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example)
-    assert pruner.structure is not None
-    history: list[dict[str, float]] = []
     if data is not None:
         calibrate(pruner, called(data), imported(loss) if loss else usual_loss)
-    if train is not None and not dry_run:
-        history = _trained(pruner, imported(train))
-    elif chosen.schedule == "constant" and chosen.steps == 1:
-        pruner.decide()
-    else:
-        raise ConfigError("a schedule or several steps need training: give --train module:function")
-    if dry_run:
-        plan = _plan(pruner)
-        facts = _planned_facts(pruner.structure, plan)
-        show(_planned(pruner.structure, plan), facts, as_json=as_json)
+    history = _decided(pruner, None if dry_run else train)
+    if out is None or dry_run:
+        _show_plan(pruner, as_json)
         return
-    assert out is not None
     result = pruner.finish()
+    _save(result, out, loaded.source)
+    report, page = _report(result, dense, loaded.example, out, history, chosen)
+    lines = Lines(result, f"saved in {out}; report: {page}")
+    show(lines, report.model_dump(mode="json", by_alias=True), as_json=as_json)
+
+
+def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
+    """Let the pruner decide, in the user's loop where there is one; return what that recorded."""
+    if train is not None:
+        return _trained(pruner, imported(train))
+    if pruner.config.schedule != "constant" or pruner.config.steps != 1:
+        raise ConfigError("a schedule or several steps need training: give --train module:function")
+    pruner.decide()
+    return []
+
+
+def _save(result: Result, out: Path, source: Source) -> None:
+    """Write the smaller model and how to build the dense one."""
     save_pretrained: Any = getattr(result.model, "save_pretrained", None)
     if result.config is not None and save_pretrained is not None:
         save_pretrained(out)  # an ordinary config says the new sizes
         save_pruned(result.model, out, weights=False)
     else:
         result.save(out)
-    remember(out, loaded.source)
+    remember(out, source)
+
+
+def _report(
+    result: Result,
+    dense: nn.Module,
+    example: Example,
+    out: Path,
+    history: list[dict[str, float]],
+    config: Config,
+) -> tuple[Any, str]:
+    """Write the report; return it, and its page or why there is none."""
     from secateur.report import report_of, write
 
     report = report_of(
         result,
         dense,
-        latency=latency({"before": dense, "after": result.model}, loaded.example),
+        latency=latency({"before": dense, "after": result.model}, example),
         history=history,
-        config=chosen.model_dump(mode="json", exclude_unset=True),
+        config=config.model_dump(mode="json", exclude_unset=True),
         reproduce=shlex.join(["secateur", *sys.argv[1:]]),
     )
     try:
-        page = str(write(out, report))
+        return report, str(write(out, report))
     except MissingExtraError as error:  # the model is saved, and report.json too
-        page = str(error)
-    facts = report.model_dump(mode="json", by_alias=True)
-    show(Lines(result, f"saved in {out}; report: {page}"), facts, as_json=as_json)
+        return report, str(error)
 
 
 def usual_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -167,6 +183,13 @@ def _plan(pruner: Pruner) -> Plan:
     if all(each.group is not None for each in pruner.selectables):
         return Plan.from_keeps(pruner.structure, pruner.keeps)
     return Plan.from_masks(pruner.structure, pruner.masks)
+
+
+def _show_plan(pruner: Pruner, as_json: bool) -> None:
+    assert pruner.structure is not None  # it was made from an example
+    plan = _plan(pruner)
+    facts = _planned_facts(pruner.structure, plan)
+    show(_planned(pruner.structure, plan), facts, as_json=as_json)
 
 
 def _planned(structure: Structure, plan: Plan) -> Table:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from secateur.report import open_page, read, to_markdown, write_page
 
-from .options import AsJson, show
+from .show import AsJson, show
 
 
 def report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,39 +127,11 @@ def _run(
             file_bytes=len(save(model.state_dict())),
             latency=time_of[name],
         )
-    macs_kept = rows["smaller"].macs / rows["dense"].macs
-    sizes = {name: result.structure[name].size for name in result.plan.counts}
-    removed = 1 - sum(result.plan.counts.values()) / sum(sizes.values())
-    points_lost = rows["dense"].accuracy - rows["fine-tuned"].accuracy
-    record = Record(
-        seed=seed,
-        torch_version=torch.__version__,
-        cpus=os.cpu_count() or 1,
-        test_images=len(images),
-        train_seconds=train_seconds,
-        fine_tune_seconds=fine_tune_seconds,
-        macs_kept=macs_kept,
-        points_lost=points_lost,
-        predictions_that_differ=differ,
-        output_difference=gap,
-        problems=_problems(macs_kept, points_lost, differ, gap),
-        rows=rows,
-        report=report_of(
-            result,
-            dense,
-            latency={"before": time_of["dense"], "after": time_of["fine-tuned"]},
-            scores={
-                "before": {"accuracy, %": rows["dense"].accuracy},
-                "after": {"accuracy, %": rows["fine-tuned"].accuracy},
-            },
-            history=[
-                {"step": step, "sparsity": removed if step > epochs else 0.0, **row}
-                for step, row in enumerate(history, 1)
-            ],
-            config=settings,
-            reproduce=f"secateur demo --seed {seed}",
-        ),
-    )
+    checked = (differ, gap)
+    seconds = (train_seconds, fine_tune_seconds)
+    told = _curves(history, _share_removed(result), epochs)
+    report = _report(result, dense, rows, told, settings, seed)
+    record = _record(seed, len(images), seconds, checked, rows, report)
     result.save(out)
     console.print(_table(record))
     console.print(
@@ -169,6 +141,69 @@ def _run(
     for problem in record.problems:
         console.print(f"[red]not as promised:[/red] {problem}")
     return record
+
+
+def _share_removed(result: secateur.Result) -> float:
+    sizes = {name: result.structure[name].size for name in result.plan.counts}
+    return 1 - sum(result.plan.counts.values()) / sum(sizes.values())
+
+
+def _curves(history: list[dict[str, float]], removed: float, epochs: int) -> list[dict[str, float]]:
+    """Return the epochs before and after the cut as one curve."""
+    return [
+        {"step": step, "sparsity": removed if step > epochs else 0.0, **row}
+        for step, row in enumerate(history, 1)
+    ]
+
+
+def _report(
+    result: secateur.Result,
+    dense: nn.Module,
+    rows: Mapping[str, Row],
+    history: list[dict[str, float]],
+    settings: dict[str, Any],
+    seed: int,
+) -> Report:
+    return report_of(
+        result,
+        dense,
+        latency={"before": rows["dense"].latency, "after": rows["fine-tuned"].latency},
+        scores={
+            "before": {"accuracy, %": rows["dense"].accuracy},
+            "after": {"accuracy, %": rows["fine-tuned"].accuracy},
+        },
+        history=history,
+        config=settings,
+        reproduce=f"secateur demo --seed {seed}",
+    )
+
+
+def _record(
+    seed: int,
+    images: int,
+    seconds: tuple[float, float],
+    checked: tuple[int, float],
+    rows: dict[str, Row],
+    report: Report,
+) -> Record:
+    """Return what was measured, held against what is promised."""
+    macs_kept = rows["smaller"].macs / rows["dense"].macs
+    points_lost = rows["dense"].accuracy - rows["fine-tuned"].accuracy
+    return Record(
+        seed=seed,
+        torch_version=torch.__version__,
+        cpus=os.cpu_count() or 1,
+        test_images=images,
+        train_seconds=seconds[0],
+        fine_tune_seconds=seconds[1],
+        macs_kept=macs_kept,
+        points_lost=points_lost,
+        predictions_that_differ=checked[0],
+        output_difference=checked[1],
+        problems=_problems(macs_kept, points_lost, *checked),
+        rows=rows,
+        report=report,
+    )
 
 
 def _problems(macs_kept: float, points_lost: float, differ: int, gap: float) -> tuple[str, ...]:

@@ -24,6 +24,15 @@ def balance(
 
     Where lengths are multiplied, so that it matters which of them stays free, the equation is put
     on the list of products instead.
+
+    A gate of eight positions is a half of sixteen, so that both halves keep as many as it does:
+
+    >>> gate, both, sizing = Atom(8), Atom(16), Sizing()
+    >>> twice = {(sizing.leader(gate),): 2}
+    >>> balance(sizing.length(both), twice, "a chunk in two", sizing, [])
+    True
+    >>> [[atom.size for atom in tied] for tied in sizing.classes()]
+    [[8, 8, 8]]
     """
     difference = _reduced(add(left, right, -1))
     if not all(len(term) < 2 for term in difference):

@@ -20,7 +20,14 @@ Count = Callable[[Atom], int]
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, multiply-accumulates of one forward, and the peak bytes of its activations."""
+    """Parameters, multiply-accumulates of one forward, and the peak bytes of its activations.
+
+    >>> print(Cost(params=11_689_512, macs=1_814_073_856, peak_bytes=9_633_792))
+    11.7 M params, 1.81 G MACs, 9.63 MB peak activations
+
+    See also:
+        ``Structure.cost``, which computes it for any plan without running the model.
+    """
 
     params: int
     macs: int

@@ -49,7 +49,30 @@ def solve(
     Returns:
         For each attribute that some axis names alone: that axis and the factor c such that the
         attribute must be set to ``length(axis) / c``.
+
+    A model that views 12 positions as ``heads`` times ``width``, both its attributes: whatever is
+    cut of either, the attribute of the same name follows.
+
+    >>> from secateur.graph.axes import Atom
+    >>> from secateur.graph.origins import Attribute, Origin
+    >>> heads, width = Atom(3), Atom(4)
+    >>> a = Attribute("attn", "heads", value=3)
+    >>> b = Attribute("attn", "width", value=4)
+    >>> sizing = Sizing()
+    >>> names = [Named(heads, Origin.of(a), "view"), Named(width, Origin.of(b), "view")]
+    >>> bindings = solve(names, [], lambda size: heads, sizing)
+    >>> [(str(attribute), axis) for attribute, (axis, _) in bindings.items()]
+    [('attn.heads', 3), ('attn.width', 4)]
     """
+    bindings, equations = _bound(names, axis_of, sizing)
+    _hold(equations, pairs, bindings, axis_of, sizing)
+    return bindings
+
+
+def _bound(
+    names: Sequence[Named], axis_of: Callable[[Size], Axis], sizing: Sizing
+) -> tuple[Bindings, list[Named]]:
+    """Let each attribute follow the first axis that it names; return the other equations too."""
     bindings: Bindings = {}
     equations: list[Named] = []
     for named in names:
@@ -68,6 +91,17 @@ def solve(
                 freeze(axis_of(pin), named.reason)
             elif pin in bindings:
                 freeze(bindings[pin][0], named.reason)
+    return bindings, equations
+
+
+def _hold(
+    equations: list[Named],
+    pairs: Sequence[tuple[Axis, Axis, Any]],
+    bindings: Bindings,
+    axis_of: Callable[[Size], Axis],
+    sizing: Sizing,
+) -> None:
+    """Tie and freeze atoms until every equation and every pair holds, whatever is cut."""
     changed = True
     while changed:  # freezing an atom can break an equation that held
         changed = False
@@ -92,7 +126,6 @@ def solve(
             difference, reason = products[0]
             settle(difference, reason, sizing)
             changed = True
-    return bindings
 
 
 def _bind_quotient(

@@ -33,7 +33,21 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Positions that can be removed one by one, with every slice that goes with each of them."""
+    """Positions that can be removed one by one, with every slice that goes with each of them.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from secateur import analyze
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> (group,) = analyze(net, torch.zeros(1, 8)).groups
+    >>> [(member.tensor, member.dim, member.role) for member in group.members]
+    [('0.weight', 0, 'out'), ('0.bias', 0, 'out'), ('2.weight', 1, 'in')]
+    >>> group.size, group.exact, group.params
+    (16, True, 13)
+
+    See also:
+        ``Structure``, which holds all of a model's.
+    """
 
     name: str
     atom: Atom = field(repr=False)

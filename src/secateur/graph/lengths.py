@@ -2,6 +2,18 @@
 
 A product of axes multiplies, a concatenation adds.  ``Sizing`` knows which atoms keep equally many
 positions, so that their lengths are one variable.
+
+Three heads of width four, then two more columns: ``3 · width + 2``, if only the width may be cut.
+
+>>> from secateur.graph.axes import Atom, concat, freeze, product
+>>> heads, width, rest = Atom(3), Atom(4), Atom(2)
+>>> freeze(heads, "a test says so")
+>>> freeze(rest, "a test says so")
+>>> axis = concat(product(heads, width), rest)
+>>> Sizing().length(axis) == {(id(width),): 3, (): 2}
+True
+>>> now(axis, lambda atom: 1)  # each free atom keeps one position
+5
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from secateur.runtime.distributed import sharded, whole
 
 
 def attribute_of(tensor: str) -> str:
@@ -31,9 +32,11 @@ def mask_of(module: nn.Module, tensor: str) -> Tensor | None:
 
 def masked(parameter: Tensor, mask: Tensor) -> Tensor:
     """Return a parameter with zeros where its mask is 0; DTensors stay sharded as they are."""
-    if isinstance(parameter, DTensor) and not isinstance(mask, DTensor):
-        whole = [Replicate()] * parameter.device_mesh.ndim
-        mask = DTensor.from_local(mask.detach(), parameter.device_mesh, whole, run_check=False)
+    if sharded(parameter) and not sharded(mask):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        everywhere = [Replicate()] * parameter.device_mesh.ndim
+        mask = DTensor.from_local(mask.detach(), parameter.device_mesh, everywhere, run_check=False)
     return parameter * mask
 
 
@@ -43,9 +46,11 @@ def fill(parameter: Tensor, where: Tensor, values: Tensor) -> None:
 
     Of a DTensor all ranks must call it, and each keeps its shard.
     """
-    full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    full = whole(parameter)
     full[where.to(full.device)] = values.to(full)
-    if isinstance(parameter, DTensor):
+    if sharded(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
         mesh, placements = parameter.device_mesh, parameter.placements
         parameter.copy_(distribute_tensor(full, mesh, placements, src_data_rank=None))
 
@@ -56,68 +61,78 @@ def _reader(tensor: str) -> property:
     def read(self: nn.Module) -> Tensor | None:
         parameter = self._parameters[tensor]
         mask = getattr(self, attribute)
-        if mask is None or parameter is None or isinstance(parameter, DTensor):
+        if mask is None or parameter is None or sharded(parameter):
             return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
         return parameter * mask
 
     return property(read)
 
 
-@cache
-def masked_class(kind: Any, names: tuple[str, ...]) -> Any:
-    """Return the subclass of a module class whose parameters of these names read as masked."""
+class _Masked(nn.Module):
+    """What a class with masks does otherwise than the class that it is made from."""
 
-    def _save_to_state_dict(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super(made, self)._save_to_state_dict(destination, prefix, keep_vars)
-        for name in names:
+    _masked_names: tuple[str, ...] = ()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._masked_names:
             mask, key = mask_of(self, name), prefix + name
             if mask is not None and key in destination:
                 destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
 
-    def _load_from_state_dict(self: Any, state: Any, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
         below = {}
-        for name in names:
+        for name in self._masked_names:
             mask, given = mask_of(self, name), state.get(prefix + name)
             parameter = self._parameters[name]
-            if mask is None or given is None or isinstance(parameter, DTensor):
+            if mask is None or given is None or parameter is None or sharded(parameter):
                 continue
             gone = (mask == 0).expand(parameter.shape)
             if given.shape == gone.shape and not bool(given[gone.to(given.device)].any()):
                 below[name] = gone, parameter.detach()[gone]
-        super(made, self)._load_from_state_dict(state, prefix, *rest)
+        super()._load_from_state_dict(state, prefix, *rest)
         for name, (gone, values) in below.items():  # a masked state says nothing of these
-            fill(self._parameters[name], gone, values)
+            fill(cast(Tensor, self._parameters[name]), gone, values)
 
-    def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
-        super(made, self)._apply(fn, recurse)
-        for name in names:
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for name in self._masked_names:
             mask = mask_of(self, name)
             if mask is not None:
                 moved = fn(mask.detach()).requires_grad_(mask.requires_grad)
                 setattr(self, attribute_of(name), moved)
         return self
 
-    def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        _, arguments, *state = super(made, self).__reduce_ex__(protocol)
-        return (_rebuilt, (kind, names), *state)
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        made = next(kind for kind in type(self).__mro__ if _Masked in kind.__bases__)
+        return (_rebuilt, (class_below(made), self._masked_names), *reduced[2:])
 
-    made: Any = type(
+
+@cache
+def masked_class(kind: Any, names: tuple[str, ...]) -> Any:
+    """Return the subclass of a module class whose parameters of these names read as masked."""
+    return type(
         kind.__name__,
-        (kind,),
+        (_Masked, kind),
         {
             "__module__": kind.__module__,
             "__qualname__": kind.__qualname__,
             "__doc__": kind.__doc__,
-            "__reduce_ex__": __reduce_ex__,
-            "_apply": _apply,
-            "_load_from_state_dict": _load_from_state_dict,
             "_masked_names": names,
-            "_save_to_state_dict": _save_to_state_dict,
             **{attribute_of(name): None for name in names},
             **{name: _reader(name) for name in names},
         },
     )
-    return made
+
+
+def class_below(kind: Any) -> Any:
+    """Return the class that a class with masks was made from; any other is itself.
+
+    >>> class_below(masked_class(nn.Linear, ("weight",))) is class_below(nn.Linear) is nn.Linear
+    True
+    """
+    return kind.__bases__[1] if kind.__bases__[:1] == (_Masked,) else kind
 
 
 def _rebuilt(kind: Any, names: tuple[str, ...]) -> Any:

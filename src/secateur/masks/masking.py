@@ -16,18 +16,20 @@ model (``AveragedModel``) pair buffers by position, also with those of a model t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from secateur.errors import MaskError, did_you_mean
+from secateur.runtime.distributed import sharded
 from secateur.runtime.values import numbers
 
-from .classes import attribute_of, mask_of, masked, masked_class
+from .classes import attribute_of, class_below, mask_of, masked, masked_class
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SMALLEST_ROW = 32
 """Elements that share a mask value; shorter runs are faster with one value each (measured)."""
@@ -125,7 +127,7 @@ def take_off(model: nn.Module, *, bake: bool = True) -> None:
     for module in model.modules():
         # FSDP2 puts a class above ours, which then stays: it does nothing where no mask is
         if "_masked_names" in vars(type(module)):
-            module.__class__ = cast("type[nn.Module]", type(module).__base__)
+            module.__class__ = class_below(type(module))
 
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -151,10 +153,7 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     if module is None or parameter is None:
         known = [n for n, _ in model.named_parameters(remove_duplicate=False)]
         raise MaskError(f"there is no parameter {name!r}.{did_you_mean(name, known)}")
-    if isinstance(parameter, DTensor) and (
-        parameter.device_mesh.ndim > 1
-        or not any(isinstance(m, FSDPModule) for m in model.modules())
-    ):
+    if sharded(parameter) and not _gathered_in_forward(model, parameter):
         raise MaskError(
             f"{name!r} is a DTensor that is still one in the forward, as tensor parallelism makes "
             "them: only what fully_shard has sharded, over one mesh dimension, can be masked"
@@ -165,10 +164,18 @@ def _find(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module, tensor
 
 
+def _gathered_in_forward(model: nn.Module, parameter: DTensor) -> bool:
+    """Tell whether ``fully_shard`` makes a sharded parameter whole before it is read."""
+    from torch.distributed.fsdp import FSDPModule
+
+    under = any(isinstance(module, FSDPModule) for module in model.modules())
+    return under and parameter.device_mesh.ndim == 1
+
+
 def _set(
     module: nn.Module, tensor: str, parameter: Tensor, mask: Tensor, differentiable: bool
 ) -> None:
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local = parameter.to_local() if sharded(parameter) else parameter
     small = mask.to(device=local.device, dtype=local.dtype, copy=True)
     own = mask_of(module, tensor)
     with torch.no_grad():
@@ -178,8 +185,8 @@ def _set(
             if own is None:
                 kind = type(module)
                 names = vars(kind).get("_masked_names", ())
-                base = kind.__base__ if names else kind
-                module.__class__ = masked_class(base, tuple(sorted({*names, tensor})))
+                made = masked_class(class_below(kind), tuple(sorted({*names, tensor})))
+                module.__class__ = made
             setattr(module, attribute_of(tensor), small)
     cast(Tensor, mask_of(module, tensor)).requires_grad_(differentiable)
 

@@ -11,15 +11,10 @@ A new replacement is one class with ``replaces`` above it.
 
 from __future__ import annotations
 
-from . import attention, recurrent  # each registers its replacements
-from .table import REPLACEMENTS, in_plain_operations, name_of, replacement_of, replaces
+from secateur.registry import import_all
 
-__all__ = [
-    "REPLACEMENTS",
-    "attention",
-    "in_plain_operations",
-    "name_of",
-    "recurrent",
-    "replacement_of",
-    "replaces",
-]
+from .table import in_plain_operations as in_plain_operations
+from .table import name_of as name_of
+from .table import replacement_of as replacement_of
+
+import_all(__name__, __path__)

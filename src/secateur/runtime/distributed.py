@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from secateur.errors import DivergenceError
+
+if TYPE_CHECKING:  # a second of imports, for those who shard; they have made it already
+    from torch.distributed.tensor import DTensor
 
 Reduction = Literal["sum", "mean", "max"]
 
@@ -51,9 +53,18 @@ def reduced(tensor: Tensor, how: Reduction) -> Tensor:
     return (total / world() if how == "mean" else total).to(tensor.device)
 
 
+def sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Tell whether a tensor is a DTensor, of which each process holds a part.
+
+    >>> sharded(torch.ones(2))
+    False
+    """
+    return hasattr(tensor, "placements")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor with all its shards; every rank must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if sharded(tensor) else tensor
 
 
 def check_same(masks: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,8 @@ tensor([[ True,  True],
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -49,6 +50,74 @@ class Granularity(Protocol):
     def clusters(self, shape: Shape) -> int:
         """Return in how many equal runs of units the sparsity is met one by one."""
         return 1
+
+
+Reader = Callable[[object, bool], Granularity | None]
+"""From a setting, and whether the weights have their input channels first, to what it means."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a granularity is written in a config, and what it removes as one."""
+
+    removes: str
+    read: Reader
+    shown: str | None = None
+    """What an error shows where it is no name but a pattern of many."""
+
+
+FORMS: dict[str, Form] = {}
+"""By what users write: a name, or a word for a pattern of names."""
+
+
+def form(written: str, removes: str, shown: str | None = None) -> Callable[[Reader], Reader]:
+    """Register how a granularity is written; the function returns None where it is not."""
+
+    def register(read: Reader) -> Reader:
+        FORMS[written] = Form(removes, read, shown)
+        return read
+
+    return register
+
+
+@form("group", "All that the model's structure cuts together: a channel and what reads it.")
+def _group(setting: object, transposed: bool) -> Granularity | None:
+    return None  # which slices that is, only the structure knows
+
+
+@form("element", "Every weight for itself; the model keeps its shape.")
+def _element(setting: object, transposed: bool) -> Granularity | None:
+    return Element() if setting == "element" else None
+
+
+@form("out_channel", "The weights that make one output channel of a layer.")
+def _out_channel(setting: object, transposed: bool) -> Granularity | None:
+    return Channel(int(transposed)) if setting == "out_channel" else None
+
+
+@form("in_channel", "The weights that read one input channel of a layer.")
+def _in_channel(setting: object, transposed: bool) -> Granularity | None:
+    return Channel(int(not transposed)) if setting == "in_channel" else None
+
+
+@form(
+    "n:m",
+    "Single weights, n of every m consecutive ones along the input, such as 2:4.",
+    "'n:m' such as '2:4'",
+)
+def _pattern(setting: object, transposed: bool) -> Granularity | None:
+    found = isinstance(setting, str) and re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", setting)
+    return NM(int(found[1]), int(found[2])) if found else None
+
+
+@form(
+    "tile sizes",
+    "Tiles, one size per trailing dimension, -1 for all of it, such as [8, -1].",
+    "a list of tile sizes",
+)
+def _tiles(setting: object, transposed: bool) -> Granularity | None:
+    sizes = isinstance(setting, (list, tuple)) and all(type(size) is int for size in setting)
+    return Tile(tuple(setting)) if sizes else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

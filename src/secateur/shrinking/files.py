@@ -8,9 +8,10 @@ built dense model: no trace, no example inputs, nothing is unpickled.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -43,14 +44,26 @@ def save_pruned(
     Args:
         model: one that secateur made smaller, trained further or not; or the result.
         directory: is made where it is missing.
-        weights: write ``model.safetensors`` too; False leaves that to somebody else, such as
-            ``save_pretrained(directory, save_original_format=False)``, which then keeps the names.
+        weights: write ``model.safetensors`` too; False leaves that to ``save_pretrained(directory,
+            save_original_format=False)``, which then keeps the names, or to somebody else.
 
     Returns:
         The directory.
 
     Raises:
         FileError: the model was not pruned, or its shapes were changed since by something else.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from secateur import prune
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> small = prune(net, torch.zeros(1, 8), sparsity=0.5).model
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in save_pruned(small, folder).iterdir())
+    ['model.safetensors', 'plan.json']
+
+    See also:
+        ``load_pruned``, which makes the model again.
     """
     folder = Path(directory)
     model = model if isinstance(model, nn.Module) else model.model
@@ -60,6 +73,28 @@ def save_pruned(
             f"this {type(model).__name__} was not pruned by secateur; save its state_dict()"
         )
     tensors = tensors_of(model)
+    _check_unchanged(tensors, history)
+    state = model.state_dict()
+    others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
+    tied = ties(tensors)
+    if weights:
+        _write_weights(folder / WEIGHTS, state, tied)
+    if others:
+        write_tensors(folder / BUFFERS, others)
+    else:
+        (folder / BUFFERS).unlink(missing_ok=True)
+    write_text(folder / PLAN, dump(_document(model, history, tied)) + "\n")
+    return folder
+
+
+def _write_weights(path: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
+    objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if objects:
+        raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
+    write_tensors(path, {name: value for name, value in state.items() if name not in tied})
+
+
+def _check_unchanged(tensors: Mapping[str, Tensor], history: History) -> None:
     wrong = [
         f"{name!r} was {after} after pruning, and is {shape_of(tensors.get(name))}"
         for name, (_, after) in history.shapes.items()
@@ -67,19 +102,11 @@ def save_pruned(
     ]
     if wrong:
         raise FileError(listed("the model was changed after it was pruned", wrong))
-    state = model.state_dict()
-    others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
-    tied = ties(tensors)
-    if weights:
-        objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
-        if objects:
-            raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
-        write_tensors(folder / WEIGHTS, {k: v for k, v in state.items() if k not in tied})
-    if others:
-        write_tensors(folder / BUFFERS, others)
-    else:
-        (folder / BUFFERS).unlink(missing_ok=True)
-    document = {
+
+
+def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> dict[str, Any]:
+    """Return what ``plan.json`` says of a pruned model."""
+    return {
         "format": "secateur.pruned",
         "schema": SCHEMA,
         "secateur": version("secateur"),
@@ -91,8 +118,6 @@ def save_pruned(
         "dropped": {n: {"input": x, "output": out} for n, (x, out) in history.dropped.items()},
         "tied": tied,
     }
-    write_text(folder / PLAN, dump(document) + "\n")
-    return folder
 
 
 def load_plans(directory: str | os.PathLike[str]) -> tuple[Plan, ...]:
@@ -100,6 +125,15 @@ def load_plans(directory: str | os.PathLike[str]) -> tuple[Plan, ...]:
 
     Raises:
         FileError: there is no ``plan.json``, or it is damaged or of another kind.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from secateur import prune
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = prune(net, torch.zeros(1, 8), sparsity=0.75).save(folder)
+    ...     [plan.counts for plan in load_plans(folder)]
+    [{'0': 4}]
     """
     return history_of(read(Path(directory) / PLAN)).steps
 

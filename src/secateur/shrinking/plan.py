@@ -27,6 +27,18 @@ class Plan:
     """Group name → the positions that it keeps, ascending.  Groups that lose nothing are absent.
 
     ``drop`` names residual blocks that go as a whole.
+
+    >>> from torch import nn
+    >>> from secateur.structure import analyze
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> structure = analyze(net, torch.zeros(1, 8))
+    >>> plan = Plan({"0": (0, 1, 5)})
+    >>> plan.check(structure)
+    >>> plan.counts, structure.cost(plan).params
+    ({'0': 3}, 43)
+
+    See also:
+        ``apply_plan``, which cuts by one; ``load_plans``, which reads those of a saved model.
     """
 
     keep: Mapping[str, tuple[int, ...]]

@@ -27,6 +27,16 @@ class Result(Shown):
     """A smaller model and everything that is known of how it came about.
 
     ``masks`` may be expanded views: ``contiguous()`` one before writing to it or to a file.
+
+    >>> import torch
+    >>> from secateur import prune
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> result = prune(net, torch.zeros(1, 8), sparsity=0.5)
+    >>> result.before.params, result.after.params, result.verification.passed
+    (212, 108, True)
+
+    See also:
+        ``prune``, ``Pruner.finish``, ``shrink`` and ``apply_plan``, which return one.
     """
 
     model: nn.Module

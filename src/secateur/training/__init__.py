@@ -1,13 +1,16 @@
-"""Methods: what a criterion cannot say.  One file each; importing this module registers all.
+"""Methods: what a criterion cannot say, one file each; and the loss that a dense teacher gives.
 
->>> sorted(methods)
-['movement', 'slim']
+>>> methods["slim"].__name__
+'Slim'
 """
 
 from __future__ import annotations
 
-from . import movement as movement
-from . import slim as slim
+from secateur.registry import import_all
+
+from .distillation import distillation_loss as distillation_loss
 from .method import Method as Method
 from .method import methods as methods
 from .method import named as named
+
+import_all(__name__, __path__)

@@ -13,35 +13,10 @@ True
 
 from __future__ import annotations
 
-# each file registers its rules when it is imported
-from . import (
-    attention,
-    complex,
-    contraction,
-    elementwise,
-    experts,
-    indexing,
-    normalization,
-    pieces,
-    reduction,
-    shape,
-    spatial,
-)
-from .table import RULES, rule, rule_for
+from secateur.registry import import_all
 
-__all__ = [
-    "RULES",
-    "attention",
-    "complex",
-    "contraction",
-    "elementwise",
-    "experts",
-    "indexing",
-    "normalization",
-    "pieces",
-    "reduction",
-    "rule",
-    "rule_for",
-    "shape",
-    "spatial",
-]
+from .table import RULES as RULES
+from .table import rule as rule
+from .table import rule_for as rule_for
+
+import_all(__name__, __path__)

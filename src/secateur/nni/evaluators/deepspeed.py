@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from secateur.errors import ConfigError, MissingExtraError
+from secateur.errors import MissingExtraError
 
-from .evaluator import AfterStep, metric_in
+from .evaluator import AfterStep, Limits, judged
 from .torch import stepping
 
 
@@ -58,13 +58,7 @@ class DeepspeedTorchEvaluator:
         self.dummy_input = dummy_input
         self.evaluating_func = evaluating_func
 
-    def train(
-        self,
-        model: nn.Module,
-        after_step: AfterStep,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-    ) -> None:
+    def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         """Make an engine of the model and call ``training_func``; see ``Evaluator``."""
         engine, optimizer, _, scheduler = self._library.initialize(
             model=model,
@@ -75,13 +69,10 @@ class DeepspeedTorchEvaluator:
         )
         if self.resume_from_checkpoint_args is not None:
             engine.load_checkpoint(**self.resume_from_checkpoint_args)
-        with stepping(engine.basic_optimizer, after_step, max_steps):
-            self.training_func(
-                engine, optimizer, self.training_step, scheduler, max_steps, max_epochs
-            )
+        most = limits.get("max_steps"), limits.get("max_epochs")
+        with stepping(engine.basic_optimizer, after_step, most[0]):
+            self.training_func(engine, optimizer, self.training_step, scheduler, *most)
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the metric of ``evaluating_func``."""
-        if self.evaluating_func is None:
-            raise ConfigError("this DeepspeedTorchEvaluator has no evaluating_func")
-        return float(metric_in(self.evaluating_func(model)))  # type: ignore[arg-type]
+        return judged(self, model)

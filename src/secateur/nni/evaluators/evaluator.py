@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from torch import nn
 
+from secateur.errors import ConfigError
+
 AfterStep = Callable[[], Mapping[str, float] | None]
 """Called after each optimizer step, while the gradients are still there; returns what to log."""
+
+
+class Limits(TypedDict, total=False):
+    """How long a training may be at most; without a limit, as long as the trainer likes."""
+
+    max_steps: int | None
+    """Optimizer steps."""
+    max_epochs: int | None
 
 
 class Evaluator(Protocol):
@@ -17,14 +27,8 @@ class Evaluator(Protocol):
     dummy_input: Any
     """Example inputs, for what must run the model once; None where there are none."""
 
-    def train(
-        self,
-        model: nn.Module,
-        after_step: AfterStep,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-    ) -> None:
-        """Train in place, at most so many optimizer steps and epochs.
+    def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
+        """Train in place, within the limits.
 
         Whatever the training raises comes through, and all hooks are gone then too.
         """
@@ -37,6 +41,17 @@ class Evaluator(Protocol):
             ConfigError: the evaluator was not told how.
         """
         ...
+
+
+def judged(evaluator: Any, model: nn.Module) -> float:
+    """Return the metric of an evaluator that has a function for it, or None in its place.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if evaluator.evaluating_func is None:
+        raise ConfigError(f"this {type(evaluator).__name__} has no evaluating_func")
+    return float(metric_in(evaluator.evaluating_func(model)))  # type: ignore[arg-type]
 
 
 def metric_in(result: object) -> object:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from secateur.errors import ConfigError
 
-from .evaluator import AfterStep
+from .evaluator import AfterStep, Limits, metric_in
 
 
 class LightningEvaluator:
@@ -27,24 +27,19 @@ class LightningEvaluator:
         self.data_module = data_module
         self.dummy_input = dummy_input
 
-    def train(
-        self,
-        model: nn.Module,
-        after_step: AfterStep,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-    ) -> None:
+    def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         """Fit the model, which is a LightningModule; see ``Evaluator``."""
         from secateur.trainers.lightning import AfterOptimizerStep
 
         callback = AfterOptimizerStep(after_step)
         loop = self.trainer.fit_loop
         before = loop.max_epochs, loop.epoch_loop.max_steps
-        if max_steps is not None:  # both limits count from the trainer's first fit
-            loop.epoch_loop.max_steps = self.trainer.global_step + max_steps
-            loop.max_epochs = -1 if max_epochs is None else loop.max_epochs
-        if max_epochs is not None:
-            loop.max_epochs = self.trainer.current_epoch + max_epochs
+        steps, epochs = limits.get("max_steps"), limits.get("max_epochs")
+        if steps is not None:  # both limits count from the trainer's first fit
+            loop.epoch_loop.max_steps = self.trainer.global_step + steps
+            loop.max_epochs = -1 if epochs is None else loop.max_epochs
+        if epochs is not None:
+            loop.max_epochs = self.trainer.current_epoch + epochs
         self.trainer.callbacks.append(callback)
         try:
             self.trainer.fit(model, self.data_module)
@@ -54,8 +49,6 @@ class LightningEvaluator:
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the first metric that ``trainer.test`` reports, or the one named "default"."""
-        from .evaluator import metric_in
-
         reported = self.trainer.test(model, self.data_module, verbose=False)
         if not reported or not reported[0]:
             raise ConfigError("trainer.test reported no metric; log one in the test_step")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import ConfigError
 
-from .evaluator import AfterStep, metric_in
+from .evaluator import AfterStep, Limits, judged
 
 
 class TorchEvaluator:
@@ -77,29 +77,21 @@ class TorchEvaluator:
             raise ConfigError(*problems)
         self._several = [_innermost(each) for each in several]
 
-    def train(
-        self,
-        model: nn.Module,
-        after_step: AfterStep,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-    ) -> None:
+    def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         """Call ``training_func``; see ``Evaluator``."""
-        with stepping(self._watched(model), after_step, max_steps):
+        with stepping(self._watched(model), after_step, limits.get("max_steps")):
             self.training_func(
                 model,
                 self.optimizers,
                 self.training_step,
                 self.lr_schedulers,
-                max_steps,
-                max_epochs,
+                limits.get("max_steps"),
+                limits.get("max_epochs"),
             )
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the metric of ``evaluating_func``."""
-        if self.evaluating_func is None:
-            raise ConfigError("this TorchEvaluator has no evaluating_func")
-        return float(metric_in(self.evaluating_func(model)))  # type: ignore[arg-type]
+        return judged(self, model)
 
     def _watched(self, model: nn.Module) -> Optimizer:
         own = {id(parameter) for parameter in model.parameters()}

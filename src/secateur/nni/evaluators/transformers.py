@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from secateur.errors import ConfigError
 
-from .evaluator import AfterStep
+from .evaluator import AfterStep, Limits
 
 
 class TransformersEvaluator:
@@ -34,13 +34,7 @@ class TransformersEvaluator:
         self.trainer = trainer
         self.dummy_input = dummy_input
 
-    def train(
-        self,
-        model: nn.Module,
-        after_step: AfterStep,
-        max_steps: int | None = None,
-        max_epochs: int | None = None,
-    ) -> None:
+    def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         """Train the trainer's model; see ``Evaluator``."""
         from secateur.trainers.transformers import AfterOptimizerStep
 
@@ -48,10 +42,11 @@ class TransformersEvaluator:
         args, callback = trainer.args, AfterOptimizerStep(after_step)
         before = args.max_steps, args.num_train_epochs
         made = trainer.optimizer, trainer.lr_scheduler
-        if max_steps is not None or max_epochs is not None:
-            args.max_steps = -1 if max_steps is None else max_steps
-        if max_epochs is not None:
-            args.num_train_epochs = max_epochs
+        steps, epochs = limits.get("max_steps"), limits.get("max_epochs")
+        if steps is not None or epochs is not None:
+            args.max_steps = -1 if steps is None else steps
+        if epochs is not None:
+            args.num_train_epochs = epochs
         callback.attach(trainer)
         try:
             trainer.train()

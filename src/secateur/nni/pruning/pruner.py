@@ -287,7 +287,7 @@ class Pruner:
             masking.put_on(self.bound_model, self.parameter_masks(), differentiable=learned)
             for each in self._family():
                 each.activations.put_on()
-            evaluator.train(self.bound_model, step, max_steps, max_epochs)
+            evaluator.train(self.bound_model, step, max_steps=max_steps, max_epochs=max_epochs)
         except BaseException:
             for engine in engines.values():
                 engine.release()

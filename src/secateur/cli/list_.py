@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from rich.table import Table
 
 from secateur.errors import UnknownNameError, did_you_mean
-from secateur.registry import Registry
-from secateur.scoring.criteria import criteria, needs
-from secateur.scoring.schedules import schedules
-from secateur.settings import GRANULARITIES, GRANULARITY_FORMS
-from secateur.training import methods
 
-from .options import AsJson, show
+from .declared import declared
+from .show import AsJson, show
 
-REGISTRIES: Mapping[str, Registry] = {
-    "criterion": criteria,
-    "schedule": schedules,
-    "method": methods,
+REGISTRIES = {
+    "criterion": ("scoring", "criteria.register"),
+    "schedule": ("scoring", "schedules.register"),
+    "method": ("training", "methods.register"),
 }
+"""Setting → the folder whose files register its names, and with what."""
 
 
 def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
@@ -45,11 +42,11 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
 
 
 def _names() -> Iterator[dict[str, str]]:
-    for setting, registry in REGISTRIES.items():
-        for name, function in registry.items():
-            statistics = needs(function) if registry is criteria else ()
-            needed = ", ".join(each for each in statistics if each != "generator")
-            what = (function.__doc__ or "").strip().partition("\n")[0]
+    for setting, (folder, decorator) in REGISTRIES.items():
+        for each in sorted(declared(folder, decorator), key=lambda each: each.name.lower()):
+            needed = ", ".join(name for name in each.needs if name != "generator")
+            name, what = each.name.lower(), each.first_line
             yield {"setting": setting, "name": name, "needs": needed, "what": what}
-    for name, what in (GRANULARITIES | GRANULARITY_FORMS).items():
+    for each in declared("scoring", "form"):
+        name, what, *_ = each.arguments
         yield {"setting": "granularity", "name": name, "needs": "", "what": what}
