@@ -21,8 +21,8 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torc
 class Verification:
     """How far the smaller model's outputs are from the masked model's.
 
-    ``difference`` is ``max |a - b| / max |a|`` over all outputs and inputs tried; ``exact`` says that
-    no group is inexact, so that it must be below ``tolerance``.
+    ``difference`` is ``max |a - b| / max |a|`` over all outputs and inputs tried; ``exact`` says
+    that no group is inexact, so that it must be below ``tolerance``.
 
     >>> from secateur import prune
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
