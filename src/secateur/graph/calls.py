@@ -43,6 +43,10 @@ class Call:
         traced = next((i for i in same if isinstance(i, TracedInt)), None)
         return _absolute(traced if traced is not None else same[0]) if same else None
 
+    def every(self, size: int) -> list[Origin]:
+        """Return all that a number may be: the origin of each integer of that size."""
+        return [_absolute(i) for i in self.integers if abs(int(i)) == abs(size)]
+
     def several(self, sizes: Sequence[int]) -> list[Origin | None]:
         """Return the origins of consecutive sizes; -1 on either side is "what is left"."""
         n, plain = len(sizes), list(map(int, self.integers))
@@ -61,6 +65,9 @@ class _Closed(Call):
 
     def one(self, size: int) -> Origin | None:
         return Origin.of(size)
+
+    def every(self, size: int) -> list[Origin]:
+        return []
 
     def several(self, sizes: Sequence[int]) -> list[Origin | None]:
         return [Origin.of(abs(size)) for size in sizes]
@@ -107,6 +114,11 @@ class CallWatcher(TorchFunctionMode):
                     self.note.number(integer.origin)
         elif func is F.multi_head_attention_forward:
             self._checked(args, kwargs or {})
+        elif func is Tensor.__len__:
+            self.note.length(args[0])
+        elif func in _INDEX:
+            for dim, length in _whole(args[0], args[1]):
+                self.note.whole(args[0], dim, origin_of(length))
         before = self.current
         closed = func is F.multi_head_attention_forward
         name = getattr(func, "__name__", "")
@@ -144,6 +156,35 @@ class CallWatcher(TorchFunctionMode):
             self.note.decision(width, origin_of(told), equal=True)
 
 
+def _whole(tensor: Tensor, index: Any) -> Iterator[tuple[int, int]]:
+    """Yield (dimension, length) where an index asks for all of a dimension by its length.
+
+    Torch then takes no slice, though another length would be one.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    takes = [_dims_of(part) for part in parts]
+    dim = 0
+    for part, taken in zip(parts, takes, strict=True):
+        if isinstance(part, slice) and dim < tensor.dim() and _is_all(part, tensor.size(dim)):
+            yield dim, part.stop
+        dim += tensor.dim() - sum(takes) if part is Ellipsis else taken
+
+
+def _is_all(part: slice, size: int) -> bool:
+    """Tell whether a slice names its end, and leaves nothing out."""
+    start, stop, step = part.start, part.stop, part.step
+    given = (0 if start is None else start, stop, 1 if step is None else step)
+    return all(isinstance(i, int) for i in given) and tuple(map(int, given)) == (0, size, 1)
+
+
+def _dims_of(part: Any) -> int:
+    """Return how many dimensions a part of an index takes."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    return part.dim() if isinstance(part, Tensor) and part.dtype == torch.bool else 1
+
+
+_INDEX = {Tensor.__getitem__, Tensor.__setitem__}
 _MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
 _COUNT = {torch.numel, Tensor.numel, Tensor.nelement}
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from .axes import Axis, concat, freeze, product
 from .balance import Open, balance, settle
 from .lengths import Polynomial, Sizing, add, multiply
 from .origins import Attribute, Factor, Origin, Size, Term
+from .tables import Tables
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def solve(
     pairs: Sequence[tuple[Axis, Axis, Any]],
     axis_of: Callable[[Size], Axis],
     sizing: Sizing,
+    tables: Tables | None = None,
 ) -> Bindings:
     """Make every equation true for all cuts: set attributes, tie atoms, freeze the rest.
 
@@ -45,6 +47,7 @@ def solve(
         pairs: axes that keep equal lengths, with the reason.
         axis_of: the axis of a recorded tensor's dimension.
         sizing: receives the ties.
+        tables: what is cut at a length of an input's, and stays whole.
 
     Returns:
         For each attribute that some axis names alone: that axis and the factor c such that the
@@ -104,7 +107,7 @@ def _hold(
     """Tie and freeze atoms until every equation and every pair holds, whatever is cut."""
     changed = True
     while changed:  # freezing an atom can break an equation that held
-        changed = False
+        changed = tables is not None and tables.freeze_cut(axis_of)
         products: list[Open] = []
         for a, b, reason in pairs:
             sides = sizing.length(a), sizing.length(b), reason

@@ -30,6 +30,8 @@ class Inferred:
         self.types: dict[int, Typed] = {}
         self.made: dict[int, Typed] = {}  # likewise, before anything was written to the tensor
         self.typing = Typing(ragged, decisions=recording.decisions)
+        of_inputs = (size for value in recording.inputs for size in recording.shapes[value])
+        self.typing.tables.lengths = frozenset((*recording.given, *of_inputs)) - {0, 1}
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
         self._start()
@@ -46,8 +48,10 @@ class Inferred:
                 for dim in self.types[value].dims:
                     freeze(dim.axis, reason)
         t = self.typing
+        self._read_whole()
         t.names += self._equals()
-        self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing)
+        t.tables.freeze_doubtful((site.axis for site in t.sites), self._unseen())
+        self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing, t.tables)
         self._keep_larger()
         self._numbers()
 
@@ -80,6 +84,7 @@ class Inferred:
         for value in self.recording.inputs:
             reason = Reason("it is the model's input")
             axes = [Atom(size, reason) for size in shapes[value]]
+            self.typing.tables.varying += axes
             self.types[value] = Typed(tuple(map(Dim, axes)))
 
     def _maker(self, value: int) -> Reason:
@@ -101,6 +106,21 @@ class Inferred:
                     reason = Reason("its size is compared", "if", found.module, found.line)
                     yield Named(self._axis_of(factor), other, reason)
                     break
+
+    def _unseen(self) -> Iterator[Axis]:
+        """Yield the axes whose lengths the code has as numbers of no origin."""
+        origins = [*(n.origin for n in self.recording.numbers), *self.recording.lengths]
+        for factor in (f for origin in origins for f in origin.factors):
+            if isinstance(factor, Size):
+                yield self._axis_of(factor)
+
+    def _read_whole(self) -> None:
+        for found in self.recording.whole:
+            if (typed := self.types.get(found.value)) is not None:
+                self.typing.reason = Reason("", "slice", found.module, found.line)
+                self.typing.read_whole(
+                    typed, typed[found.dim], typed[found.dim].size, [found.origin]
+                )
 
     def _keep_larger(self) -> None:
         """What the code found to be more than a number that stays must stay more than it."""

@@ -18,6 +18,10 @@ class Notes(Protocol):
 
     def decision(self, origin: Origin, other: Origin, equal: bool) -> None: ...
 
+    def length(self, tensor: Any) -> None: ...
+
+    def whole(self, tensor: Any, dim: int, origin: Origin) -> None: ...
+
 
 class TracedInt(int):
     """An integer with an origin; ``note`` is told where it becomes a float or is compared."""

@@ -112,6 +112,11 @@ class Origin:
         return (*(factor for term in self.terms for factor, _ in term.powers), *self.pins)
 
     @property
+    def number(self) -> Fraction:
+        """The sum of its literals: all of it, where it has no factors."""
+        return sum((term.coefficient for term in self.terms if not term.powers), Fraction(0))
+
+    @property
     def single(self) -> Term | None:
         """The only term, or None."""
         return self.terms[0] if len(self.terms) == 1 and not self.pins else None

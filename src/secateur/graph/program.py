@@ -63,6 +63,17 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """All of a dimension was asked for, by its length: torch then runs no operation."""
+
+    value: int
+    dim: int
+    origin: Origin
+    module: str
+    line: str
+
+
+@dataclass(frozen=True)
 class ModuleCall:
     """One forward of one module: which operations it ran, on what, and what it returned.
 
@@ -92,6 +103,9 @@ class Recording:
     buffers: dict[str, int] = field(default_factory=dict)
     numbers: list[Number] = field(default_factory=list)
     compared: list[Compared] = field(default_factory=list)
+    whole: list[Whole] = field(default_factory=list)
+    lengths: list[Origin] = field(default_factory=list)  # that ``len`` took out of sight
+    given: set[int] = field(default_factory=set)  # numbers among the inputs, or read from tensors
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
 

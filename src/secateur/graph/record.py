@@ -31,9 +31,9 @@ from secateur.types import Example, call_arguments
 from .attributes import traced_attributes
 from .calls import CallWatcher
 from .fakes import lacks_values, shape_only, standing_in
-from .origins import Attribute, Origin
+from .origins import Attribute, Origin, Size
 from .outputs import results_of
-from .program import Compared, ModuleCall, Number, Op, Recording, Ref
+from .program import Compared, ModuleCall, Number, Op, Recording, Ref, Whole
 
 HERE = f"{Path(__file__).parent}{os.sep}"
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
@@ -74,6 +74,17 @@ class _Recorder(TorchDispatchMode):
         if origin.factors:
             self.recording.numbers.append(Number(origin, self.modules[-1], _line()))
 
+    def whole(self, tensor: Tensor, dim: int, origin: Origin) -> None:
+        """Write down that all of a dimension is asked for by its length."""
+        if (value := self.values.get(tensor)) is not None:
+            found = Whole(value, dim, origin, self.modules[-1], _line())
+            self.recording.whole.append(found)
+
+    def length(self, tensor: Tensor) -> None:
+        """Write down that ``len`` was asked, whose answer tells no more where it is from."""
+        if (value := self.values.get(tensor)) is not None:
+            self.recording.lengths.append(Origin.of(Size(value, 0)))
+
     def ref(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             value = self.values.get(x)
@@ -90,6 +101,8 @@ class _Recorder(TorchDispatchMode):
         out = (stand_in or func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
+        if type(out) is int:  # read from a tensor
+            self.recording.given.add(out)
         seen = tuple(self.ref(a) for a in args)
         options = {k: self.ref(v) for k, v in kwargs.items()}
         tensors = (
@@ -236,6 +249,7 @@ def _record(
         recording.inputs = [
             recorder.ref(x).value for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)
         ]
+        recording.given |= {x for x in tree_flatten((args, kwargs))[0] if type(x) is int}
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(random_kept())

@@ -7,16 +7,18 @@ outputs.  What it learns on the way it says with a verb of ``Typing``: ``same``,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from secateur.errors import AxisError
 
-from .axes import Atom, Axis, concat, cut, factor, freeze, product, unify
+from .axes import Atom, Axis, atoms, concat, cut, factor, freeze, product, unify
 from .conditions import ALWAYS, Condition, Never, either, every
 from .equations import Named
 from .origins import Attribute, Origin
+from .tables import READ_IN_PART, Tables, refined
 
 COMPUTES = "the code computes a number from its size"
 
@@ -109,6 +111,8 @@ class Provenance(Protocol):
 
     def argument(self, keyword: str, place: int) -> Origin | None: ...
 
+    def every(self, size: int) -> list[Origin]: ...
+
     def several(self, sizes: Sequence[int]) -> list[Origin | None]: ...
 
 
@@ -123,6 +127,7 @@ class Typing:
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
+    tables: Tables = field(default_factory=Tables)
     sites: list[Site] = field(default_factory=list)
     decisions: Mapping[str, Collection[Attribute]] = field(default_factory=dict)
     numbers: list[tuple[Origin, Reason]] = field(default_factory=list)
@@ -146,6 +151,8 @@ class Typing:
         if size == 1:
             frozen = "a dimension of size 1 broadcasts"
         axis = Atom(size, self.because(frozen) if frozen else None)
+        if frozen and size != 1:
+            self.tables.varying.append(axis)
         condition = ALWAYS if zero or frozen else Never(axis)
         return Dim(axis, condition, condition)
 
@@ -226,6 +233,42 @@ class Typing:
         """Say that a dimension keeps at least so many positions, or a multiple of ``step``."""
         if dim.size % step == 0:  # it is no rule for what runs without
             self.limits.append(Limit(dim.axis, least, step))
+
+    @contextmanager
+    def cut_at(self, x: Typed, dim: Dim, *numbers: int | Origin | None) -> Iterator[None]:
+        """Say that a dimension of ``x`` is cut meanwhile, at these numbers.
+
+        A piece of an activation that was one before (a concatenation's) is as long as what it is
+        made of; a parameter's is as long as the numbers say.
+        """
+        before = list(atoms(dim.axis))
+        yield
+        if x.static or refined(before):
+            for number in numbers:
+                self.table(x, dim, self.origins_like(number))
+
+    def read_whole(self, x: Typed, dim: Dim, number: int, origins: Sequence[Origin]) -> None:
+        """Say that all positions are read up to a number: another may read a part of them."""
+        self.table(x, dim, origins)
+        for origin in origins if x.static else ():
+            if not origin.factors:
+                self.freeze(dim, READ_IN_PART)
+            elif abs(number) == dim.size:
+                self.name(dim.axis, origin)
+
+    def table(self, x: Typed, dim: Dim, origins: Iterable[Origin]) -> None:
+        """Say that a dimension is cut, and stays whole where one of these is an input's length."""
+        for origin in origins:
+            self.tables.cut(dim.axis, origin, x.static, self.because(READ_IN_PART))
+
+    def origins_like(self, number: int | Origin | None) -> list[Origin]:
+        """Return where a number of this operation may come from.
+
+        What is an origin already, and a literal, is no length: torch looks for a grid or a count.
+        """
+        if isinstance(number, Origin):
+            return [number] if number.factors else []
+        return self.calls.every(number) if self.calls and number is not None else []
 
     def name(self, axis: Axis, origin: Origin | None) -> None:
         """Say that the code passes ``origin`` as the length of an axis; None says nothing."""

@@ -78,10 +78,16 @@ CASES = {
         frozen={"first": LITERAL},
     ),
     "narrow-literal": features(
-        lambda m, x: x.narrow(1, 2, 4),
+        lambda m, x: x.narrow(1, 1, 5),
+        after=5,
+        exact={"first[1]": 2},
+        frozen={"first": LITERAL},
+    ),
+    "narrow-literal-that-may-be-an-input's-length": features(
+        lambda m, x: x.narrow(1, 2, len(x)),
         after=4,
-        exact={"first[2]": 2},
-        frozen={"first": LITERAL, "first[1]": LITERAL},
+        exact={},
+        frozen={"first[1]": LITERAL, "first[2]": "reads a part of it"},
     ),
     "select": features(
         lambda m, x: x * x[:, 2, None], exact={}, frozen={"first": "one position is read"}

@@ -12,6 +12,8 @@ from secateur.graph.typing import Dim, Typed, Typing
 from .shape import unsqueeze
 from .table import rule
 
+TO_THE_END = 2**62  # torch passes such a bound where the code gave none
+
 
 @rule("cat", "concat", "concatenate")
 def cat(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
@@ -34,15 +36,20 @@ def cat(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
 def stack(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
     dim %= len(tensors[0]) + 1
     joined = cat(t, [unsqueeze(t, x, dim) for x in tensors], dim)
-    return joined.but(dim, t.fresh(len(tensors), "the number of tensors that were stacked"))
+    number = t.fresh(len(tensors))
+    t.freeze(number, "the number of tensors that were stacked")  # which no input's length is
+    return joined.but(dim, number)
 
 
 @rule("split.Tensor")
 def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
     """Pieces of one size: from ``chunk`` they stay equal, from ``split`` as long as is named."""
     sizes = [shape[dim] for shape in t.out]
-    pieces = t.pieces(x[dim], sizes)
-    origin = None if "chunk" in t.called else t.origin_of(size)  # it is given their number
+    by_count = "chunk" in t.called  # it is given their number
+    count = t.argument_of("chunk", "chunks", 1, len(sizes))
+    with t.cut_at(x, x[dim], count if by_count else size):
+        pieces = t.pieces(x[dim], sizes)
+    origin = None if by_count else t.origin_of(size)
     for piece in pieces:
         if piece.size == size:
             t.name(piece.axis, origin)
@@ -54,7 +61,8 @@ def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
 
 @rule("chunk")
 def chunk(t: Typing, x: Typed, count: int, dim: int = 0) -> list[Typed]:
-    pieces = t.pieces(x[dim], [shape[dim] for shape in t.out])
+    with t.cut_at(x, x[dim], count):
+        pieces = t.pieces(x[dim], [shape[dim] for shape in t.out])
     for piece in pieces[1:]:
         t.equal(pieces[0], piece)
     return [x.but(dim, piece) for piece in pieces]
@@ -62,7 +70,8 @@ def chunk(t: Typing, x: Typed, count: int, dim: int = 0) -> list[Typed]:
 
 @rule("split_with_sizes")
 def split_with_sizes(t: Typing, x: Typed, sizes: Sequence[int], dim: int = 0) -> list[Typed]:
-    pieces = t.pieces(x[dim], sizes)
+    with t.cut_at(x, x[dim], *sizes):
+        pieces = t.pieces(x[dim], sizes)
     for piece, origin in zip(pieces, t.origins_of(sizes), strict=True):
         t.name(piece.axis, origin)
     return [x.but(dim, piece) for piece in pieces]
@@ -82,31 +91,41 @@ def slice_(
     low = min(n, max(0, (start or 0) + (n if (start or 0) < 0 else 0)))
     high = n if end is None else min(n, max(low, end + (n if end < 0 else 0)))
     if low == 0 and high == n and step == 1:
+        for bound in (start, end):
+            if bound and abs(bound) < TO_THE_END:
+                t.read_whole(x, old, bound, t.origins_like(bound))
         return x
-    if low == high == n > 1 and step == 1:  # what is left after the last position
-        _bounded(t, old, old, t.origin_of(start or 0))
-        return x.but(dim, t.fresh(0, "an empty piece"))
+    with t.cut_at(x, old, start or None, end, high - low, step if step > 1 else None):
+        return x.but(dim, _sliced(t, old, (start or 0, low), (end, high), (step, t.out[0][dim])))
+
+
+def _sliced(
+    t: Typing, old: Dim, start: tuple[int, int], end: tuple[int | None, int], step: tuple[int, int]
+) -> Dim:
+    """Return what is left between two bounds, each as it was given and as a position."""
+    low, high, n = start[1], end[1], old.size
+    if low == high == n > 1 and step[0] == 1:  # what is left after the last position
+        _bounded(t, old, old, t.origin_of(start[0]))
+        return t.fresh(0, "an empty piece")
     if high == low or n == 1:
         t.freeze(old, "an empty piece is read")
-        return x.but(dim, t.fresh(high - low, "an empty piece"))
-    if step > 1 and low < step and high == n and n % step == 0:
-        halves = t.split(old, step)  # one column of a grid
+        return t.fresh(high - low, "an empty piece")
+    if step[0] > 1 and low < step[0] and high == n and n % step[0] == 0:
+        halves = t.split(old, step[0])  # one column of a grid
         if halves:
             t.freeze(halves[1], "every n-th position is read")
-            return x.but(dim, t.alone(halves[0]))
+            return t.alone(halves[0])
     before, piece, after = t.pieces(old, [low, high - low, n - high])
     if low:
-        head = before if start is None or start > 0 else t.join(piece, after)
-        _bounded(t, old, head, t.origin_of(start or 0))
-    if end is not None and high < n:
-        head = after if end < 0 else t.join(before, piece)
-        origin, length = t.origin_of(end), t.origin_of(high - low)
+        head = before if start[0] > 0 else t.join(piece, after)
+        _bounded(t, old, head, t.origin_of(start[0]))
+    if end[0] is not None and high < n:
+        head = after if end[0] < 0 else t.join(before, piece)
+        origin, length = t.origin_of(end[0]), t.origin_of(high - low)
         if origin is None and length is not None:  # narrow passes the length
             head, origin = piece, length
         _bounded(t, old, head, origin)
-    if step == 1:
-        return x.but(dim, piece)
-    return x.but(dim, _every(t, piece, step, t.out[0][dim]))
+    return piece if step[0] == 1 else _every(t, piece, *step)
 
 
 def _bounded(t: Typing, whole: Dim, piece: Dim, origin: Origin | None) -> None:

@@ -35,7 +35,9 @@ def view(t: Typing, x: Typed, size: Sequence[int], *_: Any) -> Typed:
             if not any(origins):
                 start, named = _of_one_dimension(t, shape, len(made), len(made) + len(new))
                 origins[start : start + len(named)] = named
-            made += _reshape(t, old[:run], new)
+            given = origins[len(made) : len(made) + len(new)]
+            with t.cut_at(x, t.grid(*old[:run]), *given):
+                made += _reshape(t, old[:run], new)
             old, new = old[run:], []
     made += [t.fresh(1) for _ in new]
     for dim, origin in zip(made, origins, strict=True):

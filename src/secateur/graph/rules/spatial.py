@@ -71,6 +71,8 @@ def pad(t: Typing, x: Typed, amounts: Sequence[int], value: float = 0) -> Typed:
         dim = len(x) - 1 - i
         if before or after:
             pair = (origins[2 * i], origins[2 * i + 1])
+            if x.static:
+                t.table(x, x[dim], filter(None, pair))
             out = out.but(dim, _padded(t, x[dim], before, after, pair))
     if value == 0:
         return out
