@@ -267,6 +267,20 @@ def test_speedup_model_when_only_weights_are_masked_then_the_bias_is_completed_a
     assert gap(multiplied(dense, {"0.weight": channels(4, 7)}), model, image) < 1e-5
     note = "0: 2 removed positions emitted a constant; it is folded into 2"
     assert note in speedup.result.notes
+    assert not speedup.result.warnings
+
+
+def test_speedup_model_when_a_constant_cannot_be_folded_exactly_then_a_warning_is_logged(
+    image, caplog
+):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    with torch.no_grad():
+        model[0].bias.fill_(1.0)
+    speedup = ModelSpeedup(model, image, {"0": {"weight": channels(4, 7)}})
+    speedup.speedup_model()
+    (warning,) = speedup.result.warnings
+    assert warning in caplog.text
+    assert "those of the masks given" in warning
 
 
 def test_speedup_model_when_a_reader_masks_the_channel_then_it_goes_too(image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -243,6 +244,8 @@ def test_shrink_when_only_weights_are_masked_then_the_constant_of_the_norm_is_fo
     assert same(plain.output(result), plain.masked(result.masks, result.folded))
     assert not same(plain.output(result), plain.masked(result.masks))
     assert not result.masks["bn1.bias"][[1, 4]].any()
+    assert result.warnings == [], "the outputs are those of the masks given"
+    assert "folded" in str(result)
 
 
 def test_shrink_when_constants_are_to_be_masked_then_their_effect_is_reported(plain):
@@ -253,6 +256,19 @@ def test_shrink_when_constants_are_to_be_masked_then_their_effect_is_reported(pl
     assert not same(plain.output(result), plain.masked(masks)), "that is why it is reported"
     assert same(plain.output(result), plain.masked(result.masks))
     assert result.folded == {}
+    (warning,) = result.warnings
+    assert re.search(r"from those of the masks given is \d\.\de[-+]\d+ relative", warning)
+    assert "conv1 emitted a constant" in warning
+    assert "compares with the model in which" in warning
+    assert str(result).startswith("warning the difference of its outputs"), "it comes first"
+
+
+@pytest.mark.parametrize("constants", ["fold", "mask"])
+def test_shrink_when_constants_are_removed_unchecked_then_a_warning_says_so(plain, constants):
+    masks = plain.ones("conv1.weight")
+    masks["conv1.weight"][[1, 4]] = False
+    result = shrink(plain.model, masks, plain.example, constants=constants, verify=False)
+    assert "was not measured" in result.warnings[0]
 
 
 def test_shrink_when_the_reader_pads_with_zeros_then_the_mean_is_folded_and_said():
@@ -267,6 +283,7 @@ def test_shrink_when_the_reader_pads_with_zeros_then_the_mean_is_folded_and_said
     assert set(result.folded) == {"bn2.running_mean"}, "the reader has no bias, but a norm"
     assert any("zero padding stops a constant at the border" in note for note in result.notes)
     assert same(net.output(result), net.masked(result.masks, result.folded))
+    assert "those of the masks given is" in result.warnings[0]
     exact = net.masked(masks)
     folded = float((net.output(result) - exact).abs().max())
     dropped = shrink(net.model, masks, net.example, constants="mask")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from secateur.types import Example
 from .pruning.masks import broadcast, checked
 from .targets import full_name, is_activation
 
+log = logging.getLogger(__name__)
+
 Masks = Mapping[str, Mapping[str, Tensor | None]]
 
 
@@ -41,7 +44,7 @@ class ModelSpeedup:
         batch_dim, batch_size, customized_mask_updaters, customized_replacers, graph_module,
             garbage_collect_values, logger: accepted for NNI's signature, and not needed.
 
-    ``result`` holds what was done, after ``speedup_model``.
+    ``result`` holds what was done, after ``speedup_model``; its ``warnings`` are logged, too.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class ModelSpeedup:
         except BaseException:
             masking.put_on(self.model, on)
             raise
+        for warning in self.result.warnings:
+            log.warning(warning)  # nobody prints the result here
         others = [full_name(m, t) for m, ts in self.masks.items() for t in ts if is_activation(t)]
         if others:
             self.result.notes.append(

@@ -248,7 +248,7 @@ def report_of(
             inputs=verification.inputs,
             passed=verification.passed,
         ),
-        notes=tuple(result.notes),
+        notes=(*result.warnings, *result.notes),
         loads_with=result.loads_with,
         history=tuple(dict(step) for step in history),
         config=dict(config or {}),

@@ -16,11 +16,11 @@ from secateur.structure import Structure, analyze
 from secateur.types import Example
 
 from .apply import cut_and_verify
-from .completion import check_masks, complete, group_masks
+from .completion import Completion, check_masks, complete, group_masks
 from .cut import Surgery
 from .plan import Plan
 from .result import Result
-from .verify import difference, run
+from .verify import difference, run, tolerance_of
 
 
 def shrink(
@@ -119,10 +119,39 @@ def _shrink(
         surgery=surgery,
         as_it_is=not done.constants,
     )
-    if as_given:
-        gap = difference(as_given, run(result.model, example))
-        result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
+    if done.constants:
+        gap = difference(as_given, run(result.model, example)) if as_given else None
+        _say_what_differs(result, done, constants, gap, tolerance_of(as_given))
     return result
+
+
+def _say_what_differs(
+    result: Result,
+    done: Completion,
+    constants: Literal["fold", "mask"],
+    gap: float | None,
+    tolerance: float,
+) -> None:
+    """Tell what the check compared with, and how far that is from the masks that were given.
+
+    Args:
+        gap: relative to the outputs under the masks given; None where that was not measured.
+    """
+    how = "masked" if constants == "mask" else "folded where a bias can say it, masked elsewhere"
+    result.compared_with = f"the model in which constants of removed positions are {how}"
+    if gap is not None:
+        result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
+        if gap <= tolerance:
+            return
+    far = "was not measured" if gap is None else f"is {gap:.1e} relative"
+    names, more = list(done.constants)[:3], len(done.constants) - 3
+    groups = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    result.warnings.append(
+        f"the difference of its outputs from those of the masks given {far}: removed positions "
+        f"of {groups} emitted a constant (a bias that no mask covers), which is now {how}. The "
+        f"check compares with {result.compared_with}. Mask the biases too before you train, or "
+        "train what is left"
+    )
 
 
 def _read(

@@ -27,6 +27,7 @@ class Result(Shown):
     """A smaller model and everything that is known of how it came about.
 
     ``masks`` may be expanded views: ``contiguous()`` one before writing to it or to a file.
+    ``warnings`` say where the model is not what was asked for; they come first when it is printed.
 
     >>> import torch
     >>> from secateur import prune
@@ -49,6 +50,8 @@ class Result(Shown):
     folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
     config: dict[str, tuple[int, int]] | None = None  # integers that say the new shapes, if any do
     rebuilt: bool = False  # such a model was built, and computes the same
+    warnings: list[str] = field(default_factory=list)
+    compared_with: str = "the masked model"
 
     @cached_property
     def before(self) -> Cost:
@@ -80,6 +83,8 @@ class Result(Shown):
         total = sum(self.structure[n].size for n in self.plan.counts)
         share = f"{removed / total:.0%} of the units" if total else "nothing"
         title = f"{self.structure.model}: {share} of {len(self.plan.keep)} groups removed"
+        for warning in self.warnings:
+            yield f"[bold yellow]warning[/] {warning}"
         table = Table(title=title, title_justify="left")
         for column in ("", "before", "after", ""):
             table.add_column(column, justify="right" if column else "left")
@@ -95,7 +100,8 @@ class Result(Shown):
         if self.plan.drop:
             many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
             yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
-        yield f"checked: {self.verification}" if self.verification else "not checked (verify=False)"
+        checked = f"checked: {self.verification}, against {self.compared_with}"
+        yield checked if self.verification else "not checked (verify=False)"
         yield f"loads with: {self.loads_with}"
         for note in self.notes:
             yield f"[yellow]note[/] {note}"
