@@ -26,6 +26,7 @@ from .errors import ConfigError, UnknownNameError
 from .registry import Registry
 from .runtime.io import write_text
 from .scoring.criteria import criteria
+from .scoring.granularity import FORMS
 from .scoring.schedules import schedules
 from .settings import (
     GOALS,
@@ -97,7 +98,7 @@ class Target(BaseModel):
     min_sparsity: Share | None = Field(None, description="of every tensor or group, at least")
     max_sparsity: Share | None = Field(None, description="of every tensor or group, at most")
     granularity: Annotated[str | tuple[int, ...], BeforeValidator(_stored_granularity)] = Field(
-        "group", description="group, element, out_channel, in_channel, n:m, or tile sizes"
+        "group", description=f"what is removed as one: {', '.join(FORMS)}"
     )
     scope: Literal["local", "global"] = Field(
         "local", description="rank each tensor or group for itself, or all of them together"

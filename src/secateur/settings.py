@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationError
 
 from .errors import ConfigError, MissingExtraError, did_you_mean
-from .scoring.granularity import FORMS, NM, Granularity
+from .scoring.granularity import FORMS, Granularity
 
 GOALS = ("sparsity", "threshold", "min_sparsity", "max_sparsity")
 
@@ -140,7 +140,7 @@ def pattern_share(granularity: object) -> float | None:
         meant = granularity_from(granularity)
     except ConfigError:
         return None
-    return meant.sparsity if isinstance(meant, NM) else None
+    return None if meant is None else meant.sparsity
 
 
 def read_settings(path: str | os.PathLike[str]) -> Any:

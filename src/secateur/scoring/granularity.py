@@ -35,6 +35,11 @@ Shape = Sequence[int]
 class Granularity(Protocol):
     """A frozen value that knows how a tensor falls into units."""
 
+    @property
+    def sparsity(self) -> float | None:
+        """The share that it removes by itself, such as a half of 2:4; None where a goal says it."""
+        return None
+
     def units(self, shape: Shape) -> int:
         """Return how many units a tensor of this shape has; ConfigError where it cannot fit."""
         ...
