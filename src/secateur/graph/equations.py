@@ -68,7 +68,7 @@ def solve(
     [('attn.heads', 3), ('attn.width', 4)]
     """
     bindings, equations = _bound(names, axis_of, sizing)
-    _hold(equations, pairs, bindings, axis_of, sizing)
+    _hold(equations, pairs, bindings, axis_of, sizing, tables)
     return bindings
 
 
@@ -103,6 +103,7 @@ def _hold(
     bindings: Bindings,
     axis_of: Callable[[Size], Axis],
     sizing: Sizing,
+    tables: Tables | None = None,
 ) -> None:
     """Tie and freeze atoms until every equation and every pair holds, whatever is cut."""
     changed = True
