@@ -51,9 +51,9 @@ class Attention(nn.Module):
         if self.place == "relative":
             self.table = nn.Parameter(torch.empty(self.heads, 40))
         if self.place == "middle":
-            self.table = nn.Parameter(torch.empty(63, self.heads))
+            self.table = nn.Parameter(torch.empty(281, self.heads))
         if self.place == "mask":
-            self.register_buffer("causal", torch.ones(1, 1, 32, 32).tril().bool())
+            self.register_buffer("causal", torch.ones(1, 1, 140, 140).tril().bool())
         if self.place == "alibi":
             self.register_buffer("slopes", 2.0 ** -torch.arange(1, self.heads + 1))
         self.cache: Any = None

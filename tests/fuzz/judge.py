@@ -23,20 +23,21 @@ import re
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from secateur.errors import SecateurError
 
 from .compare import brief, compare, kept, masked, size, trials
 from .draw import Draw
+from .further import FURTHER
 from .program import Program
+from .surroundings import Surroundings
 from .ways import WAYS, Cut, Masks
 
 EXACT = 1e-8
@@ -84,15 +85,17 @@ class Hang(BaseException):
 
 def judge(program: Program) -> Outcome:
     """Build a program, prune it, and say what came of it."""
-    dense = program.model()
+    around = Surroundings(program)
+    dense = around.model(program)
+    example = around.inputs(program)
     with torch.no_grad():
-        copy.deepcopy(dense)(*program.inputs(0))  # a program that does not run is our own mistake
-    subject = copy.deepcopy(dense)
+        copy.deepcopy(dense)(*example)  # a program that does not run is our own mistake
+    subject = around.subject(dense, example)
     before = picture(subject)
     try:
-        with at_most(PATIENCE), warnings.catch_warnings():
+        with at_most(PATIENCE), warnings.catch_warnings(), around.context():
             warnings.simplefilter("ignore")
-            cut = WAYS[program.way](Draw(f"way {program.seed}"), subject, program.inputs(0))
+            cut = WAYS[program.way](Draw(f"way {program.seed}"), subject, example)
     except SecateurError as error:
         kind = "nothing" if type(error).__name__ == "NoMatchError" else "refused"
         return changed(subject, before) or Outcome(kind, f"{type(error).__name__}: {brief(error)}")
@@ -100,11 +103,11 @@ def judge(program: Program) -> Outcome:
         return Outcome("hang", f"more than {PATIENCE} s")
     except Exception as error:
         return Outcome("raw", where(error))
-    outcome = weigh(program, cut.dense or dense, cut)
+    outcome = weigh(program, around, cut.dense or dense, cut)
     return outcome if outcome.defect else changed(subject, before) or outcome
 
 
-def weigh(program: Program, dense: nn.Module, cut: Cut) -> Outcome:
+def weigh(program: Program, around: Surroundings, dense: nn.Module, cut: Cut) -> Outcome:
     """Compare what was cut with all that it claims to equal."""
     small, said = cut.result.model, str(cut.result)
     left = size(small) / size(dense)
@@ -112,7 +115,7 @@ def weigh(program: Program, dense: nn.Module, cut: Cut) -> Outcome:
     folded = bool(cut.result.folded)
     gaps = {
         name: compare(masked(dense, masks), small, given)
-        for name, masks in claims(dense, cut, said).items()
+        for name, masks in claims(dense, cut, said, around.exact).items()
     }
     worst = {n: gap for n, gap in gaps.items() if not gap.amount <= (FOLDED if folded else EXACT)}
     failed = next((gap for gap in worst.values() if gap.failed), None)
@@ -126,17 +129,20 @@ def weigh(program: Program, dense: nn.Module, cut: Cut) -> Outcome:
         name, gap = max(worst.items(), key=lambda item: item[1].amount)
         return Outcome("given" if name == "given" else "silent", str(gap), left)
     for kind, check in FURTHER.items():
-        if failure := check(program, dense, cut):
+        if failure := check(program, around, dense, cut):
             return Outcome(kind, failure, left)
     return Outcome("exact" if left < 1 else "nothing", "", left)
 
 
-def claims(dense: nn.Module, cut: Cut, said: str) -> dict[str, Masks]:
-    """Return the masks of each model that the smaller one claims to equal."""
+def claims(dense: nn.Module, cut: Cut, said: str, told_apart: bool) -> dict[str, Masks]:
+    """Return the masks of each model that the smaller one claims to equal.
+
+    ``told_apart`` says that the weights of a tensor differ, so that each is found by its value.
+    """
     found: dict[str, Masks] = {}
     if cut.given is not None and "emitted a constant" not in said:  # else more was masked, and said
         found["given"] = cut.given
-    else:
+    elif told_apart:
         found["kept"] = kept(dense, cut.result.model)
     if not cut.result.folded:
         found["said"] = {name: mask.cpu() for name, mask in cut.result.masks.items()}
@@ -175,24 +181,6 @@ def changed(subject: nn.Module, before: dict[str, Any]) -> Outcome | None:
         if not (torch.equal(old, new) if isinstance(old, Tensor) else old == new):
             return Outcome("dense", f"{name} changed")
     return None
-
-
-def cannot_train(program: Program, dense: nn.Module, cut: Cut) -> str:
-    """Return why one step of training fails on the smaller model and not on the dense one."""
-    if program.seed % 4:  # it takes time
-        return ""
-    for model in (dense, cut.result.model):
-        twin = copy.deepcopy(model).train()
-        try:
-            outputs = [t for t in tree_leaves(twin(*program.inputs(0))) if isinstance(t, Tensor)]
-            torch.stack([t.square().mean() for t in outputs]).sum().backward()
-        except Exception as error:
-            return "" if model is dense else f"{type(error).__name__}: {brief(error)}"
-    return ""
-
-
-FURTHER: dict[str, Callable[[Program, nn.Module, Cut], str]] = {"training": cannot_train}
-"""What else must hold of a smaller model that is exact."""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .draw import Does, Draw, maps, sames
 
-LONGEST = 24
+LONGEST = 140
 """Tables of places have as many rows; examples are shorter."""
 
 
