@@ -13,7 +13,8 @@ SecateurError
 ├── DivergenceError (RuntimeError)   processes that train together decided differently
 ├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
 │   └── VerificationError            it runs, but differs from the masked model
-└── MissingExtraError (ImportError)  an optional dependency is not installed
+├── MissingExtraError (ImportError)  an optional dependency is not installed
+└── NotHereError (ImportError)       NNI has something of that name, and secateur has not
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ class MissingExtraError(SecateurError, ImportError):
 
     def __init__(self, what: str, package: str, extra: str):
         super().__init__(f'{what} needs {package}: pip install "secateur[{extra}]"')
+
+
+class NotHereError(SecateurError, ImportError):
+    """NNI has something of that name, and secateur has not; the message says what to do."""
 
 
 def did_you_mean(word: object, known: Iterable[str], *, limit: int = 1) -> str:

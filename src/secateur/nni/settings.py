@@ -169,6 +169,24 @@ def parse(config_list: object) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+def modern(config_list: object) -> Any:
+    """Return a config_list in NNI 3.0's spelling, with a warning for each older key; not checked.
+
+    >>> modern([{"op_types": ["Linear"], "sparse_ratio": 0.5}])
+    [{'op_types': ['Linear'], 'sparse_ratio': 0.5}]
+    """
+    if not isinstance(config_list, (list, tuple)):
+        return config_list
+    made, problems = [], []
+    for number, raw in enumerate(config_list, 1):
+        entry, wrong = _modern(number, dict(raw)) if isinstance(raw, Mapping) else (raw, [])
+        made.append(entry)
+        problems += wrong
+    if problems:
+        raise ConfigError(*problems)
+    return made
+
+
 def load(path: str | os.PathLike[str]) -> list[Any]:
     """Return the config_list in a YAML or JSON file, not yet checked; ``parse`` does that."""
     config_list = read_settings(path)

@@ -15,13 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.errors import MaskError
+from secateur.errors import ConfigError, MaskError
 from secateur.masks import masking
 from secateur.shrinking import Result, shrink
 from secateur.types import Example
 
+from .common.concrete_trace_utils import traced_with
+from .dependencies import auto_set_dependency_group_ids
 from .pruning.masks import broadcast, checked
 from .targets import full_name, is_activation
+from .utils.external.external_replacer import TransformersAttentionReplacer
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,12 @@ class ModelSpeedup:
         verify: bool = True,
         constants: Literal["fold", "mask"] = "fold",
     ):
-        if customized_mask_updaters or customized_replacers:
+        replacers = [
+            r
+            for r in customized_replacers or ()
+            if not isinstance(r, TransformersAttentionReplacer)
+        ]
+        if customized_mask_updaters or replacers:
             warnings.warn(
                 "customized_mask_updaters and customized_replacers are ignored: structure is "
                 "inferred from the operations; for an operation of your own, register a rule",
@@ -115,6 +123,40 @@ class ModelSpeedup:
     def run(self) -> nn.Module:
         """Cut the model in place and return it; the same as ``speedup_model``."""
         return self.speedup_model()
+
+
+def auto_set_denpendency_group_ids(
+    graph_module: nn.Module,
+    config_list: list[dict[str, Any]],
+    prune_type: str = "Filter",
+    prune_axis: int = 0,
+    *,
+    dummy_input: Example = None,
+) -> list[dict[str, Any]]:
+    """Return a config_list of one entry per module, in which tied modules share a group id.
+
+    This is NNI's second function of that name; ``secateur.nni.utils`` has the first.
+
+    Args:
+        graph_module: what ``concrete_trace`` returned, or any module with a ``dummy_input``.
+        config_list: as for a pruner.
+        prune_type, prune_axis: "Filter" and 0, which are NNI's defaults.
+        dummy_input: example inputs (not in NNI).
+
+    Raises:
+        ConfigError: there are no example inputs, or the config_list does not fit the model.
+    """
+    if (prune_type, prune_axis) != ("Filter", 0):
+        raise ConfigError(
+            f"prune_type={prune_type!r}, prune_axis={prune_axis!r}: only 'Filter' and 0, output "
+            "channels, are known here"
+        )
+    example = traced_with(graph_module) if dummy_input is None else dummy_input
+    if example is None:
+        raise ConfigError(
+            "there are no example inputs: give dummy_input=…, or what concrete_trace returned"
+        )
+    return auto_set_dependency_group_ids(graph_module, config_list, example)
 
 
 def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:

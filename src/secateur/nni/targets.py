@@ -143,7 +143,7 @@ def target_settings(
     made: list[TargetSetting] = []
     problems: list[str] = []
     for target in targets:
-        if not _has(module, target):
+        if not has_target(module, target):
             if not lenient:
                 near = did_you_mean(target, _tensors(module))
                 problems.append(f"{name!r} ({kind}) has no target {target!r}.{near}")
@@ -174,6 +174,32 @@ def _written(entry: Entry, known: Setting, target: str, targets: Collection[str]
     if any(written.get(goal) is not None for goal in GOALS):
         default = {key: default[key] for key in default if key not in GOALS}
     return {**default, **written}
+
+
+def settings_by_target(
+    entry: Entry, module: nn.Module | type[nn.Module] | str
+) -> dict[str, dict[str, Any]]:
+    """Return what an entry sets for each target of a module class, as a config_list spells it.
+
+    Raises:
+        ConfigError: the class has no known targets.
+    """
+    if isinstance(module, str):
+        known, kind = _known.get(module, {}), module
+    elif isinstance(module, nn.Module):
+        known, kind = _known_targets(module), class_name(module)
+    else:
+        known, kind = _of_class(module), module.__name__
+    targets = entry.target_names or tuple(dict.fromkeys([*known, *entry.target_settings]))
+    if not targets:
+        raise ConfigError(f"{kind} is a class without known targets; register them first.")
+    found = {}
+    for target in targets:
+        written = _written(entry, known.get(target, Setting()), target, targets)
+        align = written.get("align")
+        plain = {"align": align.model_dump()} if align is not None else {}
+        found[target] = {k: v for k, v in {**written, **plain}.items() if v is not None}
+    return found
 
 
 def _record(
@@ -232,9 +258,13 @@ def _granularity(
 
 def _known_targets(module: nn.Module) -> dict[str, Setting]:
     """Return the default targets of a module's class, or of the nearest class that it extends."""
-    names = (kind.__name__ for kind in type(module).__mro__)
-    known = next((_known[name] for name in names if name in _known), {})
+    known = _of_class(type(module))
     return {name: each for name, each in known.items() if _aligns(module, name, each.align)}
+
+
+def _of_class(module_class: type[nn.Module]) -> dict[str, Setting]:
+    names = (kind.__name__ for kind in module_class.__mro__)
+    return next((_known[name] for name in names if name in _known), {})
 
 
 def _aligns(module: nn.Module, target: str, align: AlignSetting | None) -> bool:
@@ -253,7 +283,8 @@ def is_activation(target: str) -> bool:
     return target.startswith(("_input_", "_output_"))
 
 
-def _has(module: nn.Module, target: str) -> bool:
+def has_target(module: nn.Module, target: str) -> bool:
+    """Tell whether a module has a target, be it an input, an output, a tensor or None."""
     value = getattr(module, target, False)
     return is_activation(target) or value is None or isinstance(value, Tensor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 import secateur.nni.utils
 from secateur.errors import ConfigError, TraceError
+from secateur.nni import speedup
+from secateur.nni.common.concrete_trace_utils import concrete_trace
+from secateur.nni.config_list import parse, resolve
 from secateur.nni.pruning import L1NormPruner
 from secateur.nni.speedup import ModelSpeedup
 from secateur.nni.utils import auto_set_dependency_group_ids
@@ -21,8 +25,9 @@ CONVS = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 
 
 def settings_of(config_list: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what the added entries say of each module."""
-    return {e["op_names"][0]: e for e in config_list if len(e.get("op_names", [])) == 1}
+    """Return what the entries say of each module: one says it for each."""
+    assert all(len(entry["op_names"]) == 1 for entry in config_list)
+    return {entry["op_names"][0]: entry for entry in config_list}
 
 
 def families(config_list: list[dict[str, Any]]) -> list[list[str]]:
@@ -58,8 +63,8 @@ def test_auto_set_when_convolutions_are_depthwise_then_they_go_with_what_they_re
     assert ["features.2.conv.0.0", "features.2.conv.1.0"] in grouped
     assert depthwise == {name for family in grouped for name in family} & depthwise
     assert ["features.2.conv.2", "features.3.conv.2"] in found  # the first residual
-    metric = [e for e in auto_set_dependency_group_ids(model, CONVS, example)[1:]]
-    assert not any("internal_metric_block" in entry for entry in metric)
+    entries = auto_set_dependency_group_ids(model, CONVS, example)
+    assert not any("internal_metric_block" in entry for entry in entries)
 
 
 def test_auto_set_when_convolutions_are_grouped_then_their_metric_is_in_blocks():
@@ -107,16 +112,79 @@ def test_auto_set_when_outputs_are_joined_then_only_those_that_share_channels_ar
 # the list that comes back
 
 
-def test_auto_set_then_the_given_list_is_unchanged_and_comes_first():
+def test_auto_set_then_there_is_one_entry_for_each_module_and_the_given_list_is_unchanged():
     model, example = zoo.build("resnet18")
     config = [{**CONVS[0], "exclude_op_names": ["layer1.0.conv2"], "max_sparse_ratio": 0.6}]
     given = copy.deepcopy(config)
     found = auto_set_dependency_group_ids(model, config, example)
     assert config == given
-    assert found[:1] == given
-    assert "layer1.0.conv2" not in settings_of(found)
-    assert all(entry["max_sparse_ratio"] == 0.6 for entry in found[1:])
-    assert all(not key.startswith("exclude") for entry in found[1:] for key in entry)
+    convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    assert [e["op_names"] for e in found] == [[n] for n in convs if n != "layer1.0.conv2"]
+    assert all((e["sparse_ratio"], e["max_sparse_ratio"]) == (0.5, 0.6) for e in found)
+    assert not any(key.startswith(("exclude", "op_types")) for entry in found for key in entry)
+
+
+def plain(targets: Any) -> dict[str, Any]:
+    """Return the settings of each target, but for what ties it and where it was written."""
+    free = {"entry": 0, "dependency_group_id": None, "internal_metric_block": None}
+    return {t.name: replace(t, **free) for t in targets}
+
+
+LISTS: dict[str, list[dict[str, Any]]] = {
+    "a later entry for one of them": [
+        *CONVS,
+        {"op_names": ["layer1.0.conv1"], "sparse_ratio": 0.25},
+    ],
+    "a later entry for one target": [
+        *CONVS,
+        {"op_names": ["fc"], "sparse_ratio": 0.25},
+        {"op_names": ["fc"], "target_names": ["bias"], "sparse_ratio": 0.75},
+    ],
+    "an exclusion": [*CONVS, {"op_names_re": [r"layer[34]\..*"], "exclude": True}],
+    "an exclusion and a return": [
+        *CONVS,
+        {"op_names": ["conv1", "layer1.0.conv1"], "exclude": True},
+        {"op_names": ["layer1.0.conv1"], "sparse_ratio": 0.1},
+    ],
+    "a regular expression with targets that some lack": [
+        {
+            "op_names_re": [r"(fc|conv1|bn1|relu)$"],
+            "target_names": ["weight", "bias", "running_mean"],
+            "sparse_ratio": 0.5,
+            "target_settings": {"running_mean": {"sparse_ratio": 0.3}},
+        }
+    ],
+    "a group over all": [{**CONVS[0], "global_group_id": 1, "max_sparse_ratio": 0.9}],
+    "an aligned norm": [
+        {"op_names": ["conv1"], "sparse_ratio": 0.5},
+        {
+            "op_names": ["bn1"],
+            "target_settings": {
+                "weight": {"align": {"module_name": "conv1", "target_name": "weight", "dims": [0]}}
+            },
+        },
+    ],
+    "outputs beside weights": [
+        {"op_names": ["conv1", "fc"], "target_names": ["weight", "_output_"], "sparse_ratio": 0.5}
+    ],
+}
+
+
+@pytest.mark.parametrize("config", LISTS.values(), ids=LISTS)
+def test_auto_set_then_the_new_list_selects_and_sets_the_same(config):
+    model, example = zoo.build("resnet18")
+    found = auto_set_dependency_group_ids(model, config, example)
+    assert plain(resolve(parse(found), model)) == plain(resolve(parse(config), model))
+    assert all(len(entry["op_names"]) == 1 for entry in found)
+
+
+def test_auto_set_when_a_total_is_shared_then_the_modules_still_share_it():
+    model, example = zoo.build("resnet18")
+    config = [{"op_types": ["Conv2d"], "total_sparsity": 0.5}]
+    with pytest.warns(DeprecationWarning, match="NNI 2.x's spelling"):
+        found = auto_set_dependency_group_ids(model, config, example)
+    targets = resolve(parse(found), model)
+    assert {t.global_group_id for t in targets} == {"total_sparsity of entry 1"}
 
 
 def test_auto_set_when_applied_twice_then_the_groups_are_the_same():
@@ -133,8 +201,8 @@ def test_auto_set_when_an_entry_uses_nni_2_names_then_each_new_entry_selects_one
     config = [{"op_partial_names": ["a", "b"], "sparsity": 0.5}]
     with pytest.warns(DeprecationWarning, match="NNI 2.x's spelling"):
         found = auto_set_dependency_group_ids(model, config, example)
-    assert found[1:] == [
-        {"op_names": [name], "sparsity": 0.5, "dependency_group_id": "a"} for name in "ab"
+    assert found == [
+        {"op_names": [name], "sparse_ratio": 0.5, "dependency_group_id": "a"} for name in "ab"
     ]
 
 
@@ -142,7 +210,9 @@ def test_auto_set_when_single_weights_are_pruned_then_nothing_is_tied():
     model, example = Join(torch.add), torch.zeros(2, 4)
     model(example)
     config = [{"op_names": ["a", "b"], "sparse_ratio": 0.5, "granularity": "element"}]
-    assert auto_set_dependency_group_ids(model, config, example) == config
+    assert auto_set_dependency_group_ids(model, config, example) == [
+        {**config[0], "op_names": [name]} for name in "ab"
+    ]
 
 
 def test_auto_set_when_the_config_list_is_wrong_then_says_so():
@@ -160,6 +230,40 @@ def test_auto_set_when_the_forward_fails_then_says_so():
 
 def test_nnis_misspelt_name_is_the_same_function():
     assert secateur.nni.utils.auto_set_denpendency_group_ids is auto_set_dependency_group_ids
+
+
+# NNI's second function of that name
+
+
+def test_auto_set_when_tied_modules_have_different_goals_then_the_pruner_says_so():
+    model, example = Join(torch.add), torch.zeros(2, 4)
+    model(example)
+    config = [{"op_names": [name], "sparse_ratio": r} for name, r in (("a", 0.5), ("b", 0.25))]
+    found = auto_set_dependency_group_ids(model, config, example)
+    with pytest.raises(ConfigError, match="'a': its members must have one sparse_ratio"):
+        L1NormPruner(model, found)
+
+
+def test_second_auto_set_when_given_a_traced_model_then_it_is_the_same():
+    model, example = zoo.build("resnet18")
+    first = auto_set_dependency_group_ids(model, CONVS, example)
+    traced = concrete_trace(model, (example,), use_operator_patch=True, leaf_module=(nn.ReLU,))
+    assert speedup.auto_set_denpendency_group_ids(traced, CONVS) == first
+    assert traced is model
+
+
+def test_second_auto_set_when_given_a_dummy_input_then_no_trace_is_needed():
+    model, example = zoo.build("resnet18")
+    first = auto_set_dependency_group_ids(model, CONVS, example)
+    assert speedup.auto_set_denpendency_group_ids(model, CONVS, dummy_input=example) == first
+
+
+def test_second_auto_set_when_there_are_no_inputs_then_says_what_to_give():
+    model, _ = zoo.build("resnet18")
+    with pytest.raises(ConfigError, match="give dummy_input="):
+        speedup.auto_set_denpendency_group_ids(model, CONVS)
+    with pytest.raises(ConfigError, match="prune_axis=1"):
+        speedup.auto_set_denpendency_group_ids(model, CONVS, "Filter", 1)
 
 
 # what pruning with them removes

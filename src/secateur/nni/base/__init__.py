@@ -1,0 +1,1 @@
+"""NNI's paths of its base classes and settings."""

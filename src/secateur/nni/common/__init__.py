@@ -1,0 +1,1 @@
+"""NNI's paths outside of its compression that scripts which prune import."""

@@ -1,0 +1,1 @@
+"""NNI's path of its replacers for models of Hugging Face."""
