@@ -75,7 +75,14 @@ class FileError(SecateurError, ValueError):
 
 
 class ShrinkError(SecateurError, RuntimeError):
-    """The smaller model could not be made; the model is as it was before."""
+    """The smaller model could not be made; the model is as it was before.
+
+    ``trial`` names the inputs on which that shows, where it shows on some.
+    """
+
+    def __init__(self, message: str, trial: str = ""):
+        self.trial = trial
+        super().__init__(message)
 
 
 class VerificationError(ShrinkError):

@@ -27,7 +27,7 @@ from .selection.decision import Decision, decide
 from .selection.running import RunningScores
 from .selection.targets import Selectable, check_finite
 from .selection.targets import selectables as _selectables
-from .shrinking import Plan, Result, cut_and_verify, group_masks
+from .shrinking import Plan, Result, cut_and_verify
 from .shrinking import shrink as shrink_masks
 from .structure import Structure, analyze
 from .training import named
@@ -346,7 +346,7 @@ class Pruner:
         on = masking.masks_on(model)
         masking.take_off(model, bake=False)
         try:
-            result = self._cut(model, verify)
+            result = self._cut(model, on, verify)
         except BaseException:
             masking.put_on(model, on, differentiable=self.method.learns_masks)
             raise
@@ -354,7 +354,7 @@ class Pruner:
             self._unwatch()
         return result
 
-    def _cut(self, model: nn.Module, verify: bool) -> Result:
+    def _cut(self, model: nn.Module, on: Masks, verify: bool) -> Result:
         assert self.structure is not None
         if any(s.group is None for s in self.selectables):
             result = shrink_masks(
@@ -368,12 +368,11 @@ class Pruner:
             result.notes[:0] = self.notes
             return result
         plan = Plan.from_keeps(self.structure, self.keeps)
-        masks = group_masks(self.structure, self.keeps)
         return cut_and_verify(
             model,
             self.structure,
             plan,
-            masks,
+            on,  # what it was trained with stays masked, also where it cannot be cut
             self.example,
             notes=list(self.notes),
             verify=verify,

@@ -385,7 +385,7 @@ def test_speedup_model_when_the_cut_fails_then_the_model_is_untouched(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error("no")
 
-    monkeypatch.setattr(sys.modules["secateur.shrinking.apply"], "difference", fail)
+    monkeypatch.setattr(sys.modules["secateur.shrinking.verify"], "difference", fail)
     before, identities = copy.deepcopy(either), [id(p) for p in either.parameters()]
     masks = {"left": {"weight": channels(0)}, "right": {"weight": channels(0)}}
     with pytest.raises(error):

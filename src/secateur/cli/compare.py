@@ -9,7 +9,7 @@ from rich.table import Table
 
 from secateur.graph.cost import Cost, human
 from secateur.runtime.measure import Latency, figure, latency, state_bytes
-from secateur.shrinking.verify import difference, run
+from secateur.shrinking.verify import Check
 from secateur.structure import analyze
 
 from .models import Loaded, load
@@ -55,13 +55,13 @@ def compare(
     times = latency(
         {"dense": one.model, "pruned": other.model}, one.example, runs=runs, threads=threads
     )
-    before = Measured(
-        dense, analyze(one.model, one.example).cost(), size_of(dense, one), times["dense"]
-    )
+    structure = analyze(one.model, one.example)
+    before = Measured(dense, structure.cost(), size_of(dense, one), times["dense"])
     after = Measured(
         pruned, analyze(other.model, one.example).cost(), size_of(pruned, other), times["pruned"]
     )
-    gap = difference(run(one.model, one.example), run(other.model, one.example))
+    check = Check(structure, one.example)
+    gap = check.compare(other.model, check.expect(one.model), exact=False).difference
     facts = {"dense": asdict(before), "pruned": asdict(after), "output_difference": gap}
     show(_table(before, after, gap), facts, as_json=as_json)
 
@@ -73,7 +73,9 @@ def size_of(name: str, loaded: Loaded) -> int:
 
 
 def _table(before: Measured, after: Measured, gap: float) -> Table:
-    table = Table(caption=f"outputs differ by {gap:.1e} of the largest, on the same inputs")
+    table = Table(
+        caption=f"outputs differ by {gap:.1e} of the largest of each column, on the same inputs"
+    )
     table.add_column("")
     for each in (before, after):
         table.add_column(each.model, justify="right", overflow="fold")

@@ -17,7 +17,7 @@ from secateur.errors import ConfigError, MissingExtraError, ShrinkError
 from secateur.graph.outputs import tensors_of
 from secateur.runtime.forward import evaluating
 from secateur.runtime.io import whole
-from secateur.shrinking.verify import difference
+from secateur.shrinking.difference import difference
 from secateur.types import Example, call_arguments
 
 from .models import load
@@ -95,7 +95,7 @@ def _torch_export(model: nn.Module, example: Example, shapes: Any, folder: Path)
         args, kwargs = call_arguments(_doubled(example) if shapes else example)
         expected = [*tensors_of(model(*args, **kwargs))]
         found = [*tensors_of(torch.export.load(path).module()(*args, **kwargs))]
-    return _checked(path, difference([expected], [found]), "torch.export")
+    return _checked(path, difference([expected], [found], floor=1), "torch.export")
 
 
 def _onnx(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _onnx(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict
     names = [each.name for each in session.get_inputs()]
     feed: Mapping[str, Any] = {name: value.numpy() for name, value in zip(names, flat, strict=True)}
     found = [torch.from_numpy(value) for value in session.run(None, feed)]
-    return _checked(path, difference([expected], [found]), "onnxruntime")
+    return _checked(path, difference([expected], [found], floor=1), "onnxruntime")
 
 
 def _needed(package: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.errors import PlanError, ShrinkError, VerificationError
+from secateur.errors import PlanError
 from secateur.repair.fold import Folding
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
@@ -17,9 +17,10 @@ from .cut import Surgery
 from .expressed import expressed, rebuilt
 from .files import load_plans
 from .history import History
+from .operation import Operation
 from .plan import Plan
 from .result import Result
-from .verify import Verification, difference, run, tolerance_of
+from .verify import Check
 
 
 def apply_plan(
@@ -62,7 +63,7 @@ def apply_plan(
             model,
             structure,
             step,
-            step.masks(structure),
+            {},
             example_inputs,
             notes=[],
             verify=verify,
@@ -120,66 +121,51 @@ def cut_and_verify(
     """Multiply in the masks, apply the plan, and compare; on failure the model is as before.
 
     Args:
-        masks: of whatever the plan removes, which only the comparison needs.
+        plan: what to cut.  What of it fails the check, or does not run, stays whole, and the
+            result's plan and notes say so.
+        masks: of what is masked whatever is cut; what the plan removes is masked besides.
         folding: constants that go into biases; the model is masked by the masks it came with.
         surgery: what was done to the model before, and is undone on failure too.
-        as_it_is: compare with the model as it comes, and do not multiply the masks in: it was
-            masked by those that somebody gave, from which the others are only inferred.
+        as_it_is: compare with the model under ``masks`` alone: those that somebody gave, from
+            which what the plan removes is only inferred.
     """
     surgery = surgery or Surgery(model)
-    inexact = [f"{n}: {structure[n].inexact}" for n in plan.keep if not structure[n].exact]
-    inexact += [
-        f"{name}: what it adds cannot be masked by parameters"
-        for name in plan.drop
-        if not structure.block(name).exact
-    ]
-    checked: Verification | None = None
-    folded: dict[str, Tensor] = {}
+    verify = verify and not any(p.is_meta for p in model.parameters())
     config, same = None, False
     try:
-        if folding:
-            folded, told = folding.amounts(model, structure, example_inputs)
-            notes = [*notes, *told]
-        verify = verify and not any(p.is_meta for p in model.parameters())
-        if verify and not as_it_is:
-            surgery.mask(masks)
-        surgery.add(folded)
-        expected = run(model, example_inputs) if verify else []
-        attributes = surgery.cut(structure, plan)
-        if verify:
-            try:
-                found = run(model, example_inputs)
-            except Exception as error:  # the user's forward may raise anything
-                raise ShrinkError(
-                    f"the smaller {structure.model} does not run: {type(error).__name__}: {error}"
-                ) from error
-            gap = difference(expected, found)
-            checked = Verification(gap, tolerance_of(expected), not inexact, len(found))
-            if not checked.passed:
-                raise VerificationError(
-                    f"the smaller {structure.model} differs from the masked one by {gap:.1e} "
-                    f"relative (allowed {checked.tolerance:.0e}) though every removal is exact"
-                )
-        config, same = _configured(model, structure, surgery, example_inputs if verify else None)
+        check = Check(structure, example_inputs) if verify else None
+        operation = Operation(surgery, structure, masks, example_inputs, folding, check, as_it_is)
+        done = operation.perform(plan)
+        config, same = _configured(model, structure, surgery, check)
     except BaseException:
         surgery.undo()
         raise
     return Result(
         model,
-        plan,
-        masks,
+        done.plan,
+        done.masks,
         structure,
-        checked,
-        notes=[*notes, *(f"inexact: {reason}" for reason in inexact)],
-        attributes=attributes,
-        folded=folded,
+        done.verification,
+        notes=[*notes, *done.notes, *_inexact(structure, done.plan)],
+        attributes=done.attributes,
+        folded=done.folded,
         config=config,
         rebuilt=same,
     )
 
 
+def _inexact(structure: Structure, plan: Plan) -> Iterator[str]:
+    """Yield what a plan removes that changes what is computed."""
+    for name in plan.keep:
+        if not structure[name].exact:
+            yield f"inexact: {name}: {structure[name].inexact}"
+    for name in plan.drop:
+        if not structure.block(name).exact:
+            yield f"inexact: {name}: what it adds cannot be masked by parameters"
+
+
 def _configured(
-    model: nn.Module, structure: Structure, surgery: Surgery, example: Example | None
+    model: nn.Module, structure: Structure, surgery: Surgery, check: Check | None
 ) -> tuple[dict[str, tuple[int, int]] | None, bool]:
     """Let the model's config say the new sizes, where it can.
 
@@ -189,16 +175,15 @@ def _configured(
     """
     dense = History.of(model).shapes
     changes = expressed(model, dense, surgery.shapes, structure.inferred.attributes)
-    if changes is None or example is None:
+    if changes is None or check is None:
         return changes, False
-    expected = run(model, example)
+    expected = check.expect(model, check.trials[1:2])
     new = rebuilt(model, changes)
-    allowed = tolerance_of(expected)
-    if new is not None and difference(expected, run(new, example)) > allowed:
+    if new is not None and not check.same(new, expected):
         return None, False  # the shapes are the same, but something else is not: a scale
     start = surgery.mark()
     surgery.configure(changes)
-    if difference(expected, run(model, example)) > allowed:  # its forward reads the config
+    if not check.same(model, expected):  # its forward reads the config
         surgery.undo(start)
         return None, False
     return changes, new is not None

@@ -20,7 +20,7 @@ from .completion import Completion, check_masks, complete, group_masks
 from .cut import Surgery
 from .plan import Plan
 from .result import Result
-from .verify import difference, run, tolerance_of
+from .verify import Check
 
 
 def shrink(
@@ -90,14 +90,10 @@ def _shrink(
     done = complete(structure, masks)
     notes = list(done.notes)
     plan = Plan.from_keeps(structure, done.keeps)
-    names = structure.inferred.recording.names  # tied names are one parameter
     completed = group_masks(structure, done.keeps)
-    full = dict(completed)
-    for name, mask in masks.items():
-        other = full.get(names[name])
-        full[names[name]] = mask.cpu().clone() if other is None else other & mask.cpu()
     absent = any(p.is_meta for p in model.parameters())
-    as_given = run(model, example) if verify and done.constants and not absent else []
+    check = Check(structure, example) if verify and done.constants and not absent else None
+    as_given = check.expect(model, check.trials[1:2]) if check else None
     folding = None
     if done.constants and constants == "fold" and not absent:
         folding = Folding(done.constants, completed, inputs)
@@ -111,7 +107,7 @@ def _shrink(
         model,
         structure,
         plan,
-        full,
+        dict(masks),
         example,
         notes=notes,
         verify=verify,
@@ -119,9 +115,12 @@ def _shrink(
         surgery=surgery,
         as_it_is=not done.constants,
     )
-    if done.constants:
-        gap = difference(as_given, run(result.model, example)) if as_given else None
-        _say_what_differs(result, done, constants, gap, tolerance_of(as_given))
+    if any(name in result.plan.keep for name in done.constants):
+        compared = (
+            check.compare(result.model, as_given, exact=False) if check and as_given else None
+        )
+        gap = compared.difference if compared else None
+        _say_what_differs(result, done, constants, gap, _stored_to(model))
     return result
 
 
@@ -169,6 +168,12 @@ def _read(
         readings = [structure, Structure(structure.model, ragged)]
         structure = min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
     return structure, inputs if runs_for_real(model) else None
+
+
+def _stored_to(model: nn.Module) -> float:
+    """Return the relative difference that a bias cannot say: its type has so many places."""
+    eps = [torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()]
+    return max([1e-5, *(4 * e for e in eps)])
 
 
 def _fits(mask: Tensor, shape: torch.Size | None) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ from secateur.types import Masks
 from .files import save_pruned
 from .plan import Plan
 from .verify import Verification
+
+MOST_NAMED = 4
 
 
 @dataclass
@@ -100,8 +104,7 @@ class Result(Shown):
         if self.plan.drop:
             many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
             yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
-        checked = f"checked: {self.verification}, against {self.compared_with}"
-        yield checked if self.verification else "not checked (verify=False)"
+        yield from _checked(self.verification, self.compared_with)
         yield f"loads with: {self.loads_with}"
         for note in self.notes:
             yield f"[yellow]note[/] {note}"
@@ -109,3 +112,16 @@ class Result(Shown):
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""
         return save_pruned(self.model, directory)
+
+
+def _checked(found: Verification | None, against: str) -> Iterator[str]:
+    """Yield how far the smaller model was seen to be the masked one, and what it was run on."""
+    if found is None:
+        yield "not checked (verify=False)"
+        return
+    yield f"checked: {found}, against {against}"
+    yield f"compared on: {escape('; '.join(found.tried))}"
+    if found.refused:
+        more = f" and {len(found.refused) - MOST_NAMED} more" * (len(found.refused) > MOST_NAMED)
+        listed = escape("; ".join(found.refused[:MOST_NAMED]))
+        yield f"the model refuses, so not compared on: {listed}{more}"

@@ -1,28 +1,86 @@
-"""Is the smaller model the masked model?  Both run on the same inputs, and the outputs compare."""
+"""Is the smaller model the masked model?  Both run on the same inputs, and the outputs compare.
+
+They are computed in float64 on the CPU where that is not too much, whatever the model's own types,
+and each number is compared with the size of its own row and column of the output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from secateur.errors import ShrinkError
 from secateur.graph.outputs import results_of
 from secateur.runtime.forward import evaluating, full_precision, random_kept
+from secateur.runtime.precise import Precisely, held_precisely, precisely
+from secateur.structure import Structure
 from secateur.types import Example, call_arguments
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+from .difference import difference, resolution
+from .locate import Calls, module_outputs
+from .trials import Trial, Way, trials
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+MOST_BYTES = 2**31  # of parameters, and of activations, in float64
+MOST_MACS = 4e10  # of a forward in float64
+NOISES = 2  # runs whose roundings are others
+COARSEST = 5e-2  # at most, where a model computes in a coarse type and in no other
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a check computes in: ``dtype`` at least, on a device or where each tensor is.
+
+    Without a ``dtype`` it is what the model itself computes in.  ``why`` it is not float64.
+    """
+
+    dtype: torch.dtype | None
+    device: torch.device | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, because {self.why}" if self.why else self.name
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.") if self.dtype else "the model's own types"
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.dtype or torch.float32]
+
+    def mode(self, noise: torch.Generator | None = None) -> Precisely | None:
+        """Return what makes operations compute so, if anything must."""
+        nothing = self.dtype is None and noise is None
+        return None if nothing else Precisely(self.dtype, self.device, noise)
+
+
+def precisions(structure: Structure) -> list[Precision]:
+    """Return what a check of this model may compute in, the finest first."""
+    cost = structure.cost()
+    large = max(8 * cost.params, 2 * cost.peak_bytes) > MOST_BYTES or cost.macs > MOST_MACS
+    coarser = [Precision(torch.float32), Precision(None)]
+    if large:
+        return [replace(each, why="it is large") for each in coarser]
+    return [Precision(torch.float64, torch.device("cpu")), *coarser]
 
 
 @dataclass(frozen=True)
 class Verification:
     """How far the smaller model's outputs are from the masked model's.
 
-    ``difference`` is ``max |a - b| / max |a|`` over all outputs and inputs tried; ``exact`` says
-    that no group is inexact, so that it must be below ``tolerance``.
+    ``difference`` is the largest |a − b| ÷ (largest |a| of the same column), over all outputs,
+    inputs and dimensions but the first; ``exact`` says that no group is inexact, so that it must be
+    at most ``tolerance``.  ``tried`` names the inputs; ``refused`` those that the masked model did
+    not take, with its error; ``precision`` what both computed in, and why it was not float64.
 
     >>> from secateur import prune
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -35,6 +93,10 @@ class Verification:
     tolerance: float
     exact: bool
     inputs: int
+    precision: str = "float64"
+    tried: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    worst: str = ""  # of those tried: where the difference is largest
 
     @property
     def passed(self) -> bool:
@@ -42,63 +104,174 @@ class Verification:
 
     def __str__(self) -> str:
         kind = "exact" if self.exact else "inexact, as reported"
-        return f"outputs differ by {self.difference:.1e} relative on {self.inputs} inputs ({kind})"
+        if self.exact and self.tolerance > max(TOLERANCE.values()):
+            kind = f"exact as far as roundings allow to see: up to {self.tolerance:.0e}"
+        many = f"{self.inputs} input{'s' * (self.inputs != 1)}"
+        said = f"outputs differ by {self.difference:.1e} relative on {many} ({kind}), "
+        return f"{said}in {self.precision}"
 
 
-def trials(example: Example, seed: int = 0) -> Iterator[Example]:
-    """Yield the example and a fresh random one of the same shapes, dtypes and value range."""
-    yield example
-    generator = torch.Generator().manual_seed(seed)
+@dataclass
+class Expected:
+    """What the masked model computes on the inputs that it takes."""
 
-    def fresh(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.numel() == 0 or x.dtype == torch.bool:
-            return x
-        if x.is_floating_point():
-            noise = torch.randn(x.shape, generator=generator).to(x)
-            spread = x.std() if x.numel() > 1 and float(x.std()) > 0 else 1.0
-            return noise * spread + x.mean()
-        order = torch.randperm(x.numel(), generator=generator).to(x.device)
-        return x.flatten()[order].view(x.shape)  # numbers that the model is known to accept
-
-    yield tree_map(fresh, example)
+    ways: list[Way] = field(default_factory=list)
+    outputs: list[list[Tensor]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
-def run(model: nn.Module, example: Example, seed: int = 0) -> list[list[Tensor]]:
-    """Return the model's output tensors, in eval mode and without gradients, for each trial."""
-    found = []
-    with evaluating(model), torch.no_grad(), random_kept(), full_precision():
-        for trial in trials(example, seed):
-            args, kwargs = call_arguments(trial)
-            torch.manual_seed(seed)
-            found.append([t.clone() for t in results_of(model, model(*args, **kwargs))])
-    return found
+class Check:
+    """Compares models with one that was masked: on the same inputs, equally precisely."""
+
+    def __init__(self, structure: Structure, example: Example):
+        self.model = structure.model
+        self.trials = trials(example, structure)
+        self.precisions = precisions(structure)  # one, as soon as one was seen to do
+
+    def expect(self, model: nn.Module, only: Sequence[Trial] = ()) -> Expected:
+        """Run a masked model on all trials, or on the example and some.
+
+        Raises:
+            ShrinkError: it does not take the example.
+        """
+        while True:
+            precision, *coarser = self.precisions
+            try:
+                with ready(model, precision):
+                    found = self._expected(model, [self.trials[0], *(only or self.trials[1:])])
+                self.precisions = [precision]
+                return found
+            except ShrinkError as error:
+                if not coarser:
+                    raise
+                why = f"it does not run in {precision.name} ({said(error.__cause__)})"
+                self.precisions = [replace(each, why=why) for each in coarser]
+
+    def _expected(self, model: nn.Module, some: Sequence[Trial]) -> Expected:
+        found = Expected()
+        for trial in some:
+            for way in trial:
+                try:
+                    outputs = once(model, way.make(), self.precision)
+                except Exception as error:  # the user's forward may raise anything
+                    if trial is self.trials[0]:
+                        raise ShrinkError(
+                            f"{self.model} does not run on the example once it is masked: "
+                            f"{said(error)}"
+                        ) from error
+                    found.refused.append(f"{way.name} ({said(error)})")
+                else:
+                    found.ways.append(way)
+                    found.outputs.append(outputs)
+                    break
+        return found
+
+    def compare(self, model: nn.Module, expected: Expected, *, exact: bool) -> Verification:
+        """Run another model on the same inputs, and say how far its outputs are.
+
+        Raises:
+            ShrinkError: it does not run on one that the masked model takes.
+        """
+        precision = self.precision
+        worst, allowed, where = 0.0, precision.tolerance, ""
+        with ready(model, precision):
+            for way, old in zip(expected.ways, expected.outputs, strict=True):
+                try:
+                    new = once(model, way.make(), precision)
+                except Exception as error:  # the user's forward may raise anything
+                    on = f" (on {way.name})" if way is not expected.ways[0] else ""
+                    message = f"the smaller {self.model} does not run: {said(error)}{on}"
+                    raise ShrinkError(message, way.name) from error
+                gap = difference([old], [new])
+                if exact and gap > allowed:
+                    allowed = max(allowed, self._resolved(model, way, old, new))
+                if gap > worst:
+                    worst, where = gap, way.name
+        names = tuple(way.name for way in expected.ways)
+        many, refused = len(names), tuple(expected.refused)
+        return Verification(
+            worst, allowed, exact, many, str(precision), names, refused, where or names[0]
+        )
+
+    def same(self, model: nn.Module, expected: Expected) -> bool:
+        """Tell whether another model runs and computes the same."""
+        try:
+            return self.compare(model, expected, exact=True).passed
+        except ShrinkError:
+            return False
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in, as far as was seen to do."""
+        return self.precisions[0]
+
+    def watched(self, model: nn.Module, way: Way) -> Calls:
+        """Return what each module of a model returns on one of the inputs."""
+        with ready(model, self.precision), module_outputs(model) as calls:
+            once(model, way.make(), self.precision)
+        return calls
+
+    def _resolved(
+        self, model: nn.Module, way: Way, old: Sequence[Tensor], new: Sequence[Tensor]
+    ) -> float:
+        """Return the difference that roundings alone may make, if they explain this one; else 0.
+
+        Where a network amplifies them, two orders of one sum end far apart.
+        """
+        precision = self.precision
+        moved = [
+            once(model, way.make(), precision, torch.Generator().manual_seed(i))
+            for i in range(NOISES)
+        ]
+        most = float("inf") if precision.dtype else COARSEST
+        return resolution(old, new, moved, precision.tolerance, most)
 
 
-def difference(before: list[list[Tensor]], after: list[list[Tensor]]) -> float:
-    """Return the largest relative difference of two runs; inf where shapes or NaNs differ."""
-    worst = 0.0
-    for olds, news in zip(before, after, strict=True):
-        if len(olds) != len(news):
-            return float("inf")
-        for old, new in zip(olds, news, strict=True):
-            if old.shape != new.shape:
-                return float("inf")
-            if old.numel() == 0:
-                continue
-            a, b = old.double(), new.double()
-            finite = a.isfinite()
-            if not torch.allclose(a[~finite], b[~finite], equal_nan=True):
-                return float("inf")
-            if not torch.equal(finite, b.isfinite()):
-                return float("inf")
-            if not bool(finite.any()):
-                continue
-            scale = max(float(a[finite].abs().max()), 1e-12)
-            worst = max(worst, float((a[finite] - b[finite]).abs().max()) / scale)
-    return worst
+@contextmanager
+def ready(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Let a model's tensors be what a check computes in; no warning of its code is shown."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        mode = precision.mode()
+        if mode is not None and mode.device is not None:
+            stack.enter_context(held_precisely(model, mode))
+        yield
 
 
-def tolerance_of(outputs: list[list[Tensor]]) -> float:
-    """Return the tolerance for the coarsest floating type among the outputs."""
-    dtypes = [t.dtype for run in outputs for t in run]
-    return max((TOLERANCE.get(d, 1e-4) for d in dtypes), default=1e-4)
+def once(
+    model: nn.Module,
+    example: Example,
+    precision: Precision,
+    noise: torch.Generator | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Return a model's output tensors, in eval mode and without gradients."""
+    mode = precision.mode(noise)
+
+    def own(x: Any) -> Any:  # a forward may change what it is given: a cache
+        if not isinstance(x, Tensor):
+            return copy.deepcopy(x)
+        x = x.detach().clone()
+        return mode.tensor(x) if mode else x
+
+    args, kwargs = call_arguments(tree_map(own, example))
+    with ExitStack() as stack:
+        for context in (evaluating(model), torch.no_grad(), random_kept(), full_precision()):
+            stack.enter_context(context)
+        torch.manual_seed(seed)
+        if mode:
+            stack.enter_context(precisely(mode))
+        out = model(*args, **kwargs)
+    return [t.detach().clone() for t in results_of(model, out)]
+
+
+def said(error: BaseException | None) -> str:
+    """Return an error's type and its first line.
+
+    >>> said(ValueError("too long\\nsee below"))
+    'ValueError: too long'
+    """
+    lines = str(error).strip().splitlines()
+    first = " ".join(lines[0].split())[:120] if lines else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

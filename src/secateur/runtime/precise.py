@@ -1,0 +1,145 @@
+"""Compute more precisely than a model's code says: in float64 on the CPU, or in float32 at least.
+
+``Precisely`` raises every number that an operation reads, and every dtype that code asks for
+(``x.float()``, autocast, ``torch.zeros(..., dtype=torch.float16)``), so that a model which casts to
+a coarse type in its middle is computed finely all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+COARSE: dict[torch.dtype, tuple[torch.dtype, ...]] = {
+    torch.float64: (torch.float32, torch.float16, torch.bfloat16),
+    torch.float32: (torch.float16, torch.bfloat16),
+}
+"""Real types that are raised, by the type that they are raised to."""
+COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+NOISE = 4.0
+"""Roundings of one operation, in units of its type's last place, that ``noise`` stands for."""
+
+
+class Precisely(TorchDispatchMode):
+    """Operations compute in ``dtype`` at least, if not None, and on ``device``, if not None.
+
+    With a ``noise`` generator the result of each operation is off by a few units in the last place,
+    as another order of summation would make it: how far outputs then move is what can be resolved.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype | None,
+        device: torch.device | None = None,
+        noise: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.dtype = dtype
+        self.device = device
+        self.noise = noise
+
+    def raised(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type that stands for another."""
+        if self.dtype is None:
+            return dtype
+        if dtype in COARSE[self.dtype]:
+            return self.dtype
+        if dtype.is_complex and dtype.itemsize < COMPLEX[self.dtype].itemsize:
+            return COMPLEX[self.dtype]
+        return dtype
+
+    def tensor(self, x: Any) -> Any:
+        """Return a tensor in the type and on the device that stand for its own."""
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(device=self.device or x.device, dtype=self.raised(x.dtype))
+
+    def _asked(self, x: Any) -> Any:
+        """Return what stands for a type or device that the code asks for."""
+        if isinstance(x, torch.dtype):
+            return self.raised(x)
+        return self.device if self.device and isinstance(x, torch.device) else x
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.view.dtype:  # reads the bits, which are those of another type
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(self._asked, (args, kwargs))
+        written = func._schema.is_mutable
+        if written:
+            args = _alike(args)
+        elif not func.is_view:
+            args, kwargs = tree_map(self.tensor, (args, kwargs))
+        out = func(*args, **kwargs)
+        return out if self.noise is None or written or func.is_view else tree_map(self._off, out)
+
+    def _off(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_meta:
+            return x
+        assert self.noise is not None
+        sign = torch.randint(-1, 2, x.shape, generator=self.noise).to(x)
+        return x * (1 + sign * (NOISE * torch.finfo(x.dtype).eps))
+
+
+def _alike(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Let what is written into a tensor have the tensor's own type: it stays where it is."""
+    first = args[0] if args else None
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return args
+
+    def cast(x: Any) -> Any:
+        real = isinstance(x, Tensor) and x.is_floating_point()
+        return x.to(device=first.device, dtype=first.dtype) if real else x
+
+    return (first, *(tree_map(cast, x) for x in args[1:]))
+
+
+@contextmanager
+def held_precisely(model: nn.Module, mode: Precisely) -> Iterator[None]:
+    """Let a model's parameters and buffers hold their values in a mode's type and device.
+
+    They stay the same objects, and hold their own again afterwards.
+    """
+    held = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    before = [(tensor, tensor.data) for tensor in held.values()]
+    try:
+        for tensor, data in before:
+            tensor.data = mode.tensor(data)
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make tensors of a type where code names none."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def precisely(mode: Precisely) -> Iterator[None]:
+    """Compute in a mode, and make new tensors of its type.
+
+    >>> with precisely(Precisely(torch.float64)):
+    ...     (torch.ones(2, dtype=torch.float16) / 3).dtype
+    torch.float64
+    """
+    with ExitStack() as stack:
+        if mode.dtype is not None:
+            stack.enter_context(default_dtype(mode.dtype))
+        stack.enter_context(mode)
+        yield

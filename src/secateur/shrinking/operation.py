@@ -1,0 +1,226 @@
+"""One operation on a model: mask, cut, compare; and again without the groups that speak against it.
+
+Exactness is never given up: what is left of a plan has passed the check whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from secateur.errors import ShrinkError, VerificationError
+from secateur.repair.fold import Folding
+from secateur.structure import Structure
+from secateur.types import Example, Masks
+
+from .culprits import innocent, joined, named, parts
+from .cut import Surgery
+from .locate import first_difference
+from .plan import Plan
+from .trials import Trial
+from .verify import Check, Verification
+
+
+@dataclass
+class Done:
+    """What an operation did: the plan that was applied, and what is known of it."""
+
+    plan: Plan
+    masks: Masks
+    attributes: dict[str, tuple[int, int]]
+    verification: Verification | None
+    folded: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Operation:
+    """Cuts a model by a plan, or by as much of it as passes the check.
+
+    Args:
+        masks: what is masked whatever is cut; what the plan removes is masked besides.
+        folding: constants that go into biases.
+        check: compares with the masked model; None leaves that out.
+        as_it_is: compare with the model under ``masks`` alone.
+    """
+
+    def __init__(
+        self,
+        surgery: Surgery,
+        structure: Structure,
+        masks: Masks,
+        example: Example,
+        folding: Folding | None,
+        check: Check | None,
+        as_it_is: bool = False,
+    ):
+        self.surgery = surgery
+        self.structure = structure
+        self.masks = masks
+        self.example = example
+        self.folding = folding
+        self.check = check
+        self.as_it_is = as_it_is
+        self.start = surgery.mark()
+
+    @property
+    def model(self) -> nn.Module:
+        return self.surgery.model
+
+    def perform(self, plan: Plan) -> Done:
+        """Cut what can be cut, and say what was left whole.
+
+        Raises:
+            ShrinkError, VerificationError: nothing can be cut.
+        """
+        plan.check(self.structure)
+        every = parts(self.structure, plan)
+        exact = [part for part in every if self._exact(part)]
+        others = [part for part in every if not self._exact(part)]
+        told: list[str] = []
+        sure: list[Plan] = []
+        if self.check and exact and others:  # among these nobody would see an error of the exact
+            _, sure, told = self._settled([], exact)
+            every = others
+        done, _, more = self._settled(sure, every)
+        told += more
+        if told:
+            told.append(_shares(self.structure, plan, done.plan))
+        return replace(done, notes=[*told, *done.notes])
+
+    def _settled(self, sure: list[Plan], some: list[Plan]) -> tuple[Done, list[Plan], list[str]]:
+        """Cut what is sure to do well and what of some does; return also which, and notes."""
+        notes: list[str] = []
+        while True:
+            try:
+                return self.attempt(joined([*sure, *some])), [*sure, *some], notes
+            except ShrinkError as error:
+                if not some:
+                    raise
+                many = len(some)
+                some, told = self._spared(sure, some, error)
+                if not sure and not some:
+                    raise type(error)(_nothing(many, told)) from error
+                notes += told
+
+    def _spared(
+        self, sure: list[Plan], some: list[Plan], error: ShrinkError
+    ) -> tuple[list[Plan], list[str]]:
+        """Return those parts that do not make a cut fail, and why the others do."""
+        trials = [t for t in (self.check.trials if self.check else ()) if _names(t, error.trial)]
+
+        def fails(tried: Sequence[Plan]) -> ShrinkError | None:
+            try:
+                self.attempt(joined(tried), trials)
+            except ShrinkError as error:
+                return error
+            return None
+
+        good: list[Plan] = []
+        culprits = [(some[0], error)]
+        if len(some) > 1:
+            if (unsteady := fails(sure)) is not None:
+                raise unsteady
+            good, culprits = innocent(some, fails, sure)
+        if not culprits:  # it fails now and then
+            raise error
+        notes = [
+            f"{named(part)} stays whole: {self._why(joined([*sure, *good, part]), found)}"
+            for part, found in culprits
+        ]
+        return good, notes
+
+    def _why(self, plan: Plan, error: ShrinkError) -> str:
+        """Say why a part cannot be cut: the error, and the first module whose output differs."""
+        if not isinstance(error, VerificationError) or self.check is None:
+            return f"{error}"
+        ways = [way for trial in self.check.trials for way in trial]
+        way = next((way for way in ways if way.name == error.trial), ways[0])
+        self._mask(plan)
+        masked = self.check.watched(self.model, way)
+        self.surgery.cut(self.structure, plan)
+        smaller, allowed = self.check.watched(self.model, way), self.check.precision.tolerance
+        path = first_difference(self.structure, plan, masked, smaller, allowed)
+        kind = type(self.model.get_submodule(path)).__name__
+        where = f"{path!r} ({kind})" if path else f"{kind} itself"
+        return f"{error}; the first module whose output differs is {where}"
+
+    def attempt(self, plan: Plan, trials: Sequence[Trial] = ()) -> Done:
+        """Mask, cut and compare; the model stays as it is by then, also when that fails.
+
+        Args:
+            plan: what to cut.
+            trials: what to compare on besides the example; nothing is everything.
+        """
+        done = self._mask(plan)
+        expected = self.check.expect(self.model, trials) if self.check else None
+        done.attributes = self.surgery.cut(self.structure, plan)
+        if self.check and expected:
+            exact = all(map(self._exact, parts(self.structure, plan)))
+            done.verification = found = self.check.compare(self.model, expected, exact=exact)
+            if not found.passed:
+                raise VerificationError(
+                    f"the smaller {self.structure.model} differs from the masked one by "
+                    f"{found.difference:.1e} relative (allowed {found.tolerance:.0e}, on "
+                    f"{found.worst}) though every removal is exact",
+                    found.worst,
+                )
+        return done
+
+    def _mask(self, plan: Plan) -> Done:
+        """Take back what was done before, and mask what a plan removes."""
+        self.surgery.undo(self.start)
+        completed = plan.masks(self.structure)
+        masks = _both(self.structure, self.masks, completed)
+        folded, notes = self._folded(plan, completed)
+        self.surgery.mask(masks if self.check and not self.as_it_is else self.masks)
+        self.surgery.add(folded)
+        return Done(plan, masks, {}, None, folded, notes)
+
+    def _folded(self, plan: Plan, completed: Masks) -> tuple[dict[str, Tensor], list[str]]:
+        """Return what to add to biases for the constants of what a plan removes, and notes."""
+        if self.folding is None:
+            return {}, []
+        constants = {n: c for n, c in self.folding.constants.items() if n in plan.keep}
+        folding = replace(self.folding, constants=constants, completed=completed)
+        return folding.amounts(self.model, self.structure, self.example)
+
+    def _exact(self, part: Plan) -> bool:
+        blocks = map(self.structure.block, part.drop)
+        return all(b.exact for b in blocks) and all(self.structure[n].exact for n in part.keep)
+
+
+def _names(trial: Trial, name: str) -> bool:
+    return any(way.name == name for way in trial)
+
+
+def _nothing(many: int, notes: Sequence[str]) -> str:
+    """Say why no part of a plan can be cut."""
+    return "\n".join(
+        ["nothing can be cut:" if many == 1 else f"none of {many} parts can be cut:", *notes]
+    )
+
+
+def _both(structure: Structure, given: Masks, completed: Masks) -> Masks:
+    """Return the product of masks that were given, under any names, and of others."""
+    names = structure.inferred.recording.names  # tied names are one parameter
+    full = dict(completed)
+    for name, mask in given.items():
+        other = full.get(names[name])
+        full[names[name]] = mask.cpu().clone() if other is None else other & mask.cpu()
+    return full
+
+
+def _shares(structure: Structure, asked: Plan, done: Plan) -> str:
+    """Say what goes, and what would have gone with what was left whole."""
+    dense = structure.cost()
+
+    def share(plan: Plan) -> str:
+        left = structure.cost(plan)
+        macs = left.macs / dense.macs if dense.macs else 1.0
+        return (
+            f"{1 - left.params / dense.params:.1%} of the parameters and {1 - macs:.1%} of the MACs"
+        )
+
+    return f"so {share(done)} go, and not {share(asked)} as was decided"
