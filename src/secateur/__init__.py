@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .shrinking import Result as Result
     from .shrinking import Verification as Verification
     from .shrinking import apply_plan as apply_plan
+    from .shrinking import cut_optimizer as cut_optimizer
     from .shrinking import drop_blocks as drop_blocks
     from .shrinking import load_plans as load_plans
     from .shrinking import load_pruned as load_pruned
@@ -54,6 +55,7 @@ _HOMES = {
         "Result",
         "Verification",
         "apply_plan",
+        "cut_optimizer",
         "drop_blocks",
         "load_plans",
         "load_pruned",

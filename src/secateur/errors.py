@@ -9,6 +9,7 @@ SecateurError
 ├── MaskError (ValueError)           a mask has the wrong shape, dtype or name
 ├── ScoreError (ValueError)          a weight or score is not finite
 ├── PlanError (ValueError)           a plan does not fit this model
+├── OptimizerError (ValueError)      an optimizer's state does not fit the parameters that were cut
 ├── FileError (ValueError)           a file is damaged, foreign, or of another model
 ├── DivergenceError (RuntimeError)   processes that train together decided differently
 ├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
@@ -68,6 +69,10 @@ class ScoreError(SecateurError, ValueError):
 
 class PlanError(SecateurError, ValueError):
     """A plan names a group, position or attribute that this model does not have."""
+
+
+class OptimizerError(SecateurError, ValueError):
+    """An optimizer's state is older than a cut, or cannot be cut."""
 
 
 class FileError(SecateurError, ValueError):

@@ -6,6 +6,7 @@ from .apply import apply_plan, cut_and_verify, drop_blocks
 from .completion import Completion, complete, group_masks
 from .files import load_plans, load_pruned, save_pruned
 from .from_masks import shrink
+from .optimizer_state import cut_optimizer
 from .plan import Plan
 from .result import Result
 from .verify import Verification
@@ -18,6 +19,7 @@ __all__ = [
     "apply_plan",
     "complete",
     "cut_and_verify",
+    "cut_optimizer",
     "drop_blocks",
     "group_masks",
     "load_plans",

@@ -17,6 +17,7 @@ from .cut import Surgery
 from .expressed import expressed, rebuilt
 from .files import load_plans
 from .history import History
+from .older import outdate
 from .operation import Operation
 from .plan import Plan
 from .result import Result
@@ -140,6 +141,7 @@ def cut_and_verify(
     except BaseException:
         surgery.undo()
         raise
+    outdate(model, surgery.shapes)
     return Result(
         model,
         done.plan,

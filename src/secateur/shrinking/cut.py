@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import ShrinkError
-from secateur.graph.axes import Atom, Axis, Ragged, find, positions
+from secateur.graph.axes import Atom
 from secateur.graph.lengths import now
 from secateur.graph.origins import Attribute
 from secateur.replacements import replacement_of
@@ -22,6 +21,7 @@ from secateur.structure import Structure
 from .describe import descriptions
 from .history import HELD_AS, History, Passing, Shape
 from .plan import Plan
+from .slices import Slices, laid_out_as
 
 FAST = (torch.float32, torch.float64)
 """What is multiplied by a mask faster than it is filled."""
@@ -44,13 +44,18 @@ class Surgery:
         while len(self._undo) > since:
             self._undo.pop()()
 
-    def set_data(self, tensor: Tensor, data: Tensor) -> None:
-        """Give a parameter or buffer other contents; it stays the same object (ties hold)."""
-        before, gradient = tensor.data, tensor.grad
-        self._undo.append(lambda: _restore(tensor, before, gradient))
-        if gradient is not None:
-            tensor.grad = None  # of the old shape
-        tensor.data = data
+    def set_data(self, tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> None:
+        """Give a parameter or buffer other contents; it stays the same object.
+
+        So ties hold, and so do the lists of it that optimizers, recurrent layers and users keep: a
+        new ``Parameter`` would leave them training the old one without a word.
+
+        Args:
+            gradient: the new one, where the shape changes; else it stays.
+        """
+        before, held = tensor.data, tensor.grad
+        self._undo.append(lambda: _put(tensor, before, held))
+        _put(tensor, data, held if data.shape == before.shape else gradient)
 
     def set_attribute(self, module: Any, name: str, value: Any) -> None:
         """Set what may or may not be there already."""
@@ -64,7 +69,7 @@ class Surgery:
     def set_tensor(self, tensor: Tensor, data: Tensor) -> None:
         """Give a parameter or buffer other contents; one without any (on ``meta``) is replaced."""
         if not tensor.is_meta:
-            self.set_data(tensor, data.to(tensor.device))
+            self.set_data(tensor, laid_out_as(data.to(tensor.device), tensor))
             return
         new = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
         for module in self.model.modules():
@@ -132,10 +137,7 @@ class Surgery:
             ShrinkError: an attribute of the model cannot express the new size.
         """
         plan.check(structure)
-        kept = {id(structure[n].atom): list(keep) for n, keep in plan.keep.items()}
-        shapes = self.shapes = self._cut_tensors(
-            structure, lambda atom: kept.get(id(atom), range(atom.size))
-        )
+        shapes = self.shapes = self._cut_tensors(Slices(structure, plan))
         changed = self._set_sizes(structure, structure.counter(plan))
         changed |= self._hand_on_first_place(plan.drop)
         blocks = map(structure.block, plan.drop)
@@ -189,32 +191,18 @@ class Surgery:
                         changed[str(Attribute(where, name))] = (after[0], 0)
         return changed
 
-    def _cut_tensors(
-        self, structure: Structure, kept: Callable[[Atom], Any]
-    ) -> dict[str, tuple[Shape, Shape]]:
+    def _cut_tensors(self, slices: Slices) -> dict[str, tuple[Shape, Shape]]:
         changed: dict[str, tuple[Shape, Shape]] = {}
-
-        @cache  # many tensors share an axis
-        def left(axis: Axis, device: torch.device) -> Tensor:
-            return torch.tensor(positions(axis, kept), dtype=torch.long, device=device)
-
-        r = structure.inferred.recording
         state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        for name, value in (*r.parameters.items(), *r.buffers.items()):
-            if value not in structure.inferred.types or name not in state:
+        for name in slices.names():
+            if name not in state:
                 continue
-            data = state[name].data
-            axes = [find(typed.axis) for typed in structure.inferred.types[value].dims]
-            for dim, axis in enumerate(axes):
-                if isinstance(axis, Ragged):  # first, while the bands of rows are whole
-                    bands = zip(data.chunk(len(axis.parts)), axis.parts, strict=True)
-                    data = torch.cat([_kept(rows, dim, part, left) for rows, part in bands])
-            for dim, axis in enumerate(axes):
-                if not isinstance(axis, Ragged):
-                    data = _kept(data, dim, axis, left)
-            if data.shape != state[name].shape:
-                changed[name] = tuple(state[name].shape), tuple(data.shape)
-                self.set_data(state[name], data.contiguous())
+            tensor = state[name]
+            data = slices.of(name, tensor.data)
+            if data.shape != tensor.shape:
+                changed[name] = tuple(tensor.shape), tuple(data.shape)
+                gradient = None if tensor.grad is None else slices.of(name, tensor.grad)
+                self.set_data(tensor, data, gradient)
         return changed
 
     def _set_sizes(
@@ -267,15 +255,14 @@ class Surgery:
                     module.flatten_parameters()  # cuDNN wants them in one piece
 
 
-def _kept(
-    data: Tensor, dim: int, axis: Axis, left: Callable[[Axis, torch.device], Tensor]
-) -> Tensor:
-    index = left(axis, data.device)
-    return data if len(index) == data.shape[dim] else data.index_select(dim, index)
-
-
-def _restore(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
+def _put(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
     tensor.grad = None
+    if tensor.requires_grad and data.shape != tensor.shape:
+        # While a graph is alive (somebody holds the last loss), torch keeps the node that adds up
+        # this tensor's gradients, and hands it to the next forward; it checks them against the old
+        # shape.  It makes a new node only where the type of the data changes, so let it change.
+        other = torch.float32 if data.dtype == torch.float64 else torch.float64
+        tensor.data = data.new_empty(0, dtype=other)
     tensor.data = data
     tensor.grad = gradient
 

@@ -24,6 +24,7 @@ from .cut import Surgery
 from .document import PLAN, SCHEMA, dump, history_of, listed, read
 from .fits import by_tensor, misfits, shape_of, tensors_of, ties
 from .history import HELD_AS, History
+from .older import outdate
 from .plan import Plan
 
 
@@ -187,6 +188,7 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
     except BaseException:
         surgery.undo()
         raise
+    outdate(model, history.shapes)
     return model
 
 
