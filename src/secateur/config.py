@@ -87,8 +87,10 @@ class Target(BaseModel):
 
     names: Names = Field((), description="shell patterns over module names; empty: all")
     types: Names = Field((), description="class names such as Conv2d; empty: all")
-    exclude: Names = Field((), description="shell patterns over module names to leave alone")
-    exclude_types: Names = Field((), description="class names to leave alone")
+    exclude: Names = Field(
+        (), description="shell patterns over modules (and all in them) or parameters to leave alone"
+    )
+    exclude_types: Names = Field((), description="class names to leave alone, with all in them")
     parameters: Names = Field(("weight",), description="not for granularity 'group'")
     criterion: Annotated[str, _known(criteria)] = Field(
         "l2", description="how much a weight matters; `secateur list` names all"
@@ -201,6 +203,9 @@ class Config(Target):
         "fine", description="of axes that share a grid: widths (fine), or whole heads (coarse)"
     )
     inexact: bool = Field(False, description="also prune groups whose removal is inexact")
+    strict: bool = Field(
+        True, description="a goal that cannot be met is an error; else as much as can go goes"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of what falls by chance")
 
     def __hash__(self) -> int:

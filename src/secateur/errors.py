@@ -2,10 +2,12 @@
 
 SecateurError
 ├── ConfigError (ValueError)         a setting is wrong; lists every problem found
-│   └── NoMatchError                 a selector matches nothing in this model
+│   ├── NoMatchError                 a selector matches nothing in this model
+│   └── GoalError                    so much cannot go from this model
 ├── UnknownNameError (KeyError)      no criterion, schedule … of that name
 ├── AxisError (ValueError)           two axes cannot be the same axis
 ├── TraceError (RuntimeError)        the model's forward failed while it was watched
+├── CopyError (TypeError)            the model holds something that cannot be copied
 ├── MaskError (ValueError)           a mask has the wrong shape, dtype or name
 ├── ScoreError (ValueError)          a weight or score is not finite
 ├── PlanError (ValueError)           a plan does not fit this model
@@ -40,6 +42,10 @@ class NoMatchError(ConfigError):
     """A selector matches no module, parameter or group of the model."""
 
 
+class GoalError(ConfigError):
+    """A goal cannot be met by what a config allows to remove; says what stands in the way."""
+
+
 class UnknownNameError(SecateurError, KeyError):
     """A name that is not registered."""
 
@@ -57,6 +63,10 @@ class RuleError(SecateurError, RuntimeError):
 
 class TraceError(SecateurError, RuntimeError):
     """The model's forward failed while its operations were being recorded."""
+
+
+class CopyError(SecateurError, TypeError):
+    """A model holds something that cannot be copied, so that it can only be cut in place."""
 
 
 class MaskError(SecateurError, ValueError):

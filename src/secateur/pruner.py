@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import weakref
@@ -20,6 +19,7 @@ from .masks import masking
 from .masks.classes import fill
 from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step
 from .masks.resume import read_state, write_state
+from .runtime.copying import copied
 from .runtime.distributed import check_same, rank, whole
 from .scoring.schedules import schedules
 from .selection.budget import Budget
@@ -342,7 +342,7 @@ class Pruner:
             raise ConfigError("nothing is masked yet: call step() before finish()")
         if self.structure is None:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
-        model = self.model if inplace else copy.deepcopy(self.model)
+        model = self.model if inplace else copied(self.model)
         on = masking.masks_on(model)
         masking.take_off(model, bake=False)
         try:
@@ -352,6 +352,9 @@ class Pruner:
             raise
         if inplace:
             self._unwatch()
+        missed = self.budget.missed(result.plan.counts) if self.share == 1 else ""
+        if short := self.budget.unmet or missed:
+            result.warnings.insert(0, short)
         return result
 
     def _cut(self, model: nn.Module, on: Masks, verify: bool) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from cyclopts import Parameter
 from rich.console import Group as Lines
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
 from secateur.one_shot import calibrate
 from secateur.pruner import Pruner
+from secateur.runtime.copying import copied
 from secateur.runtime.measure import latency
 from secateur.settings import pattern_share
 from secateur.shrinking import Plan, Result, save_pruned
@@ -32,7 +33,7 @@ from .places import called, imported
 from .show import AsJson, show
 
 
-@with_settings(Config, without=("targets",))
+@with_settings(Config, without=("targets", "strict"))
 def prune(
     model: Model,
     /,
@@ -40,6 +41,7 @@ def prune(
     out: Path | None = None,
     config: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
+    best_effort: Annotated[bool, Parameter(negative=())] = False,
     data: str | None = None,
     loss: str | None = None,
     train: str | None = None,
@@ -57,6 +59,8 @@ def prune(
         A YAML, JSON or TOML file of settings, targets included; options below go over it.
     dry_run
         Show what would be cut and what would be left, and write nothing.
+    best_effort
+        Where the goal cannot be met, remove as much as can go, and say so first.
     data
         module:function or file.py:function that returns batches, for criteria that need gradients.
     loss
@@ -69,8 +73,9 @@ def prune(
     """
     if out is None and not dry_run:
         raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
-    chosen, loaded = _config(config, settings), load(model, given)
-    dense = loaded.model if dry_run else copy.deepcopy(loaded.model)
+    chosen = _config(config, settings | ({"strict": False} if best_effort else {}))
+    loaded = load(model, given)
+    dense = loaded.model if dry_run else copied(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example)
     if data is not None:
         calibrate(pruner, called(data), imported(loss) if loss else usual_loss)
@@ -187,9 +192,11 @@ def _plan(pruner: Pruner) -> Plan:
 
 def _show_plan(pruner: Pruner, as_json: bool) -> None:
     assert pruner.structure is not None  # it was made from an example
-    plan = _plan(pruner)
-    facts = _planned_facts(pruner.structure, plan)
-    show(_planned(pruner.structure, plan), facts, as_json=as_json)
+    plan, short = _plan(pruner), pruner.budget.unmet
+    facts = {"warnings": [short] if short else [], **_planned_facts(pruner.structure, plan)}
+    table = _planned(pruner.structure, plan)
+    shown = Lines(f"[bold yellow]warning[/] {escape(short)}", table) if short else table
+    show(shown, facts, as_json=as_json)
 
 
 def _planned(structure: Structure, plan: Plan) -> Table:

@@ -1,32 +1,39 @@
 """Selection under a budget: which positions stay so that parameters or MACs are met.
 
-Groups that must keep equally many positions do, whatever their scores.
+Groups that must keep equally many positions do, whatever their scores.  Whether the goal can be met
+at all is known before anything is scored: by taking as much as may go.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import floor
 
 import torch
 from torch import Tensor
 
 from secateur.config import Config
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, GoalError
 from secateur.graph.cost import macs, params
 from secateur.structure import Structure
 
 from .bisection import fewest, ratios_around
+from .reach import held_back, in_the_way
 from .select import Request, select, select_count
-from .targets import Selectable
+from .targets import Selectable, scored
 
 
 class Budget:
     """What a config wants to be left of a model's selectables.
 
+    Attributes:
+        unmet: what a user must know first, where the goal cannot be met; else "".
+
     Raises:
-        ConfigError: a budget of parameters or MACs that the selectables cannot meet.
+        ConfigError: a budget of parameters or MACs that has no meaning for such selectables.
+        GoalError: it cannot be met, and the config is strict.
     """
 
     def __init__(
@@ -36,6 +43,12 @@ class Budget:
         self.structure = structure
         self.selectables = selectables
         self._check()
+        self.unmet = self._shortfall()
+        if self.unmet and config.strict:
+            raise GoalError(
+                f"{self.unmet}\n  Ask for less, or give strict=False (--best-effort) for as much "
+                "as can go"
+            )
 
     def _check(self) -> None:
         if self.config.of == "channels":
@@ -47,12 +60,74 @@ class Budget:
         if len({s.request.sparsity for s in self.selectables}) > 1:
             raise ConfigError(f"of={self.config.of!r} needs one sparsity for all targets")
 
+    def _shortfall(self) -> str:
+        """Return that, and why, the goal is out of reach; "" where it is not.
+
+        A goal of channels is met where as many go, to the rounding of each group.
+        """
+        groups = [s.group for s in self.selectables if s.group is not None]
+        if self.structure is None or not groups or len(groups) < len(self.selectables):
+            return ""  # single weights are no budget: each tensor gives what it is asked for
+        if any(s.request.sparsity is None for s in self.selectables):
+            return ""
+        every = [
+            scored(each, torch.zeros(group.size))
+            for each, group in zip(self.selectables, groups, strict=True)
+        ]
+        if self.config.of == "channels":
+            return self._too_few(every)
+        asked = every[0].sparsity or 0.0
+        most = self._most([replace(r, sparsity=1.0) for r in every])
+        if most >= asked - 1e-9:
+            return ""
+        whole = self.cost({})
+        reasons = in_the_way(
+            self.structure, self.config, groups, most, lambda keep: 1 - self.cost(keep) / whole
+        )
+        said = f"{asked:.1%} of {self.config.of} cannot go, at most {most:.1%} can"
+        return "\n  ".join([said, *self._outside(), *reasons])
+
+    def missed(self, counts: Mapping[str, int]) -> str:
+        """Return that what was cut in the end is less than the goal; "" where it is not.
+
+        Args:
+            counts: group → positions that it keeps.
+        """
+        if self.config.of == "channels":
+            return ""
+        asked = self.selectables[0].request.sparsity or 0.0
+        gone = 1 - self.cost(counts) / self.cost({})
+        said = f"{asked:.1%} of {self.config.of} were to go, and {gone:.1%} went: see the notes"
+        return said if gone < asked - 1e-9 else ""
+
+    def _too_few(self, every: list[Request]) -> str:
+        """Return that, and why, fewer channels can go than are asked for."""
+        asked = [floor(len(r.score) * (r.sparsity or 0.0) + 1e-9) for r in every]
+        total = sum(len(r.score) for r in every)
+        most = round(self._most(every) * total)
+        pairs = zip(every, asked, strict=True)  # to the nearest multiple that leaves something
+        rounding = sum(max(r.round_to / 2, r.round_to - (len(r.score) - n)) for r, n in pairs)
+        if sum(asked) == 0 or (most and most >= sum(asked) - rounding):
+            return ""
+        reasons = held_back(self.config, every, [s.name for s in self.selectables])
+        said = f"{sum(asked)} of {total} channels cannot go, at most {most} can"
+        return "\n  ".join([said, *self._outside(), *reasons])
+
+    def _most(self, requests: list[Request]) -> float:
+        """Return the share that goes at these requests' ratios, in what the goal is of."""
+        names = [s.name for s in self.selectables]
+        keeps, _ = self._balanced(requests, names)
+        if self.config.of == "channels":
+            total = sum(map(len, keeps))
+            return 1 - sum(int(keep.sum()) for keep in keeps) / total
+        return 1 - self.cost(self._counts(keeps)) / max(self.cost({}), 1)
+
     def select(self, requests: list[Request]) -> tuple[list[Tensor], list[str]]:
         """Return which positions of each selectable stay, and what a user should know."""
         names = [s.name for s in self.selectables]
         if self.config.of == "channels" or not requests or requests[0].sparsity is None:
             return self._balanced(requests, names)
-        allowed = (1 - requests[0].sparsity) * self._cost({})
+        allowed = (1 - requests[0].sparsity) * self.cost({})
 
         def at(ratio: float) -> tuple[list[Tensor], list[str]]:
             return self._balanced([replace(r, sparsity=ratio) for r in requests], names)
@@ -60,7 +135,7 @@ class Budget:
         # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
         low, high = ratios_around(
-            lambda ratio: self._cost(self._counts(at(ratio)[0])), allowed, finest
+            lambda ratio: self.cost(self._counts(at(ratio)[0])), allowed, finest
         )
         keeps, notes = at(high)
         return self._one_by_one(requests, at(low)[0], keeps, allowed), notes
@@ -91,13 +166,14 @@ class Budget:
             done = {i for unit in changing[:steps] for i in unit}
             return [fewer[i] if i in done else keep for i, keep in enumerate(more)]
 
-        steps = fewest(len(changing), lambda k: self._cost(self._counts(after(k))), allowed)
+        steps = fewest(len(changing), lambda k: self.cost(self._counts(after(k))), allowed)
         return after(steps)
 
     def _counts(self, keeps: list[Tensor]) -> dict[str, int]:
         return {s.name: int(k.sum()) for s, k in zip(self.selectables, keeps, strict=True)}
 
-    def _cost(self, counts: dict[str, int]) -> float:
+    def cost(self, counts: Mapping[str, int]) -> float:
+        """Return the parameters or MACs that are left when groups keep so many positions."""
         assert self.structure is not None  # of what groups are of
         measure = macs if self.config.of == "macs" else params
         return measure(self.structure.inferred, self.structure.counter(counts))
@@ -107,7 +183,7 @@ class Budget:
     ) -> tuple[list[Tensor], list[str]]:
         """Select, then give equally many positions to groups that must keep equally many."""
         selection = select(requests, names)
-        keeps, notes = list(selection.keeps), list(selection.notes)
+        keeps, notes = list(selection.keeps), [*selection.notes, *self._outside()]
         place = {name: i for i, name in enumerate(names)}
         for family in self._families():
             members = [place[name] for name in family if name in place]
@@ -125,6 +201,20 @@ class Budget:
                 if int(keeps[i].sum()) != width:
                     keeps[i] = select_count(requests[i].score, len(keeps[i]) - width)
         return keeps, notes
+
+    def _outside(self) -> list[str]:
+        """Name the groups that stay whole because a mate of theirs is not pruned."""
+        here = {s.name for s in self.selectables}
+        notes = []
+        for family in self._families():
+            inside = [name for name in family if name in here]
+            if inside and len(inside) < len(family):
+                mate = next(name for name in family if name not in here)
+                notes.append(
+                    f"{', '.join(inside)}: stays whole, as it must keep as many positions as "
+                    f"{mate!r}, which the config leaves out"
+                )
+        return notes
 
     def _families(self) -> list[tuple[str, ...]]:
         groups = self.structure.groups if self.structure else ()

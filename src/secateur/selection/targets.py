@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import lcm
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from secateur.config import Config, Target
-from secateur.errors import ConfigError, NoMatchError, ScoreError, did_you_mean
+from secateur.errors import ConfigError, NoMatchError, ScoreError
 from secateur.graph.groups import Group
 from secateur.graph.layout import Along
 from secateur.runtime.values import not_finite
@@ -28,7 +26,9 @@ from secateur.settings import granularity_from, stores_transposed
 from secateur.structure import Structure
 from secateur.types import Masks
 
+from .obstacles import obstacles, selected
 from .select import Request
+from .selectors import Selectors
 
 
 @dataclass(frozen=True)
@@ -124,48 +124,39 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
         ConfigError: a target has no goal, or a tensor cannot fall into such units.
     """
     found: dict[str, Selectable] = {}
-    problems = []
+    unmatched, wrong = list[str](), list[str]()
     for i, target in enumerate(config.resolved_targets()):
         place = f"targets[{i}]" if config.targets else "the config"
+        selectors = Selectors(model, target)
+        odd = " ".join(selectors.problems())
         if target.sparsity is None and target.threshold is None and target.min_sparsity is None:
-            problems.append(f"{place} has no goal: give sparsity or threshold")
-            continue
-        if target.granularity == "group":
-            assert structure is not None
-            made = _of_groups(model, target, config, structure, i)
+            wrong.append(f"{place} has no goal: give sparsity or threshold")
         else:
-            made = _of_tensors(model, target, config, i)
-        if not made:
-            problems.append(f"{place} selects nothing that can be pruned{_why(model, target)}")
-        found |= {each.name: each for each in made}
-    if problems:
-        raise NoMatchError(*problems) if "selects" in problems[0] else ConfigError(*problems)
+            made = _made(model, selectors, config, structure, i)
+            if not made:
+                why = f": {odd}" if odd else obstacles(structure, selectors, config)
+                unmatched.append(f"{place} selects nothing that can be pruned{why}")
+            elif odd:
+                unmatched.append(f"{place} has a word that selects nothing: {odd}")
+            found |= {each.name: each for each in made}
+    if unmatched:
+        raise NoMatchError(*unmatched, *wrong)
+    if wrong:
+        raise ConfigError(*wrong)
     return list(found.values())
 
 
-def _why(model: nn.Module, target: Target) -> str:
-    modules = dict(model.named_modules())
-    kinds = {type(m).__name__ for m in modules.values()}
-    hints = []
-    for patterns, known in ((target.names, modules), (target.types, kinds)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in known):
-                hints.append(f"{pattern!r} matches none.{did_you_mean(pattern, known)}")
-    return ": " + " ".join(hints) if hints else ""
-
-
-def chosen(name: str, module: nn.Module, target: Target) -> bool:
-    """Tell whether a target's selectors take a module."""
-
-    def kind(patterns: Sequence[str]) -> bool:
-        return type_before_parametrizations(module).__name__ in patterns
-
-    def named(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-    if named(target.exclude) or kind(target.exclude_types):
-        return False
-    return (not target.names or named(target.names)) and (not target.types or kind(target.types))
+def _made(
+    model: nn.Module,
+    selectors: Selectors,
+    config: Config,
+    structure: Structure | None,
+    index: int,
+) -> list[Selectable]:
+    if selectors.target.granularity != "group":
+        return _of_tensors(model, selectors, config, index)
+    assert structure is not None
+    return _of_groups(model, selectors, config, structure, index)
 
 
 def _request(target: Target, pool: Hashable, **options: float | int) -> Request:
@@ -182,19 +173,15 @@ def _request(target: Target, pool: Hashable, **options: float | int) -> Request:
 
 
 def _of_groups(
-    model: nn.Module, target: Target, config: Config, structure: Structure, index: int
+    model: nn.Module, selectors: Selectors, config: Config, structure: Structure, index: int
 ) -> list[Selectable]:
-    modules = dict(model.named_modules())
+    target = selectors.target
     parameters = dict(model.named_parameters())
     made = []
     for group in structure.independent(inexact=config.inexact, coarse=config.grid == "coarse"):
+        if not selected(group, selectors):
+            continue
         makers = [m for m in group.members if m.role == "out"]
-        owners = {m.tensor.rpartition(".")[0] for m in makers}
-        excluded = _exclusions(target)
-        if not any(chosen(o, modules[o], target) for o in owners if o in modules):
-            continue
-        if any(not chosen(o, modules[o], excluded) for o in owners if o in modules):
-            continue
         weights = [m for m in makers if parameters[m.tensor].ndim > 1] or makers
         parts = tuple(
             Part(
@@ -218,16 +205,14 @@ def _of_groups(
     return made
 
 
-def _exclusions(target: Target) -> Target:
-    """Return the target's exclusions alone, which hold for every slice of a group."""
-    return Target(exclude=target.exclude, exclude_types=target.exclude_types)
-
-
-def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) -> list[Selectable]:
+def _of_tensors(
+    model: nn.Module, selectors: Selectors, config: Config, index: int
+) -> list[Selectable]:
     made = []
+    target = selectors.target
     seen: set[int] = set()
     for path, module in model.named_modules():
-        if not chosen(path, module, target):
+        if not selectors.takes(path):
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if name not in target.parameters or id(parameter) in seen:
@@ -238,8 +223,9 @@ def _of_tensors(model: nn.Module, target: Target, config: Config, index: int) ->
             vector = len(shape) < 2 and not target.types
             if vector and (name == "weight" or target.granularity != "element"):
                 continue  # a norm's weight is a scale, and has no channels of its own
+            if selectors.excludes(full := f"{path}.{name}" if path else name):
+                continue
             seen.add(id(parameter))
-            full = f"{path}.{name}" if path else name
             units = granularity.units(shape)
             request = _request(
                 target,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from secateur.errors import PlanError
 from secateur.repair.fold import Folding
+from secateur.runtime.copying import copied
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
@@ -57,7 +57,7 @@ def apply_plan(
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     if not plans:
         raise PlanError("there is no plan to apply")
-    model = copy.deepcopy(model)
+    model = copied(model)
     for step in plans:
         structure = analyze(model, example_inputs)
         result = cut_and_verify(

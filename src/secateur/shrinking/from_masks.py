@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from secateur.graph.infer import Inferred
 from secateur.graph.record import runs_for_real
 from secateur.repair.fold import Folding, Inputs, watching
+from secateur.runtime.copying import copied
 from secateur.structure import Structure, analyze
 from secateur.types import Example
 
@@ -63,7 +63,7 @@ def shrink(
     >>> small.model[0].out_features, small.verification.passed
     (5, True)
     """
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     surgery = Surgery(model)
     try:
         return _shrink(surgery, masks, example_inputs, structure, verify, constants)

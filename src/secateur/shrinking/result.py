@@ -20,10 +20,13 @@ from secateur.structure import Structure
 from secateur.types import Masks
 
 from .files import save_pruned
+from .history import History
 from .plan import Plan
 from .verify import Verification
 
 MOST_NAMED = 4
+SQUEEZED = 0.1
+"""The share of its width below which a layer may no longer tell its inputs apart."""
 
 
 @dataclass
@@ -57,6 +60,11 @@ class Result(Shown):
     warnings: list[str] = field(default_factory=list)
     compared_with: str = "the masked model"
 
+    def __post_init__(self) -> None:
+        if squeezed := self.squeezed:
+            names = ", ".join(f"{name} (keeps {k} of {n})" for name, (k, n) in squeezed.items())
+            self.warnings.append(f"squeezed below a tenth of the width: {names}")
+
     @cached_property
     def before(self) -> Cost:
         """What the dense model costs."""
@@ -68,9 +76,19 @@ class Result(Shown):
         return self.structure.cost(self.plan)
 
     @property
+    def squeezed(self) -> dict[str, tuple[int, int]]:
+        """The groups that keep less than a tenth of their positions: name → kept, size."""
+        sizes = {name: self.structure[name].size for name in self.plan.counts}
+        counts = self.plan.counts.items()
+        return {name: (k, sizes[name]) for name, k in counts if k < SQUEEZED * sizes[name]}
+
+    @property
     def loads_with(self) -> str:
         """Where the smaller model can be loaded, in one line."""
         model = self.structure.model
+        history = History.of(self.model)
+        if not (history.shapes or history.attributes or history.dropped):
+            return f"whatever loads the dense {model}: every shape is as it was"
         if self.config is None:
             return (
                 f"secateur.load_pruned, onto a freshly built {model}; not with the dense model's "
@@ -88,7 +106,7 @@ class Result(Shown):
         share = f"{removed / total:.0%} of the units" if total else "nothing"
         title = f"{self.structure.model}: {share} of {len(self.plan.keep)} groups removed"
         for warning in self.warnings:
-            yield f"[bold yellow]warning[/] {warning}"
+            yield f"[bold yellow]warning[/] {escape(warning)}"
         table = Table(title=title, title_justify="left")
         for column in ("", "before", "after", ""):
             table.add_column(column, justify="right" if column else "left")
@@ -107,7 +125,7 @@ class Result(Shown):
         yield from _checked(self.verification, self.compared_with)
         yield f"loads with: {self.loads_with}"
         for note in self.notes:
-            yield f"[yellow]note[/] {note}"
+            yield f"[yellow]note[/] {escape(note)}"
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""

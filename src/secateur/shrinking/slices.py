@@ -73,8 +73,8 @@ class Slices:
     def _left(self, tensor: Tensor, place: int, axis: Axis) -> Tensor:
         key = (id(axis), tensor.device)  # many tensors share an axis
         if key not in self._known:
-            index = positions(axis, lambda atom: self._kept_of(atom))
-            made = torch.tensor(index, dtype=torch.long, device=tensor.device)
+            kept = positions(axis, self._kept_of)
+            made = torch.tensor(kept, dtype=torch.long, device=tensor.device)
             self._known[key] = axis, made  # the axis too, so that its id stays its own
         index = self._known[key][1]
         return tensor if len(index) == tensor.shape[place] else tensor.index_select(place, index)
@@ -92,6 +92,7 @@ def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if tensor.layout is not torch.strided or like.layout is not torch.strided:
         return tensor
-    order = sorted(range(tensor.ndim), key=lambda dim: -like.stride(dim))
+    strides = like.stride()
+    order = sorted(range(tensor.ndim), key=strides.__getitem__, reverse=True)
     back = sorted(range(tensor.ndim), key=order.__getitem__)
     return tensor.permute(order).contiguous().permute(back)

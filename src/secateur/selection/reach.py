@@ -1,0 +1,106 @@
+"""What stands in the way of a goal: how far each setting, and the model itself, lets it go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+
+from secateur.config import Config
+from secateur.graph.groups import Group
+from secateur.structure import Structure
+
+from .obstacles import SHOWN, unknown
+from .select import Request
+
+Share = Callable[[Mapping[str, int]], float]
+"""Group → positions kept; returns the share of the whole that is gone."""
+
+
+def in_the_way(
+    structure: Structure,
+    config: Config,
+    chosen: Sequence[Group],
+    most: float,
+    share: Share,
+) -> list[str]:
+    """Return one line for each thing that keeps a share of parameters or MACs from going.
+
+    Args:
+        structure: of the model.
+        config: what was asked.
+        chosen: the groups that it selects.
+        most: the share that can go as things are.
+        share: what would be gone.
+    """
+    coarse = config.grid == "coarse"
+    here = {group.name for group in chosen}
+    exact = structure.independent(inexact=config.inexact, coarse=coarse)
+    lines = []
+
+    def allows(groups: Iterable[Group]) -> float:
+        return share({group.name: group.least for group in groups})
+
+    bounds = _bounds(config)
+    if bounds and (without := allows(chosen)) > most + 0.005:
+        lines.append(f"{bounds} in the way: without, {without:.1%} could go")
+    left = [group for group in exact if group.name not in here]
+    if left:
+        names = _named(sorted(left, key=lambda g: -g.params * g.size))
+        lines.append(
+            f"left out by targets or exclude: {names}; with them {allows(exact):.1%} could go"
+        )
+    if not config.inexact:
+        every = structure.independent(inexact=True, coarse=coarse)
+        more = [group for group in every if group.name not in {g.name for g in exact}]
+        if more:
+            reason = f"{more[0].name!r} {more[0].inexact}"
+            lines.append(
+                f"inexact, and kept: {_named(more)} ({reason}); inexact=True lets "
+                f"{allows(every):.1%} go"
+            )
+    return [*lines, *_frozen(structure), *unknown(structure)]
+
+
+def held_back(config: Config, requests: Sequence[Request], names: Sequence[str]) -> list[str]:
+    """Return one line for each setting or need that keeps channels of groups from going."""
+    lines = []
+    if bounds := _bounds(config):
+        lines.append(f"{bounds} in the way")
+    for request, name in zip(requests, names, strict=True):
+        if request.keep_at_least > 1 or request.round_to > config.round_to:
+            least = max(request.keep_at_least, request.round_to)
+            lines.append(f"{name!r} ({len(request.score)}) must keep {least} or a multiple of it")
+    return lines[: SHOWN + 1]
+
+
+def _bounds(config: Config) -> str:
+    highs = {t.max_sparsity for t in config.resolved_targets()} - {None}
+    named = [
+        *(f"max_sparsity={high}" for high in sorted(h for h in highs if h is not None)),
+        *([f"round_to={config.round_to}"] if config.round_to > 1 else []),
+        *(["uniform=True"] if config.uniform else []),
+    ]
+    return f"{' and '.join(named)} {'is' if len(named) == 1 else 'are'}" if named else ""
+
+
+def _frozen(structure: Structure) -> list[str]:
+    """Return the frozen groups with most parameters along them, and why they are frozen."""
+    r = structure.inferred.recording
+    elements = {name: prod(r.shapes[value]) for name, value in r.parameters.items()}
+    total = max(sum(elements.values()), 1)
+    along = [
+        (sum(elements.get(name, 0) for name in {m.tensor for m in group.members}) / total, group)
+        for group in structure.frozen
+    ]
+    most = sorted(along, key=lambda pair: -pair[0])[:SHOWN]
+    return [
+        f"frozen: {part:.1%} of the parameters lie along {group.name!r} ({group.size}): "
+        f"{group.frozen}"
+        for part, group in most
+        if part > 0.01
+    ]
+
+
+def _named(groups: Sequence[Group]) -> str:
+    more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+    return ", ".join(f"{g.name!r} ({g.size})" for g in groups[:SHOWN]) + more
