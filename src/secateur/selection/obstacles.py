@@ -113,7 +113,7 @@ def _containers(selectors: Selectors) -> list[str]:
     target, modules = selectors.target, selectors.modules
     lines = []
     for pattern in target.names:
-        taken: Callable[[str], bool] = Selectors(modules[""], type(target)(names=[pattern])).takes
+        taken: Callable[[str], bool] = Selectors(modules[""], type(target)(names=(pattern,))).takes
         found = [path for path in modules if taken(path)]
         holding = [p for p in found if any(True for _ in modules[p].children())]
         if holding and not any(modules[p]._parameters for p in found):

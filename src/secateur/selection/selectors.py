@@ -105,7 +105,7 @@ def _hint(pattern: str, known: Collection[str], others: Collection[str], there: 
     if pattern in others:
         return f" It is for {there!r}."
     parts = pattern.split(".")
-    likely = {}  # in the model's order
+    likely: dict[str, None] = {}  # in the model's order
     for name in known:
         words = name.split(".")
         if len(words) == len(parts):
