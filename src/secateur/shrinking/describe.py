@@ -14,6 +14,14 @@ from secateur.replacements import name_of
 SAYS: list[tuple[tuple[type, ...], dict[str, tuple[str, int, str | None]]]] = [
     ((nn.Linear,), {"in_features": ("weight", 1, None), "out_features": ("weight", 0, None)}),
     (
+        (nn.Bilinear,),
+        {
+            "in1_features": ("weight", 1, None),
+            "in2_features": ("weight", 2, None),
+            "out_features": ("weight", 0, None),
+        },
+    ),
+    (
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
         {"in_channels": ("weight", 0, None), "out_channels": ("weight", 1, "groups")},
     ),

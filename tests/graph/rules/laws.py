@@ -46,6 +46,7 @@ class Law:
         least: the least value of a size, where that is not 2 or no tensor has it.
         integers: makes more of what the module holds (indices, masks) from the sizes.
         keep: how many positions of an axis the operation needs at least.
+        partial: whether it runs when any of its elements are zero.
         tensors: name → dimensions: letters are sizes, ``(a b)`` their product, ``[a b]`` their sum.
     """
 
@@ -55,9 +56,11 @@ class Law:
         least: Sizes | None = None,
         integers: Callable[[Sizes], dict[str, Any]] = lambda sizes: {},
         keep: int = 1,
+        partial: bool = True,
         **tensors: str,
     ):
         self.run, self.tensors, self.integers, self.keep = run, tensors, integers, keep
+        self.partial = partial
         letters = sorted(set("".join(tensors.values())) - set("()[] 0123456789"))
         self.least = {letter: 2 for letter in letters} | dict(least or {})
 
@@ -108,7 +111,7 @@ class Law:
                 left = int(torch.randint(self.keep, group.size, (), generator=generator))
                 keeps = {g.name: torch.randperm(g.size, generator=generator) < left for g in family}
                 _cut_and_compare(net, structure, types, family, keeps)
-        for _ in range(4):
+        for _ in range(4 if self.partial else 0):
             _mask_and_compare(net, structure, types, generator)
 
 

@@ -85,6 +85,18 @@ CASES = {
     "outer-product": two(
         lambda a, b: (a[:, :, None] * b[:, None, :]).flatten(1), 4, 6, 24, exact={"a": 4, "b": 6}
     ),
+    "bilinear": Case(
+        Net(
+            lambda m, x: m.c(m.mid(m.a(x), m.b(x))),
+            a=nn.Linear(3, 8),
+            b=nn.Linear(3, 6),
+            mid=nn.Bilinear(8, 6, 5),
+            c=nn.Linear(5, 2),
+        ),
+        numbers(4, 3),
+        {"a": 8, "b": 6, "mid": 5},
+    ),
+    "distances": two(lambda a, b: torch.cdist(a, b), after=4, exact={"a": 8}),
     "dot": two(lambda a, b: (a * b).sum(1, keepdim=True), after=1, exact={"a": 8}),
 }
 
@@ -107,6 +119,10 @@ LAWS = {
     "vdot": Law(lambda m: torch.vdot(m.x, m.y), x="a", y="a"),
     "bmm": Law(lambda m: torch.bmm(m.x, m.y), x="n a b", y="n b c"),
     "baddbmm": Law(lambda m: torch.baddbmm(m.b, m.x, m.y), x="n i k", y="n k j", b="n i j"),
+    "addbmm": Law(lambda m: torch.addbmm(m.b, m.x, m.y), x="n i k", y="n k j", b="i j"),
+    "addr": Law(lambda m: torch.addr(m.b, m.x, m.y), x="i", y="j", b="i j"),
+    "bilinear": Law(lambda m: F.bilinear(m.x, m.y, m.w, m.b), x="n i", y="n j", w="o i j", b="o"),
+    "conv_tbc": Law(lambda m: torch.conv_tbc(m.x, m.w, m.b, 1), x="5 n i", w="3 i o", b="o"),
     "linear": Law(lambda m: F.linear(m.x, m.w, m.b), x="n l i", w="o i", b="o"),
     "matmul": Law(lambda m: m.x @ m.y, x="n h a b", y="n h b c"),
     "einsum": Law(lambda m: torch.einsum("nhqd,nhkd->nhqk", m.x, m.y), x="n h q d", y="n h k d"),

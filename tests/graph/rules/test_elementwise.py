@@ -107,6 +107,25 @@ def test_function_when_a_weight_reads_its_values_then_it_is_exact(function):
 
 # The law: cutting the inputs of one call is cutting its outputs.
 
+
+def derivatives(x: Tensor) -> list[Tensor]:
+    """Derivatives taken inside of a forward, as forces are."""
+    functions = (
+        *(F.silu, F.gelu, F.sigmoid, F.tanh, F.relu, F.elu, F.hardswish, F.hardsigmoid, F.hardtanh),
+        *(F.leaky_relu, F.mish, F.softplus, F.softshrink, F.hardshrink, F.logsigmoid),
+    )
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        pieces = (
+            at[0],
+            at[:, 1:],
+            at.unfold(1, 2, 1),
+            at.sigmoid().logit(),
+            *(f(at) for f in functions),
+        )
+        return [torch.autograd.grad((piece**2).sum(), at, retain_graph=True)[0] for piece in pieces]
+
+
 LAWS = {
     "complex": Law(
         lambda m: torch.view_as_real(torch.view_as_complex(m.x) * torch.polar(m.y, m.y)),
@@ -145,6 +164,31 @@ LAWS = {
             "in-place": lambda x, y: x.clone().add_(y).mul_(y).sub_(y).div_(y).pow_(2),
         }.items()
     },
+    **{
+        name: Law(f, x="a b", y="a b")
+        for name, f in {
+            "quantized": lambda m: (
+                torch.fake_quantize_per_tensor_affine(m.x.float(), 0.1, 3, -128, 127),
+                torch.fake_quantize_per_channel_affine(
+                    m.x.float(), m.y[:, 0].float().abs() + 1, m.y[:, 0].int() * 0, 0, -128, 127
+                ),
+            ),
+            "special": lambda m: (
+                *(torch.special.i1(m.x), torch.special.i1e(m.x), torch.special.entr(m.x.abs())),
+                *(torch.sinc(m.x), torch.i0(m.x), torch.special.i0e(m.x), m.x.frexp()[0]),
+                *(torch.special.erfcx(m.x), torch.special.log_ndtr(m.x)),
+                *(torch.special.bessel_j0(m.x), torch.polygamma(1, m.x.abs() + 1)),
+            ),
+            "two-of-them": lambda m: (
+                *(torch.heaviside(m.x, m.y), m.x.nextafter(m.y), torch.logaddexp(m.x, m.y)),
+                *(F.rrelu(m.x), torch.logaddexp2(m.x, m.y)),
+                *(torch.gcd(m.x.int(), m.y.int()), torch.lcm(m.x.int(), m.y.int())),
+                *(m.x.int().bitwise_left_shift(1), m.x.int().bitwise_right_shift(1)),
+            ),
+        }.items()
+    },
+    "derivatives": Law(lambda m: derivatives(m.x), x="a b"),
+    "cross": Law(lambda m: torch.linalg.cross(m.x, m.y, dim=1), x="a 3 b", y="a 3 b"),
     "bitwise": Law(
         lambda m: ((m.x > 0) & (m.y > 0), (m.x > 0) | (m.y > 0), (m.x > 0) ^ (m.y > 0), ~(m.x > 0)),
         x="a b",

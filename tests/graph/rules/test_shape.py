@@ -172,6 +172,14 @@ def test_shape_when_code_computes_with_it_then_it_is_traced_as_size_is():
 # The law: cutting the inputs of one call is cutting its outputs.
 
 LAWS = {
+    "unsafe_split": Law(
+        lambda m: (
+            *m.x.unsafe_split(m.d, 1),
+            *m.x.unsafe_chunk(2, 1),
+            *m.x.unsafe_split_with_sizes((m.d, m.d), 1),
+        ),
+        x="n [d d]",
+    ),
     "diag_embed": Law(lambda m: torch.diag_embed(m.x), x="a b"),
     "view-split": Law(lambda m: m.x.view(m.n, m.h, m.d), x="n (h d)"),
     "view-merge": Law(lambda m: m.x.reshape(m.n, -1), x="n h d"),

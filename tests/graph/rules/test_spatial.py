@@ -126,6 +126,22 @@ def test_channel_when_it_is_zero_then_it_is_exact_only_if_it_stays_zero(function
 # The law: cutting the inputs of one call is cutting its outputs.
 
 LAWS = {
+    "max_unpool1d": Law(
+        lambda m: F.max_unpool1d(*F.max_pool1d(m.x, 2, return_indices=True), 2), x="n c 4"
+    ),
+    "max_unpool2d": Law(
+        lambda m: F.max_unpool2d(*F.max_pool2d(m.x, 2, return_indices=True), 2), x="n c 4 4"
+    ),
+    "max_unpool3d": Law(
+        lambda m: F.max_unpool3d(*F.max_pool3d(m.x, 2, return_indices=True), 2), x="n c 4 4 4"
+    ),
+    "transformed": Law(
+        lambda m: F.grid_sample(
+            m.x, F.affine_grid(m.t, m.x.shape, align_corners=True), align_corners=True
+        ),
+        x="2 c 3 3",
+        t="2 2 3",
+    ),
     **{
         f"{name}{d}d": Law(lambda m, f=f: f(m.x, 2), x="n c" + " 4" * d)
         for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")

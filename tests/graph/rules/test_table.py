@@ -77,6 +77,7 @@ def is_composed(key: Any) -> bool:
     return all(torch._C._dispatch_has_kernel_for_dispatch_key(n, composite) for n in names)
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce", "ignore:segment_reduce")  # that it is beta
 def test_table_when_an_operation_has_a_rule_then_a_test_runs_it():
     tested = {RULES[key] for key in exercised() if key in RULES}
     untested = sorted(

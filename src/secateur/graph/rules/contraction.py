@@ -92,6 +92,65 @@ def baddbmm(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
     return broadcast(t, bias, bmm(t, x, y), zero="all")
 
 
+@rule("addbmm", "addbmm_")
+def addbmm(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
+    """A sum over the batch of products."""
+    from .elementwise import broadcast
+
+    t.contract(x[0], y[0])
+    t.contract(x[2], y[1])
+    return broadcast(t, bias, Typed((own(x[1]), own(y[2]))), zero="all")
+
+
+@rule("addr")
+def addr(t: Typing, bias: Typed, x: Typed, y: Typed, **_: Any) -> Typed:
+    from .elementwise import broadcast
+
+    return broadcast(t, bias, Typed((own(x[0]), own(y[0]))), zero="all")
+
+
+@rule("_trilinear")
+def trilinear(
+    t: Typing,
+    *operands: Any,
+    **_: Any,
+) -> Typed:
+    """The product of three tensors with dimensions of 1 put in, summed over some of them."""
+    tensors, expanded, summed = operands[:3], operands[3:6], {*operands[6]}
+    rank = len(tensors[0]) + len(expanded[0])
+    columns: list[list[Dim]] = [[] for _ in range(rank)]
+    for tensor, ones in zip(tensors, expanded, strict=True):
+        places = [place for place in range(rank) if place not in ones]
+        for place, dim in zip(places, tensor.dims, strict=True):
+            columns[place].append(dim)
+    dims = []
+    for place, column in enumerate(columns):
+        size = max(dim.size for dim in column)
+        first, *others = [dim for dim in column if dim.size == size]
+        if place not in summed:
+            for other in others:
+                t.same(first, other)
+            dims.append(
+                Dim(first.axis, zero := either(first.zero, *(d.zero for d in others)), zero)
+            )
+        elif others:
+            for other in others:
+                t.contract(first, other)
+        else:
+            t.reduce(first)
+    return Typed(tuple(dims))
+
+
+@rule("conv_tbc")
+def conv_tbc(t: Typing, x: Typed, weight: Typed, bias: Typed, *_: Any) -> Typed:
+    """Input (T, N, in) with weight (K, in, out)."""
+    t.freeze(weight[0], "a kernel dimension")
+    t.contract(x[2], weight[1])
+    out = with_bias(t, own(weight[2]), bias[0])
+    space = _through(t, x[0], t.out[0][0], False, bias)
+    return Typed((space, *across(t, [x[1]], bias), out))
+
+
 @rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution")
 def convolution(
     t: Typing,

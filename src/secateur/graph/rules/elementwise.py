@@ -66,7 +66,8 @@ def _meet(
     sin sin_ tan asin atan sinh asinh atanh square erf expm1 log1p floor floor_ ceil ceil_ round
     round_ trunc hardshrink softshrink softsign nan_to_num clone alias detach contiguous
     lift_fresh lift_fresh_copy _to_copy to real positive deg2rad rad2deg dropout native_dropout
-    feature_dropout alpha_dropout view_as _conj conj resolve_conj frac _to_dense"""
+    feature_dropout alpha_dropout view_as _conj conj resolve_conj frac _to_dense i1 special_i1
+    special_i1e special_entr"""
 )
 def keeps_zero(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     """f(0) = 0."""
@@ -82,7 +83,8 @@ def same_tensor(t: Typing, x: Typed, **_: Any) -> Typed:
 @rule(
     """sigmoid sigmoid_ hardsigmoid hardsigmoid_ exp exp_ exp2 cos cos_ cosh acos softplus
     log_sigmoid_forward log log_ log2 log10 rsqrt rsqrt_ reciprocal reciprocal_ erfc logical_not
-    bitwise_not isnan isinf isfinite digamma lgamma threshold erfinv logit"""
+    bitwise_not isnan isinf isfinite digamma lgamma threshold erfinv logit logical_not_ sinc sinc_
+    i0 i0_ special_i0 special_i0e special_erfcx special_log_ndtr special_bessel_j0"""
 )
 def moves_zero(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     """f(0) ≠ 0, or not for sure."""
@@ -113,7 +115,7 @@ def clamp_max(t: Typing, x: Typed, high: Any) -> Typed:
 
 @rule(
     """add add_ sub sub_ rsub maximum minimum fmax fmin logical_or logical_xor bitwise_or
-    bitwise_xor hypot lerp lerp_"""
+    bitwise_xor hypot lerp lerp_ heaviside nextafter gcd lcm"""
 )
 def sums(t: Typing, *operands: Any, **_: Any) -> Typed:
     """Zero when all operands are."""
@@ -151,6 +153,13 @@ def power(t: Typing, x: Any, exponent: Any) -> Typed:
     """Zero stays zero under a positive power that is a number."""
     positive = isinstance(exponent, (int, float)) and exponent > 0
     return broadcast(t, x, exponent, zero="first" if positive else "never")
+
+
+@rule("linalg_cross")
+def cross(t: Typing, x: Typed, y: Typed, *, dim: int = -1) -> Typed:
+    """Products of three coordinates with the two others."""
+    t.freeze([x[dim], y[dim]], "its three positions are coordinates")
+    return broadcast(t, x, y, zero="any")
 
 
 @rule("addcmul", "addcmul_")
@@ -193,9 +202,53 @@ def prelu(t: Typing, x: Typed, slope: Typed) -> Typed:
     return broadcast(t, x, slope, zero="first")
 
 
-@rule("eq ne lt le gt ge isclose eq_ ne_ lt_ le_ gt_ ge_ atan2")
+@rule("eq ne lt le gt ge isclose eq_ ne_ lt_ le_ gt_ ge_ atan2 logaddexp logaddexp2")
 def compares(t: Typing, *operands: Any, **_: Any) -> Typed:
     return broadcast(t, *operands, zero="never")
+
+
+@rule("polygamma")
+def polygamma(t: Typing, n: int, x: Typed) -> Typed:
+    return moves_zero(t, x)
+
+
+@rule("frexp")
+def mantissa_and_exponent(t: Typing, x: Typed) -> tuple[Typed, Typed]:
+    """Both are 0 for 0."""
+    return keeps_zero(t, x), keeps_zero(t, x)
+
+
+@rule("bitwise_left_shift", "bitwise_right_shift", "rrelu_with_noise", "rrelu_with_noise_")
+def led_by_first(t: Typing, x: Any, y: Any, *_: Any, **__: Any) -> Typed:
+    """Zero where the first operand is."""
+    return broadcast(t, x, y, zero="first")
+
+
+@rule(
+    """silu_backward gelu_backward sigmoid_backward tanh_backward threshold_backward elu_backward
+    hardswish_backward hardsigmoid_backward hardtanh_backward leaky_relu_backward mish_backward
+    softplus_backward softshrink_backward hardshrink_backward log_sigmoid_backward
+    logit_backward"""
+)
+def gradient(t: Typing, incoming: Typed, *operands: Any, **_: Any) -> Typed:
+    """A derivative inside a forward (a force is one of an energy): zero where what comes in is."""
+    meeting = [o for o in operands if isinstance(o, Typed) and o.shape != (0,)]
+    return broadcast(t, incoming, *meeting, zero="first")
+
+
+@rule("fake_quantize_per_tensor_affine_cachemask")
+def rounded(t: Typing, x: Typed, *_: Any) -> tuple[Typed, Typed]:
+    """Zero is one of the steps; which elements were within their range is told, too."""
+    return keeps_zero(t, x), moves_zero(t, x)
+
+
+@rule("fake_quantize_per_channel_affine_cachemask")
+def rounded_by_channel(
+    t: Typing, x: Typed, scale: Typed, zero: Typed, axis: int, *_: Any
+) -> tuple[Typed, Typed]:
+    for each in (scale, zero):
+        t.same(x[axis], each[0])
+    return rounded(t, x)
 
 
 @rule("glu")

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from secateur.graph.conditions import every
-from secateur.graph.typing import Dim, Typed, Typing
+from secateur.graph.typing import Typed, Typing
 
 from .table import rule
 
@@ -17,6 +16,26 @@ def embedding(t: Typing, weight: Typed, index: Typed, *_: Any, **__: Any) -> Typ
     """Rows are looked up; the width passes."""
     t.freeze(weight[0], "a vocabulary: its rows are looked up by number")
     return Typed((*index.dims, replace(weight[1], source=None)))
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(
+    t: Typing, weight: Typed, index: Typed, offsets: Typed, *rest: Any
+) -> tuple[Typed, ...]:
+    """Rows are looked up and added up, bag by bag; the width passes."""
+    t.freeze(weight[0], "a vocabulary: its rows are looked up by number")
+    for each in (index, offsets, *(x for x in rest if isinstance(x, Typed))):
+        t.freeze(each, "rows are put into bags by it")
+    bags = t.fresh(t.out[0][0], "how many bags there are")
+    return Typed((bags, replace(weight[1], source=None))), *map(t.opaque, t.out[1:])
+
+
+@rule("embedding_renorm_")
+def embedding_renorm(t: Typing, weight: Typed, *_: Any) -> Typed:
+    """Rows that are longer than a number are scaled to it; zeros add nothing to their length."""
+    t.freeze(weight[0], "a vocabulary: its rows are looked up by number")
+    t.reduce(weight[1])
+    return weight
 
 
 @rule("index.Tensor", "_unsafe_index.Tensor")
@@ -45,17 +64,6 @@ def index_select(t: Typing, x: Typed, dim: int, index: Typed) -> Typed:
     return x.but(dim, t.fresh(t.out[0][dim], "the length of an index"))
 
 
-@rule("gather", "take_along_dim")
-def gather(t: Typing, x: Typed, dim: int, index: Typed, **_: Any) -> Typed:
-    dim %= max(len(x), 1)
-    t.look_up(x[dim], index)
-    if len(index) == 1:
-        return x.but(dim, t.fresh(t.out[0][dim], "the length of an index"))
-    others = [d for y in (x, index) for i, d in enumerate(y.dims) if i != dim]
-    t.freeze([*others, index[dim]], "its elements are looked up by number")
-    return t.opaque(t.out[0])
-
-
 @rule("_pack_padded_sequence")
 def pack(t: Typing, x: Typed, *_: Any) -> tuple[Typed, Typed]:
     """The rows that lie within their sequences, laid end to end."""
@@ -71,6 +79,7 @@ def pack(t: Typing, x: Typed, *_: Any) -> tuple[Typed, Typed]:
     "full_like",
     "rand_like",
     "randn_like",
+    "randint_like",
     "fill_",
     "zero_",
 )
@@ -115,56 +124,16 @@ def read(t: Typing, x: Typed, *_: Any) -> tuple[()]:
     return ()
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_")
-def index_add(t: Typing, x: Typed, dim: int, index: Typed, source: Typed, **_: Any) -> Typed:
-    """Rows are added where an index says; the other dimensions meet."""
-    dim %= len(x)
-    t.freeze([x[dim], source[dim]], "its positions are looked up by number")
-    dims = [_added(t, a, b) for a, b in zip(x.dims, source.dims, strict=True)]
-    dims[dim] = t.never_zero(x[dim], False)
-    return Typed(tuple(dims))
-
-
-@rule("index_put", "index_put_", "_index_put_impl_")
-def index_put(
-    t: Typing, x: Typed, indices: Sequence[Typed | None], values: Typed, *_: Any
-) -> Typed:
-    """Elements are written where indices say; the dimensions without an index meet."""
-    used = [i for i, at in enumerate(indices) if at is not None]
-    t.freeze([x[i] for i in used], "its positions are looked up by number")
-    dims = list(x.dims)
-    for i in used:
-        dims[i] = t.never_zero(x[i], False)
-    for place in range(-1, -len(x) - 1, -1):  # those after the last index are values' last, too
-        if len(x) + place in used or -place > len(values):
-            break
-        if values[place].size == x[place].size:
-            dims[place] = _added(t, x[place], values[place])
-        else:
-            dims[place] = t.never_zero(x[place], False)
-    passing = len(x) - (used[-1] + 1 if used else 0)
-    t.freeze(values.dims[: max(0, len(values) - passing)], "it is as long as an index")
-    if used != list(range(len(used))):
-        t.freeze([*x.dims, *values.dims], "its positions are looked up by number")
-    return Typed(tuple(dims))
-
-
-def _added(t: Typing, x: Dim, y: Dim) -> Dim:
-    t.same(x, y)
-    return Dim(x.axis, every(x.zero, y.zero), every(x.const, y.const))
-
-
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
-def scatter(t: Typing, x: Typed, dim: int, index: Typed, *more: Any, **_: Any) -> Typed:
-    """Elements are written one by one."""
-    dim %= max(len(x), 1)
-    if len(x):
-        t.look_up(x[dim], index)
-    others = [d for i, d in enumerate(x.dims) if i != dim]
-    tensors = [index, *(y for y in more if isinstance(y, Typed))]
-    others += [d for y in tensors for d in y.dims]
-    t.freeze(others, "its elements are looked up by number")
-    return Typed(tuple(t.never_zero(d, False) for d in x.dims))
+@rule("searchsorted", "bucketize")
+def between(t: Typing, x: Any, y: Any, **_: Any) -> Typed:
+    """Between which borders each number lies: the numbers are searched, the borders stay."""
+    borders, numbers = (x, y) if t.reason.op.startswith("aten.searchsorted") else (y, x)
+    t.freeze(borders, "numbers are searched in it")
+    if not isinstance(numbers, Typed):
+        return t.opaque(t.out[0])
+    for one, other in zip(borders.dims[:-1], numbers.dims[:-1], strict=False):
+        t.same(one, other)
+    return Typed(tuple(t.never_zero(d) for d in numbers.dims))
 
 
 @rule("nonzero", "nonzero_static", "argwhere", "masked_select", "unique_consecutive", "_unique2")

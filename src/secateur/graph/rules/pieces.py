@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from secateur.graph.axes import concat
 from secateur.graph.conditions import every
@@ -41,7 +42,7 @@ def stack(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
     return joined.but(dim, number)
 
 
-@rule("split.Tensor")
+@rule("split.Tensor", "unsafe_split.Tensor")
 def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
     """Pieces of one size: from ``chunk`` they stay equal, from ``split`` as long as is named."""
     sizes = [shape[dim] for shape in t.out]
@@ -59,7 +60,7 @@ def split(t: Typing, x: Typed, size: int, dim: int = 0) -> list[Typed]:
     return [x.but(dim, piece) for piece in pieces]
 
 
-@rule("chunk")
+@rule("chunk", "unsafe_chunk")
 def chunk(t: Typing, x: Typed, count: int, dim: int = 0) -> list[Typed]:
     with t.cut_at(x, x[dim], count):
         pieces = t.pieces(x[dim], [shape[dim] for shape in t.out])
@@ -68,7 +69,7 @@ def chunk(t: Typing, x: Typed, count: int, dim: int = 0) -> list[Typed]:
     return [x.but(dim, piece) for piece in pieces]
 
 
-@rule("split_with_sizes")
+@rule("split_with_sizes", "unsafe_split_with_sizes")
 def split_with_sizes(t: Typing, x: Typed, sizes: Sequence[int], dim: int = 0) -> list[Typed]:
     with t.cut_at(x, x[dim], *sizes):
         pieces = t.pieces(x[dim], sizes)
@@ -149,3 +150,14 @@ def select(t: Typing, x: Typed, dim: int, index: int) -> Typed:
 def unbind(t: Typing, x: Typed, dim: int = 0) -> list[Typed]:
     t.freeze(x[dim], "its positions are read one by one")
     return [x.but(dim, None) for _ in range(x[dim].size)]
+
+
+@rule("select_backward", "slice_backward")
+def piece_put_back(t: Typing, x: Typed, sizes: Sequence[int], dim: int, *_: Any) -> Typed:
+    """Zeros, but for a piece of one dimension; the others pass."""
+    dim %= len(sizes)
+    whole = t.fresh(sizes[dim], "a piece of it is written")
+    if len(x) < len(sizes):
+        return Typed((*x.dims[:dim], whole, *x.dims[dim:]))
+    t.freeze(x[dim], "it is written into a piece")
+    return x.but(dim, whole)

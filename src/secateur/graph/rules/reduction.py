@@ -75,16 +75,25 @@ def variance_and_mean(t: Typing, x: Typed, dim: Any = None, *_: Any, **options: 
 
 
 @rule("amax", "amin", "any", "all", "prod", "max.default", "min.default")
+@rule("median.default", "nanmedian.default")
 def extreme(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
     out = _reduce(t, x, dim, keepdim, "takes an extreme value over the axis, zeros included")
     return Typed(tuple(t.never_zero(d) for d in out.dims), out.static)
 
 
-@rule("max.dim", "min.dim", "median.dim", "mode")
+@rule("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode")
 def extreme_with_index(t: Typing, x: Typed, dim: int = -1, keepdim: bool = False) -> Any:
-    t.freeze(x[dim], "positions are selected by value")
+    """A value of the axis, and where it was, which is a number of its positions."""
     out = extreme(t, x, dim, keepdim)
-    return out, out
+    places = Typed(tuple(t.never_zero(d, False) for d in out.dims))
+    return out, replace(places, counts=x[dim].axis) if len(x) and x[dim].size > 1 else places
+
+
+@rule("kthvalue")
+def kth(t: Typing, x: Typed, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    if len(x):
+        t.limit(x[dim], least=k)
+    return extreme_with_index(t, x, dim, keepdim)
 
 
 @rule("argmax", "argmin")
@@ -124,12 +133,13 @@ def fourier(t: Typing, x: Typed, dim: Sequence[int], *_: Any, **__: Any) -> Type
     return Typed(tuple(replace(d, source=None) for d in out.dims), x.static)
 
 
-@rule("linalg_solve_triangular", "multinomial", "bernoulli", "bernoulli_", "normal_", "uniform_")
-def mixed(t: Typing, x: Typed, *more: Any, **_: Any) -> Typed:
-    """Every element depends on all of them, or on the place of each."""
-    for each in (x, *(y for y in more if isinstance(y, Typed))):
-        t.freeze(each, "an operation mixes its positions")
-    return t.opaque(t.out[0])
+@rule("renorm", "renorm_")
+def renorm(t: Typing, x: Typed, p: Any, dim: int, *_: Any) -> Typed:
+    """Each slice that is longer than a number is scaled to it; zeros add nothing to its length."""
+    for place, each in enumerate(x.dims):
+        if place != dim % len(x):
+            t.reduce(each)
+    return Typed(tuple(replace(d, source=None) for d in x.dims))
 
 
 @rule("cumsum", "cumsum_")
@@ -140,17 +150,17 @@ def running_sum(t: Typing, x: Typed, dim: int, **_: Any) -> Typed:
 
 @rule("sort", "argsort")
 def order(t: Typing, x: Typed, dim: int = -1, *_: Any, **options: Any) -> Any:
-    """The values in their order, and where they were."""
+    """The values in their order, and where they were; along other dimensions each on its own."""
     dim = options.get("dim", dim)
     if not len(x) or isinstance(dim, bool):
         return ordered(t, x)
-    t.freeze(x.dims, "positions are ordered by value")
+    t.freeze(x[dim], "positions are ordered by value")
     out = Typed(tuple(replace(d, source=None) for d in x.dims))
-    places = replace(out, counts=x[dim].axis)
+    places = Typed(tuple(t.never_zero(d, False) for d in x.dims), counts=x[dim].axis)
     return (out, places) if len(t.out) > 1 else places
 
 
-@rule("cumprod", "logcumsumexp", "cummax", "cummin", "kthvalue")
+@rule("cumprod", "logcumsumexp", "cummax", "cummin")
 def ordered(t: Typing, x: Typed, *args: Any, **options: Any) -> Any:
     """What comes out depends on every position's rank or place."""
     t.freeze(x.dims, "positions are ordered by value")

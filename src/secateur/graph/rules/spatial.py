@@ -61,6 +61,14 @@ def volume(t: Typing, x: Typed, *_: Any, **__: Any) -> Any:
     return _resample(t, x, 3)
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(t: Typing, x: Typed, places: Typed, size: Sequence[int], *_: Any) -> Any:
+    """Each channel is put back where its maxima were; zeros everywhere else."""
+    for one, other in zip(x.dims, places.dims, strict=True):
+        t.same(one, other)
+    return _resample(t, x, len(size))
+
+
 @rule("constant_pad_nd")
 def pad(t: Typing, x: Typed, amounts: Sequence[int], value: float = 0) -> Typed:
     """Each padded dimension is [before + old + after]; ``amounts`` starts at the last dimension."""
