@@ -7,6 +7,7 @@ SecateurError
 ├── UnknownNameError (KeyError)      no criterion, schedule … of that name
 ├── AxisError (ValueError)           two axes cannot be the same axis
 ├── TraceError (RuntimeError)        the model's forward failed while it was watched
+├── ModelError (TypeError)           what was given is no model, or none that has weights yet
 ├── CopyError (TypeError)            the model holds something that cannot be copied
 ├── MaskError (ValueError)           a mask has the wrong shape, dtype or name
 ├── ScoreError (ValueError)          a weight or score is not finite
@@ -63,6 +64,10 @@ class RuleError(SecateurError, RuntimeError):
 
 class TraceError(SecateurError, RuntimeError):
     """The model's forward failed while its operations were being recorded."""
+
+
+class ModelError(SecateurError, TypeError):
+    """What was given for a model is none, or cannot be looked at as it is."""
 
 
 class CopyError(SecateurError, TypeError):

@@ -103,10 +103,25 @@ def calibrate(
             for parameter, _ in gradients:
                 parameter.grad = None
             with torch.enable_grad():
-                loss(model, batch).backward()
+                _scalar(model, loss(model, batch)).backward()
             pruner.observe()
     finally:
         for module, mode in training.items():
             module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def _scalar(model: nn.Module, value: Any) -> Tensor:
+    """Return what a loss returned, if gradients of it can be had."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = (
+            f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        )
+        raise ConfigError(f"loss=… must return a tensor of one number (mean() one), not {shape}")
+    if not value.requires_grad:
+        why = "it was computed under no_grad or inference_mode, or detached"
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            why = "every parameter is frozen: model.requires_grad_(True) before"
+        raise ConfigError(f"the criterion needs gradients, and the loss has none: {why}")
+    return value

@@ -21,11 +21,12 @@ from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step
 from .masks.resume import read_state, write_state
 from .runtime.copying import copied
 from .runtime.distributed import check_same, rank, whole
+from .runtime.model import check_model
 from .scoring.schedules import schedules
 from .selection.budget import Budget
 from .selection.decision import Decision, decide
 from .selection.running import RunningScores
-from .selection.targets import Selectable, check_finite
+from .selection.targets import Selectable, check_scorable
 from .selection.targets import selectables as _selectables
 from .shrinking import Plan, Result, cut_and_verify
 from .shrinking import shrink as shrink_masks
@@ -88,6 +89,7 @@ class Pruner:
         selectables: Sequence[Selectable] | None = None,
         scaler: Scaler | None = None,
     ):
+        check_model(model)
         if masking.is_masked(model):
             raise ConfigError("the model has masks on already: finish() the pruner they belong to")
         self.model = model
@@ -178,7 +180,7 @@ class Pruner:
         generator = torch.Generator().manual_seed(self.config.seed)
         with torch.no_grad():
             given = self.method.scores()
-            check_finite([s for s in self.selectables if s.name not in given], tensors)
+            check_scorable([s for s in self.selectables if s.name not in given], tensors)
             scores = [
                 given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
                 for s in self.selectables

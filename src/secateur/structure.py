@@ -18,6 +18,7 @@ from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
 from .graph.record import record
 from .graph.typing import Reason, Typed
+from .runtime.model import check_model
 from .runtime.shown import Shown
 from .types import Example
 
@@ -206,6 +207,7 @@ def analyze(model: nn.Module, example_inputs: Example, *, ragged: bool = False) 
         The structure; print it.
 
     Raises:
+        ModelError: it is no module, or one whose weights have no shapes yet.
         TraceError: the forward failed on the example inputs.
 
     >>> import torch
@@ -219,5 +221,6 @@ def analyze(model: nn.Module, example_inputs: Example, *, ragged: bool = False) 
     2.weight dim 0: 4
       4 frozen: it is the model's output (aten.addmm.default in '2')
     """
+    check_model(model)
     inferred = Inferred(record(model, example_inputs), ragged=ragged)
     return Structure(type(model).__name__, inferred)

@@ -42,6 +42,8 @@ def _owner(tensor: str) -> str:
 
 def obstacles(structure: Structure | None, selectors: Selectors, config: Config) -> str:
     """Return why a target selects nothing, as the rest of a sentence; "" where nobody knows."""
+    if not selectors.parameters:
+        return ": the model has no parameter (a quantised one packs them away: prune it before)"
     lines = _containers(selectors)
     if structure is not None and selectors.target.granularity == "group":
         lines += group_obstacles(structure, selectors, config)

@@ -91,14 +91,25 @@ class Selectable:
         return masks
 
 
-def check_finite(selectables: Sequence[Selectable], tensors: Mapping[str, Tensor]) -> None:
+def check_scorable(selectables: Sequence[Selectable], tensors: Mapping[str, Tensor]) -> None:
     """Look at all that is scored.
 
     Raises:
-        ScoreError: a tensor has a NaN or infinite weight.
+        ScoreError: a tensor has no numbers, whole numbers, or a NaN or infinite weight.
     """
-    names = {part.tensor for each in selectables for part in each.scoring}
-    if odd := not_finite({name: tensors[name] for name in sorted(names)}):
+    names = sorted({part.tensor for each in selectables for part in each.scoring})
+    if empty := [name for name in names if tensors[name].is_meta]:
+        raise ScoreError(
+            f"{empty[0]!r} is on torch.device('meta') and has no numbers to rank: analyze() and "
+            "apply_plan() do without; to prune, load the weights first"
+        )
+    for name in names:
+        if not (tensors[name].is_floating_point() or tensors[name].is_complex()):
+            raise ScoreError(
+                f"{name!r} holds {str(tensors[name].dtype).removeprefix('torch.')}, and whole "
+                "numbers are not ranked: prune first and quantise the smaller model, or exclude it"
+            )
+    if odd := not_finite({name: tensors[name] for name in names}):
         raise ScoreError(f"{odd[0]!r} has weights that are NaN or infinite: nothing can be ranked")
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from secateur.errors import PlanError
 from secateur.repair.fold import Folding
 from secateur.runtime.copying import copied
+from secateur.runtime.model import check_model
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
@@ -57,6 +58,7 @@ def apply_plan(
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     if not plans:
         raise PlanError("there is no plan to apply")
+    check_model(model)
     model = copied(model)
     for step in plans:
         structure = analyze(model, example_inputs)

@@ -19,6 +19,7 @@ from secateur.errors import FileError
 from secateur.graph.origins import Attribute
 from secateur.replacements import name_of
 from secateur.runtime.io import read_tensors, write_tensors, write_text
+from secateur.runtime.model import check_model
 
 from .cut import Surgery
 from .document import PLAN, SCHEMA, dump, history_of, listed, read
@@ -67,7 +68,8 @@ def save_pruned(
         ``load_pruned``, which makes the model again.
     """
     folder = Path(directory)
-    model = model if isinstance(model, nn.Module) else model.model
+    model = getattr(model, "model", model) if not isinstance(model, nn.Module) else model
+    check_model(model)
     history = History.of(model)
     if not history.steps:
         raise FileError(
@@ -165,6 +167,7 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
     ...     load_pruned(folder, net())[0].out_features
     8
     """
+    check_model(model)
     folder = Path(directory)
     document = read(folder / PLAN)
     history = history_of(document)

@@ -12,6 +12,7 @@ from secateur.graph.infer import Inferred
 from secateur.graph.record import runs_for_real
 from secateur.repair.fold import Folding, Inputs, watching
 from secateur.runtime.copying import copied
+from secateur.runtime.model import check_model
 from secateur.structure import Structure, analyze
 from secateur.types import Example
 
@@ -63,6 +64,7 @@ def shrink(
     >>> small.model[0].out_features, small.verification.passed
     (5, True)
     """
+    check_model(model)
     model = model if inplace else copied(model)
     surgery = Surgery(model)
     try:

@@ -24,6 +24,7 @@ from secateur.runtime.precise import Precisely, held_precisely, precisely
 from secateur.structure import Structure
 from secateur.types import Example, call_arguments
 
+from .comparable import check_comparable
 from .difference import difference, resolution
 from .locate import Calls, module_outputs
 from .trials import Trial, Way, trials
@@ -161,6 +162,8 @@ class Check:
                         ) from error
                     found.refused.append(f"{way.name} ({said(error)})")
                 else:
+                    if trial is self.trials[0]:
+                        check_comparable(way.make(), outputs)
                     found.ways.append(way)
                     found.outputs.append(outputs)
                     break
