@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -53,6 +54,7 @@ class Structure(Shown):
         self.groups: tuple[Group, ...] = tuple(free)
         self.frozen: tuple[Group, ...] = tuple(frozen)
         self.unknown: dict[str, Reason] = inferred.unknown
+        self.unread: tuple[str, ...] = inferred.recording.unread()
         self.blocks: tuple[Block, ...] = tuple(find_blocks(inferred))
         self._by_name = {g.name: g for g in (*free, *frozen)}
         self._by_atom = {id(g.atom): g for g in free}
@@ -63,6 +65,21 @@ class Structure(Shown):
         except KeyError:
             hint = did_you_mean(name, self._by_name)
             raise UnknownNameError(f"{self.model} has no group {name!r}.{hint}") from None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: which parameters the example tells nothing about."""
+        found = []
+        if failed := self.inferred.recording.failed:
+            found.append(f"what only training reads is not known: that forward fails ({failed})")
+        if self.unread:
+            names = ", ".join(self.unread[:3])
+            more = f" and {len(self.unread) - 3} more" if len(self.unread) > 3 else ""
+            found.append(
+                f"the example never reads {names}{more}: they keep their sizes, and so does what "
+                "may feed a module that is not read at all"
+            )
+        return found
 
     @property
     def exact(self) -> tuple[Group, ...]:
@@ -170,6 +187,8 @@ class Structure(Shown):
         if self.blocks:
             names = ", ".join(f"{b.name} ({human(b.params)} params)" for b in self.blocks[:4])
             yield f"can be dropped whole: {names}{' …' if len(self.blocks) > 4 else ''}"
+        for note in self.notes:
+            yield f"[yellow]note[/] {escape(note)}"
         reasons: dict[str, list[Group]] = {}
         for g in self.frozen:
             reasons.setdefault(g.frozen.why if g.frozen else "", []).append(g)

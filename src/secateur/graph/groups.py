@@ -115,7 +115,7 @@ def _state(inferred: Inferred) -> Iterator[tuple[str, int, bool]]:
     owner |= {value: (name, False) for name, value in r.buffers.items()}
     seen: set[int] = set()
 
-    for value in (v for op in r.ops for v in op.reads):
+    for value in (v for forward in r.forwards for op in forward.ops for v in op.reads):
         if value in owner and value not in seen:
             seen.add(value)
             yield (owner[value][0], value, owner[value][1])

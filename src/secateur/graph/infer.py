@@ -16,10 +16,11 @@ from .conditions import ALWAYS, Masked, every
 from .equations import Named, solve
 from .lengths import Sizing
 from .origins import Attribute, Factor, Origin, Size
-from .program import Op, Recording, Ref
+from .program import Compared, Op, Recording, Ref
 from .rules import rule_for
 from .rules.numbers import keeps_numbers, reads_numbers
 from .typing import COMPUTES, Dim, Limit, Reason, Site, Typed, Typing
+from .unseen import freeze_feeds
 
 
 class Inferred:
@@ -29,31 +30,61 @@ class Inferred:
         self.recording = recording
         self.types: dict[int, Typed] = {}
         self.made: dict[int, Typed] = {}  # likewise, before anything was written to the tensor
-        self.typing = Typing(ragged, decisions=recording.decisions)
+        self.typing = Typing(ragged)
         of_inputs = (size for value in recording.inputs for size in recording.shapes[value])
         self.typing.tables.lengths = frozenset((*recording.given, *of_inputs)) - {0, 1}
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
         self._start()
-        for op, used in zip(recording.ops, recording.used(), strict=True):
-            known = len(self.typing.sites)
-            self._apply(op)
-            if not used:  # its sizes must fit, but what it computes does not matter
-                del self.typing.sites[known:]
-        for value in recording.outputs:
-            if value in self.types:
-                reason = self._maker(value)
-                if (counts := self.types[value].counts) is not None:
-                    freeze(counts, reason)
-                for dim in self.types[value].dims:
-                    freeze(dim.axis, reason)
+        for forward in recording.forwards:
+            self._run(forward)
+        self._keep_what_only_training_reads()
+        freeze_feeds(recording, self.types)
         t = self.typing
-        self._read_whole()
         t.names += self._equals()
         t.tables.freeze_doubtful((site.axis for site in t.sites), self._unseen())
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing, t.tables)
         self._keep_larger()
         self._numbers()
+
+    def _run(self, forward: Recording) -> None:
+        """Apply the rules to one forward.
+
+        One in training mode only constrains: what is masked is equal, and known, in eval mode.
+        """
+        t = self.typing
+        t.training, t.decisions = forward is not self.recording, forward.decisions
+        sites, numbers = len(t.sites), len(t.numbers)
+        state = {value: self.types[value] for value in forward.state}
+        for op, used in zip(forward.ops, forward.used(), strict=True):
+            known = len(t.sites)
+            self._apply(op)
+            if not used:  # its sizes must fit, but what it computes does not matter
+                del t.sites[known:]
+        for value in forward.outputs:
+            if value in self.types:
+                reason = self._maker(forward, value)
+                if (counts := self.types[value].counts) is not None:
+                    freeze(counts, reason)
+                for dim in self.types[value].dims:
+                    freeze(dim.axis, reason)
+        self._read_whole(forward)
+        if t.training:
+            del t.sites[sites:], t.numbers[numbers:]
+            self.types |= state
+
+    def _keep_what_only_training_reads(self) -> None:
+        """Freeze what nothing is compared on; what the first forward reads as well stays free."""
+        first, *rest = (forward.reads for forward in self.recording.forwards)
+        read = {value: list(self._atoms_of(value)) for value in self.recording.state}
+        compared = {id(atom) for value in first & read.keys() for atom in read[value]}
+        for value in set[int]().union(*rest) & read.keys() - first:
+            for atom in read[value]:
+                if id(atom) not in compared:
+                    freeze(atom, Reason("only training reads it, where nothing is compared"))
+
+    def _atoms_of(self, value: int) -> Iterator[Atom]:
+        return (atom for dim in self.types[value].dims for atom in atoms(dim.axis))
 
     def sites_of(self, atom: Atom) -> list[Site]:
         """Return the places where an axis that mentions the atom is summed away."""
@@ -87,9 +118,10 @@ class Inferred:
             self.typing.tables.varying += axes
             self.types[value] = Typed(tuple(map(Dim, axes)))
 
-    def _maker(self, value: int) -> Reason:
+    @staticmethod
+    def _maker(forward: Recording, value: int) -> Reason:
         why = "it is the model's output"
-        for op in reversed(self.recording.ops):
+        for op in reversed(forward.ops):
             if any(ref.value == value for ref in op.outputs):
                 return Reason(why, op.name, op.module, op.line)
         return Reason(why)
@@ -97,9 +129,12 @@ class Inferred:
     def _axis_of(self, size: Size) -> Any:
         return self.types[size.value].dims[size.dim].axis
 
+    def _compared(self) -> Iterator[Compared]:
+        return (found for forward in self.recording.forwards for found in forward.compared)
+
     def _equals(self) -> Iterator[Named]:
         """Yield the equations that the code checks: ``if x.shape[-1] != self.width: raise``."""
-        for found in self.recording.compared:
+        for found in self._compared():
             for size, other in ((found.one, found.other), (found.other, found.one)):
                 factor = size.factor
                 if found.equal and isinstance(factor, Size):
@@ -109,13 +144,15 @@ class Inferred:
 
     def _unseen(self) -> Iterator[Axis]:
         """Yield the axes whose lengths the code has as numbers of no origin."""
-        origins = [*(n.origin for n in self.recording.numbers), *self.recording.lengths]
+        forwards = self.recording.forwards
+        origins = [n.origin for forward in forwards for n in forward.numbers]
+        origins += [origin for forward in forwards for origin in forward.lengths]
         for factor in (f for origin in origins for f in origin.factors):
             if isinstance(factor, Size):
                 yield self._axis_of(factor)
 
-    def _read_whole(self) -> None:
-        for found in self.recording.whole:
+    def _read_whole(self, forward: Recording) -> None:
+        for found in forward.whole:
             if (typed := self.types.get(found.value)) is not None:
                 self.typing.reason = Reason("", "slice", found.module, found.line)
                 self.typing.read_whole(
@@ -124,7 +161,7 @@ class Inferred:
 
     def _keep_larger(self) -> None:
         """What the code found to be more than a number that stays must stay more than it."""
-        for found in self.recording.compared:
+        for found in self._compared():
             for mine, other in ((found.one, found.other), (found.other, found.one)):
                 axis, share = self._followed(mine.factor)
                 if found.equal or not isinstance(axis, Atom) or axis.frozen is not None:
@@ -192,6 +229,8 @@ class Inferred:
                 outs = self._freeze_all(args, kwargs, f"{error}")
         typed = [outs] if isinstance(outs, Typed) else list(outs)
         self._count(op, args, kwargs, typed)
+        if t.training and any(x.shape != shape for x, shape in zip(typed, t.out, strict=False)):
+            typed = self._freeze_all(args, kwargs, f"{op.name} is another operation in training")
         for ref, made in zip(op.outputs, typed, strict=False):
             if made.shape != self.recording.shapes[ref.value]:
                 raise RuleError(

@@ -108,6 +108,8 @@ class Recording:
     given: set[int] = field(default_factory=set)  # numbers among the inputs, or read from tensors
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
+    training: Recording | None = None  # a second forward, for what this one does not read
+    failed: str = ""  # why that one ended early
 
     @cached_property
     def readers(self) -> dict[int, list[Op]]:
@@ -117,6 +119,40 @@ class Recording:
             for value in set(op.reads):
                 found.setdefault(value, []).append(op)
         return found
+
+    @property
+    def forwards(self) -> tuple[Recording, ...]:
+        """This forward, and the one in training mode, if there is one."""
+        return (self, self.training) if self.training else (self,)
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """The values of all parameters and buffers."""
+        return (*self.parameters.values(), *self.buffers.values())
+
+    def beside(self) -> Recording:
+        """Return an empty recording of another forward, whose tensors are numbered along."""
+        return Recording(
+            shapes=self.shapes,
+            itemsize=self.itemsize,
+            integers=self.integers,
+            owner=self.owner,
+            inputs=self.inputs,
+            parameters=self.parameters,
+            buffers=self.buffers,
+            given=self.given,
+            names=self.names,
+        )
+
+    @property
+    def reads(self) -> set[int]:
+        """The values that the operations of this forward read."""
+        return {value for op in self.ops for value in op.reads}
+
+    def unread(self) -> tuple[str, ...]:
+        """Return the parameters that no operation of any forward reads."""
+        read = set[int]().union(*(forward.reads for forward in self.forwards))
+        return tuple(name for name, value in self.parameters.items() if value not in read)
 
     def used(self) -> list[bool]:
         """Return for each operation whether anything that the model returns or keeps needs it."""

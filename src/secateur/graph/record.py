@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
-from secateur.runtime.forward import evaluating, random_kept
+from secateur.runtime.forward import evaluating, in_training_mode, random_kept
 from secateur.types import Example, call_arguments
 
 from .attributes import traced_attributes
@@ -154,7 +154,7 @@ def _line() -> str:
 def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
     """Write down each module's forward; yield the path of the one that failed."""
     paths = {id(module): path for path, module in model.named_modules()}
-    stack, recording = recorder.modules, recorder.recording
+    stack = recorder.modules
     entered: list[tuple[int, dict[int | str, int]]] = []
     failed: list[str] = []
 
@@ -171,7 +171,7 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
 
     def enter(module: nn.Module, arguments: Any) -> None:
         stack.append(paths.get(id(module), stack[-1]))
-        entered.append((len(recording.ops), values(enumerate(arguments))))
+        entered.append((len(recorder.recording.ops), values(enumerate(arguments))))
 
     def leave(module: nn.Module, _: Any, *rest: Any) -> None:
         *keywords, out = rest  # torch leaves them out when the forward failed
@@ -180,9 +180,9 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
             failed.append(stack[-1])
         path = stack.pop()
         if paths.get(id(module)) is not None:
-            ran = range(start, len(recording.ops))
+            ran = range(start, len(recorder.recording.ops))
             inputs |= values(keywords[0].items() if keywords else ())
-            recording.calls.append(ModuleCall(path, inputs, returned(out), ran))
+            recorder.recording.calls.append(ModuleCall(path, inputs, returned(out), ran))
 
     hooks = [
         register_module_forward_pre_hook(enter),
@@ -267,7 +267,25 @@ def _record(
                 f"{type(error).__name__}: {error}"
             ) from error
         recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
+        if recording.unread():
+            _record_training(recorder, model, args, kwargs)
     return recording
+
+
+def _record_training(
+    recorder: _Recorder, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Record a forward in training mode, beside the first: it reads what that one does not."""
+    recording = recorder.recording
+    recorder.recording = recording.training = recording.beside()
+    try:
+        with in_training_mode(model), recorder, recorder.calls:
+            out = model(*args, **kwargs)
+        recorder.recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
+    except Exception as error:  # it may need targets, or more than one example for each batch norm
+        recording.failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    finally:
+        recorder.recording = recording
 
 
 def _number(

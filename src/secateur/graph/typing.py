@@ -124,6 +124,7 @@ class Typing:
     """
 
     ragged: bool = False
+    training: bool = False  # nothing is compared then
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)

@@ -150,7 +150,7 @@ def cut_and_verify(
         done.masks,
         structure,
         done.verification,
-        notes=[*notes, *done.notes, *_inexact(structure, done.plan)],
+        notes=[*notes, *structure.notes, *done.notes, *_inexact(structure, done.plan)],
         attributes=done.attributes,
         folded=done.folded,
         config=config,

@@ -96,8 +96,11 @@ def like(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
 
 
 @rule("zeros ones empty full new_zeros new_ones new_empty new_full")
-def filled(t: Typing, *_: Any, **__: Any) -> Typed:
+def filled(t: Typing, *given: Any, **__: Any) -> Typed:
     """One number everywhere: any size will do, so that an axis is as long as the code says."""
+    like_it = given[0] if given and isinstance(given[0], Typed) else None
+    if "dropout" in t.called and like_it and len(like_it) == len(t.out[0]):  # of whole channels
+        return _noise(t, like_it)
     zero = "ones" not in t.reason.op and "full" not in t.reason.op
     dims = []
     for size, origin in zip(t.out[0], t.origins_of(t.out[0]), strict=True):
@@ -106,6 +109,13 @@ def filled(t: Typing, *_: Any, **__: Any) -> Typed:
             t.name(dim.axis, origin)
         dims.append(dim)
     return Typed(tuple(dims), static=True)
+
+
+def _noise(t: Typing, x: Typed) -> Typed:
+    """Return the type of a tensor that is as large as another, or has single positions."""
+    pairs = zip(x.dims, t.out[0], strict=True)
+    dims = (t.fresh(1) if size == 1 else replace(d, source=None) for d, size in pairs)
+    return Typed(tuple(map(t.never_zero, dims)), static=True)
 
 
 @rule(

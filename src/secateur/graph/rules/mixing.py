@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur.graph.typing import Typed, Typing
 
+from .indexing import like
 from .table import rule
 
 
@@ -42,8 +43,10 @@ def decomposed(t: Typing, *args: Any, **options: Any) -> tuple[Typed, ...]:
     """multinomial bernoulli bernoulli_ normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_
     random_ poisson"""
 )
-def drawn(t: Typing, *args: Any, **options: Any) -> tuple[Typed, ...]:
-    """A random number for each place."""
+def drawn(t: Typing, *args: Any, **options: Any) -> Any:
+    """A random number for each place; in training others are drawn each time anyway."""
+    if t.training and isinstance(args[0], Typed) and args[0].shape == t.out[0]:
+        return like(t, args[0])
     return _frozen(t, "numbers are drawn for its positions", *args, *options.values())
 
 
