@@ -56,7 +56,7 @@ def prune(
     out
         Folder for model.safetensors, plan.json, record.json, report.json and report.html.
     config
-        A YAML, JSON or TOML file of settings, targets included; options below go over it.
+        A YAML, JSON or TOML file of settings and targets; options below go over it.
     dry_run
         Show what would be cut and what would be left, and write nothing.
     best_effort
@@ -64,15 +64,13 @@ def prune(
     data
         module:function or file.py:function that returns batches, for criteria that need gradients.
     loss
-        module:function of (model, batch) that returns a loss. By default model(**batch).loss where
-        batches are dicts, and the cross entropy of model(inputs) where they are (inputs, labels).
+        module:function of (model, batch) that returns a loss. By default model(**batch).loss for
+        dicts, and the cross entropy of model(inputs) for (inputs, labels).
     train
-        module:function of (model, pruner), for what needs training: your loop, which calls
-        pruner.step() after each optimizer step. It may return what it measured, a list of dicts
-        with "step"; the report draws them.
+        module:function of (model, pruner), your loop: it calls pruner.step() after each optimizer
+        step, and may return what it measured, a list of dicts with "step", for the report.
     """
-    if out is None and not dry_run:
-        raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
+    _check_place(out, dry_run)
     chosen = _config(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
     dense = loaded.model if dry_run else copied(loaded.model)
@@ -82,12 +80,15 @@ def prune(
     history = _decided(pruner, None if dry_run else train)
     if out is None or dry_run:
         _show_plan(pruner, as_json)
-        return
-    result = pruner.finish()
-    _save(result, out, loaded.source)
-    report, page = _report(result, dense, loaded.example, out, history, chosen)
-    lines = Lines(result, f"saved in {out}; report: {page}")
-    show(lines, report.model_dump(mode="json", by_alias=True), as_json=as_json)
+    else:
+        result = pruner.finish()
+        _save(result, out, loaded.source)
+        show(*_reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
+
+
+def _check_place(out: Path | None, dry_run: bool) -> None:
+    if out is None and not dry_run:
+        raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
@@ -111,15 +112,15 @@ def _save(result: Result, out: Path, source: Source) -> None:
     remember(out, source)
 
 
-def _report(
+def _reported(
     result: Result,
     dense: nn.Module,
     example: Example,
     out: Path,
     history: list[dict[str, float]],
     config: Config,
-) -> tuple[Any, str]:
-    """Write the report; return it, and its page or why there is none."""
+) -> tuple[Lines, dict[str, Any]]:
+    """Write the report; return what a person is shown, and the facts."""
     from secateur.report import report_of, write
 
     report = report_of(
@@ -131,9 +132,11 @@ def _report(
         reproduce=shlex.join(["secateur", *sys.argv[1:]]),
     )
     try:
-        return report, str(write(out, report))
+        page = str(write(out, report))
     except MissingExtraError as error:  # the model is saved, and report.json too
-        return report, str(error)
+        page = str(error)
+    lines = Lines(result, f"saved in {out}; report: {page}")
+    return lines, report.model_dump(mode="json", by_alias=True)
 
 
 def usual_loss(model: nn.Module, batch: Any) -> Tensor:

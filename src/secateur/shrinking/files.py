@@ -179,20 +179,26 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
             if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
                 what += " (save_pretrained may rename tensors: give it save_original_format=False)"
             raise FileError(listed(what, wrong))
-        for names, tensor in by_tensor(model):
-            name = next((n for n in names if n in saved), None)
-            if name is not None:
-                surgery.set_tensor(tensor, saved[name])
-        paths = dict(model.named_modules(remove_duplicate=False))
-        for text, (_, after) in history.attributes.items():
-            surgery.set_size(Attribute.parse(text, paths), after)
-        surgery.describe()
-        surgery.set_attribute(model, HELD_AS, history)
+        _repeat(surgery, history, saved)
     except BaseException:
         surgery.undo()
         raise
     outdate(model, history.shapes)
     return model
+
+
+def _repeat(surgery: Surgery, history: History, saved: Mapping[str, Tensor]) -> None:
+    """Give a dense model the tensors and numbers of the saved one."""
+    model = surgery.model
+    for names, tensor in by_tensor(model):
+        name = next((n for n in names if n in saved), None)
+        if name is not None:
+            surgery.set_tensor(tensor, saved[name])
+    paths = dict(model.named_modules(remove_duplicate=False))
+    for text, (_, after) in history.attributes.items():
+        surgery.set_size(Attribute.parse(text, paths), after)
+    surgery.describe()
+    surgery.set_attribute(model, HELD_AS, history)
 
 
 def _saved(folder: Path) -> dict[str, Tensor]:

@@ -59,11 +59,7 @@ def cut_optimizer(optimizer: Optimizer, result: Result) -> None:
     names = {id(p): name for name, p in result.model.named_parameters()}
     held = [(g, p) for g in inner.param_groups for p in g["params"] if id(p) in names]
     if not held:
-        raise OptimizerError(
-            f"the {type(inner).__name__} holds no parameter of the smaller "
-            f"{type(result.model).__name__}: it was made for another model, or for the dense one "
-            "that was copied. Cut in place (inplace=True), or make a new one for result.model"
-        )
+        raise _stranger(inner, result)
     slices = Slices(result.structure, result.plan)
     known = set(slices.names())
     layouts: dict[Any, dict[str, Lies] | Exception] = {}
@@ -74,6 +70,14 @@ def cut_optimizer(optimizer: Optimizer, result: Result) -> None:
             one = _State(inner, group, parameter, name, slices, layouts)
             left[parameter] = one.cut(state)
     inner.state.update(left)  # nothing has changed before all could be cut
+
+
+def _stranger(optimizer: Optimizer, result: Result) -> OptimizerError:
+    return OptimizerError(
+        f"the {type(optimizer).__name__} holds no parameter of the smaller "
+        f"{type(result.model).__name__}: it was made for another model, or for the dense one "
+        "that was copied. Cut in place (inplace=True), or make a new one for result.model"
+    )
 
 
 class _State:
