@@ -17,6 +17,7 @@ from .graph.blocks import Block, find_blocks
 from .graph.cost import Cost, cost, human, macs
 from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
+from .graph.macs import uncounted
 from .graph.record import record
 from .graph.typing import Reason, Typed
 from .runtime.model import check_model
@@ -131,6 +132,11 @@ class Structure(Shown):
         params, macs = sum(g[0] for g in gone), sum(g[1] for g in gone)
         return replace(whole, params=whole.params - params, macs=whole.macs - macs)
 
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """The operations that ran whose multiply-accumulates no cost counts."""
+        return uncounted(self.inferred.recording.ops, self.unknown)
+
     def block(self, name: str) -> Block:
         """Return a residual block by its name."""
         found = {block.name: block for block in self.blocks}
@@ -184,6 +190,8 @@ class Structure(Shown):
             numbers = human(g.params), human(self.macs_per_index(g))
             table.add_row(g.name, str(g.size), slices + more, *numbers, _removal(g))
         yield table
+        if self.uncounted:
+            yield f"[yellow]not in the MACs[/]: {', '.join(self.uncounted)}"
         if self.blocks:
             names = ", ".join(f"{b.name} ({human(b.params)} params)" for b in self.blocks[:4])
             yield f"can be dropped whole: {names}{' …' if len(self.blocks) > 4 else ''}"

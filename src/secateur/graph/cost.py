@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any
-
-from torch.utils.flop_counter import flop_registry
 
 from .axes import Atom
 from .infer import Inferred
 from .lengths import now
+from .macs import contracts, macs_of
 from .program import Op, Ref
 
 Count = Callable[[Atom], int]
@@ -63,7 +61,11 @@ def params_of(inferred: Inferred, name: str, count: Count) -> int:
 
 
 def macs(inferred: Inferred, count: Count, ops: Iterable[Op] | None = None) -> int:
-    """Return the multiply-accumulates of one forward on the recorded inputs (half its FLOPs)."""
+    """Return the multiply-accumulates of one forward on the recorded inputs (half its FLOPs).
+
+    Those of contractions: products of matrices, convolutions, attention.  What is not counted,
+    though it multiplies, is named by ``Structure.uncounted``.
+    """
     return sum(
         _macs(inferred, op, count) for op in (inferred.recording.ops if ops is None else ops)
     )
@@ -107,7 +109,7 @@ def _shape(inferred: Inferred, value: int, count: Count) -> tuple[int, ...]:
 
 def _macs(inferred: Inferred, op: Op, count: Count) -> int:
     packet = getattr(op.func, "overloadpacket", None)
-    if packet not in flop_registry:
+    if not contracts(packet):
         return 0
 
     def shapes(x: Any) -> Any:
@@ -116,10 +118,4 @@ def _macs(inferred: Inferred, op: Op, count: Count) -> int:
         return tuple(map(shapes, x)) if isinstance(x, (list, tuple)) else x
 
     options = tuple((k, shapes(v)) for k, v in op.kwargs.items())
-    return _flops(packet, shapes(op.args), options, shapes(op.outputs)) // 2
-
-
-@lru_cache(maxsize=2**16)  # a search for a budget asks for the same shapes again and again
-def _flops(packet: Any, args: tuple[Any, ...], options: tuple[Any, ...], outs: Any) -> int:
-    out = outs[0] if len(outs) == 1 else list(outs)
-    return int(flop_registry[packet](*args, **dict(options), out_val=out))
+    return macs_of(packet, shapes(op.args), options, shapes(op.outputs))

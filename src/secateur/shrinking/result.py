@@ -119,6 +119,8 @@ class Result(Shown):
             change = f"{new / old - 1:+.0%}" if old else ""
             table.add_row(label, human(old), human(new), change)
         yield table
+        if self.structure.uncounted:
+            yield f"not in the MACs: {', '.join(self.structure.uncounted)}"
         if self.plan.drop:
             many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
             yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
