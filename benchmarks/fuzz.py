@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import time
 import warnings
@@ -45,6 +46,7 @@ def one(seed: int) -> tuple[int, str, Outcome, float]:
 
 def quiet() -> None:
     torch.set_num_threads(1)
+    logging.disable()
     warnings.simplefilter("ignore")
 
 

@@ -143,7 +143,11 @@ def gram(d: Draw, c: int, o: int) -> nn.Module:
 @sames("image", "signal")
 def placed(d: Draw, c: int, o: int) -> nn.Module:
     """A learned table of places, of which a part is read: from the start, the end, an offset."""
-    size, dims, how = 20, d.dims, d.pick("start", "end", "offset", "rows", "interpolated", "narrow")
+    size, dims, how = (
+        (20 if d.dims == 2 else 140),
+        d.dims,
+        d.pick("start", "end", "offset", "rows", "interpolated", "narrow"),
+    )
     table = nn.Parameter(torch.empty(1, c, *[size] * dims))
     rows, columns = nn.Parameter(torch.empty(size, c)), nn.Parameter(torch.empty(size, c))
 
