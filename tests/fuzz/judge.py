@@ -123,7 +123,7 @@ def weigh(program: Program, around: Surroundings, dense: nn.Module, cut: Cut) ->
         return Outcome("size", failed.where, left)
     if inexact(said):
         return Outcome("inexact", "", left)
-    if set(worst) == {"said"}:
+    if set(worst) == {"said"} != set(gaps):
         return Outcome("masks", str(worst["said"]), left)
     if worst and set(worst) != {"kept"}:  # what divides is not masked: only the masks say so
         name, gap = max(worst.items(), key=lambda item: item[1].amount)
