@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from secateur import shrink
 from secateur.repair.fold import _effect
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -65,3 +66,30 @@ def test_effect_when_a_linear_layer_reads_constants_then_it_is_even(bias):
         expected = layer(value) - layer(torch.zeros(3))
     assert even
     torch.testing.assert_close(amount, expected)
+
+
+class Experts(nn.Module):
+    """Each token goes to one of two layers, the second of which is never chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 6)
+        self.experts = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x).sigmoid()
+        out = y.new_zeros(len(y), 4)
+        for i, expert in enumerate(self.experts):
+            at = torch.full((len(y),), i == 0).nonzero()[:, 0]
+            out = out.index_add(0, at, expert(y[at]))
+        return out
+
+
+def test_fold_when_a_layer_read_no_row_then_its_constants_are_masked_instead():
+    torch.manual_seed(0)
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[:2] = False
+    small = shrink(Experts(), {"first.weight": mask, "first.bias": mask[:, 0]}, torch.randn(5, 3))
+    assert small.model.first.out_features == 4
+    assert small.verification.passed
+    assert any("it is masked too" in note for note in small.notes)

@@ -168,10 +168,11 @@ def _constant(
 ) -> Tensor | None:
     """Return the value of each input channel of a layer: the constant, 0 where there is none.
 
-    None if a value varies between places or calls after all, was never seen, or was overwritten.
+    None if a value varies between places or calls after all, was never seen (an expert that got
+    no token), or was overwritten.
     """
     known = [read for read in inputs if read is not None and read[1] == _version(read[0])]
-    if not known or len(known) < len(inputs):
+    if not known or len(known) < len(inputs) or not all(x.numel() for x, _ in known):
         return None
     label = labels(structure.tensor(f"{path}.weight")[1].axis, structure[group].atom)
     here = among(label, gone).nonzero().flatten()

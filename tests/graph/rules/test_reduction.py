@@ -56,6 +56,9 @@ CASES = {
     "mean-of-space": channels(lambda m, x: x * x.mean((2, 3), keepdim=True)),
     "softmax-of-space": channels(lambda m, x: x * x.softmax(2)),
     "cumsum": features(lambda m, x: x.cumsum(1)),
+    "cumsum-of-constants": features(  # what comes later reads what a removed position still emits
+        lambda m, x: x.sigmoid().cumsum(1), exact={}, inexact={"first": "not zero when masked"}
+    ),
 }
 
 

@@ -57,6 +57,17 @@ CASES = {
         exact={},
         frozen={"first": "where an operation computes"},
     ),
+    "tensor_split-number": features(  # which is not the length of a piece, though equal to it
+        lambda m, x: torch.cat(x.tensor_split(m.n, 1)[::-1], 1),
+        n=2,
+        width=4,
+        after=4,
+        exact={},
+        frozen={"first": "where an operation computes"},
+    ),
+    "tensor_split-bound": features(
+        lambda m, x: torch.cat(x.tensor_split([m.k], 1)[::-1], 1), k=4, exact=HALVES
+    ),
     "slice-attribute": features(lambda m, x: x[:, : m.k], k=4, after=4, exact=HALVES),
     "slice-literal": features(
         lambda m, x: x[:, 2:], after=6, exact={"first[1]": 6}, frozen={"first": LITERAL}

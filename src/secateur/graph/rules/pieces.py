@@ -130,9 +130,18 @@ def _sliced(
 
 
 def _bounded(t: Typing, whole: Dim, piece: Dim, origin: Origin | None) -> None:
-    if origin is None:  # tensor_split cuts where the length of the whole says
+    if origin is None or _by_count(t):
         t.freeze(whole, "it is cut where an operation computes")
-    t.name(piece.axis, origin)
+    else:
+        t.name(piece.axis, origin)
+
+
+def _by_count(t: Typing) -> bool:
+    """Tell whether a function was given the number of pieces: it is no bound, if equal to one."""
+    names = ("indices_or_sections", "sections")
+    return t.called == "tensor_split" and any(
+        t.argument_of("tensor_split", name, 1, 0) is not None for name in names
+    )
 
 
 def _every(t: Typing, dim: Dim, step: int, size: int) -> Dim:

@@ -63,14 +63,17 @@ def logsumexp(t: Typing, x: Typed, dim: Dims, keepdim: bool = False) -> Typed:
 
 
 @rule("var", "std")
-def variance(t: Typing, x: Typed, dim: Any = None, *_: Any, **options: Any) -> Typed:
+def variance(
+    t: Typing, x: Typed, dim: Any = None, _: Any = None, keepdim: bool = False, **__: Any
+) -> Typed:
+    """By place or by keyword: without a recorded gradient torch runs another overload."""
     dims = None if isinstance(dim, bool) else dim
-    return _reduce(t, x, dims, bool(options.get("keepdim")), "takes the variance over the axis")
+    return _reduce(t, x, dims, keepdim, "takes the variance over the axis")
 
 
 @rule("var_mean", "std_mean")
-def variance_and_mean(t: Typing, x: Typed, dim: Any = None, *_: Any, **options: Any) -> Any:
-    out = variance(t, x, dim, **options)
+def variance_and_mean(t: Typing, x: Typed, *how: Any, **options: Any) -> Any:
+    out = variance(t, x, *how, **options)
     return out, out
 
 
@@ -145,6 +148,8 @@ def renorm(t: Typing, x: Typed, p: Any, dim: int, *_: Any) -> Typed:
 @rule("cumsum", "cumsum_")
 def running_sum(t: Typing, x: Typed, dim: int, **_: Any) -> Typed:
     """A zero adds nothing to the running sum, though the sum itself is not zero there."""
+    if x[dim].size > 1:
+        t.reduce(x[dim])
     return x.but(dim, t.never_zero(x[dim], keep_const=False))
 
 
