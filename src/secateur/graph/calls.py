@@ -122,11 +122,18 @@ class CallWatcher(TorchFunctionMode):
         before = self.current
         closed = func is F.multi_head_attention_forward
         name = getattr(func, "__name__", "")
-        self.current = _Closed() if closed else Call(name, args, kwargs)
+        self.current = _Closed() if closed else Call(name, self._given(func, args, kwargs), kwargs)
         try:
             return func(*args, **(kwargs or {}))
         finally:
             self.current = before
+
+    def _given(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, ...]:
+        """Return the arguments; for one whose shape is taken, its lengths."""
+        if func not in _LIKE:
+            return args
+        other = args[1] if len(args) > 1 else kwargs["other"]
+        return args[0], self._shape(other.size(), (other,))
 
     def _shape(self, shape: Any, args: tuple[Any, ...]) -> Any:
         value = self.value_of(args[0])
@@ -187,4 +194,5 @@ def _dims_of(part: Any) -> int:
 _INDEX = {Tensor.__getitem__, Tensor.__setitem__}
 _MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
 _COUNT = {torch.numel, Tensor.numel, Tensor.nelement}
+_LIKE = {Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

@@ -124,6 +124,16 @@ CASES = {
         d=2,
         exact={"first": 4, "first[1]": 2},
     ),
+    **{
+        name: features(  # as many positions as the other tensor has, though not the same
+            lambda m, x, f=f: f(m.mid(x), x), mid=nn.Linear(8, 8), exact={"first": 8, "mid": 8}
+        )
+        for name, f in (
+            ("view_as", lambda y, x: y.view_as(x)),
+            ("reshape_as", lambda y, x: y.reshape_as(other=x)),
+            ("view_as-wider", lambda y, x: y[:, None].view_as(x.unsqueeze(1)).flatten(1)),
+        )
+    },
     "view-literal": features(
         lambda m, x: x.view(4, -1, 2).transpose(1, 2).reshape(4, -1),
         exact={"first": 4},
