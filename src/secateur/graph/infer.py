@@ -9,6 +9,8 @@ from functools import cached_property
 from math import floor, prod
 from typing import Any
 
+import torch
+
 from secateur.errors import AxisError, RuleError
 
 from .axes import Atom, Axis, atoms, find, freeze
@@ -21,6 +23,9 @@ from .rules import rule_for
 from .rules.numbers import keeps_numbers, reads_numbers
 from .typing import COMPUTES, Dim, Limit, Reason, Site, Typed, Typing
 from .unseen import freeze_feeds
+
+RANGES = {torch.ops.aten.arange}
+"""Operations that take a length as a number."""
 
 
 class Inferred:
@@ -137,7 +142,7 @@ class Inferred:
         for found in self._compared():
             for size, other in ((found.one, found.other), (found.other, found.one)):
                 factor = size.factor
-                if found.equal and isinstance(factor, Size):
+                if found.equal and isinstance(factor, Size) and other.factors:
                     reason = Reason("its size is compared", "if", found.module, found.line)
                     yield Named(self._axis_of(factor), other, reason)
                     break
@@ -188,6 +193,11 @@ class Inferred:
         found = [
             (n.origin, Reason(COMPUTES, "float", n.module, n.line)) for n in self.recording.numbers
         ]
+        found += [(origin, Reason(COMPUTES, "len")) for origin in self.recording.lengths]
+        for c in self.recording.compared:
+            if c.equal and not c.other.factors:  # it will not be equal any more
+                why = "the code asks whether its size is a number"
+                found.append((c.one, Reason(why, "if", c.module, c.line)))
         for origin, reason in (*self.typing.numbers, *found):
             for factor in origin.factors:
                 axis = self._axis_of(factor) if isinstance(factor, Size) else None
@@ -217,6 +227,7 @@ class Inferred:
         t.calls = op.call
         args = [self._type(a) for a in op.args]
         kwargs = {k: self._type(v) for k, v in op.kwargs.items()}
+        self._scalars(op)
         rule = rule_for(op.func)
         outs: Any
         if rule is None:
@@ -240,6 +251,18 @@ class Inferred:
             self.types[ref.value] = self.made[ref.value] = made
         if op.updates:
             self._written(*op.updates)
+
+    def _scalars(self, op: Op) -> None:
+        """What an operation takes as a number, and no size, may be the size of an axis."""
+        if op.func.overloadpacket in RANGES:
+            return
+        for argument, given in zip(op.func._schema.arguments, op.args, strict=False):
+            if type(given) is int and "number" in str(argument.type):
+                self.typing.number(given)
+        kinds = {argument.name: str(argument.type) for argument in op.func._schema.arguments}
+        for name, given in op.kwargs.items():
+            if type(given) is int and "number" in kinds.get(name, ""):
+                self.typing.number(given)
 
     def _base(self, op: Op) -> Typed | None:
         first = op.args[0] if op.args else None

@@ -6,6 +6,11 @@ float (``head_dim ** -0.5``) or is compared with another number.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import wraps
 from typing import Any, Protocol
 
 from .origins import Origin
@@ -29,7 +34,11 @@ class TracedInt(int):
     origin: Origin
     note: Notes
 
-    def __new__(cls, value: int, origin: Origin, note: Notes) -> TracedInt:
+    def __new__(
+        cls, value: Any = 0, origin: Origin | None = None, note: Notes | None = None
+    ) -> TracedInt:
+        if origin is None or note is None:  # somebody converts to the type of a number that he has
+            return int(value)  # type: ignore[return-value]
         self = super().__new__(cls, value)
         self.origin = origin
         self.note = note
@@ -79,11 +88,71 @@ class TracedInt(int):
             return self._as_number(super().__rsub__(other), other)
         return self._now(super().__rsub__(other), origin_of(other).plus(self.origin, -1))
 
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __lshift__(self, other: Any) -> Any:
+        return self * 2 ** int(other) if type(other) is int else self._bits("__lshift__", other)
+
+    def __rshift__(self, other: Any) -> Any:
+        return self // 2 ** int(other) if type(other) is int else self._bits("__rshift__", other)
+
+    def __rlshift__(self, other: Any) -> Any:
+        return self._bits("__rlshift__", other)
+
+    def __rrshift__(self, other: Any) -> Any:
+        return self._bits("__rrshift__", other)
+
+    def __and__(self, other: Any) -> Any:
+        return self._bits("__and__", other)
+
+    def __or__(self, other: Any) -> Any:
+        return self._bits("__or__", other)
+
+    def __xor__(self, other: Any) -> Any:
+        return self._bits("__xor__", other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def _bits(self, name: str, other: Any) -> Any:
+        """Return what an operation on bits makes: no sum of terms can say it."""
+        result = getattr(int, name)(self, other)
+        return self._now(result, _mixed(result, self, other)) if _is_integer(other) else result
+
+    def __invert__(self) -> TracedInt:
+        return -self - 1
+
+    def __abs__(self) -> TracedInt:
+        return -self if int(self) < 0 else self
+
     def __neg__(self) -> TracedInt:
         return self._now(super().__neg__(), self.origin.times(Origin.of(-1)))
 
     def __pos__(self) -> TracedInt:
         return self
+
+    __floor__ = __ceil__ = __trunc__ = __pos__
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self if digits is None or digits >= 0 else self._as_number(round(int(self), digits))
+
+    @property
+    def numerator(self) -> int:  # a fraction asks for it
+        return self._as_number(int(self))
+
+    def bit_length(self) -> int:
+        return self._as_number(super().bit_length())
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Let NumPy compute with the number, and tell that it does."""
+        for each in inputs:
+            if isinstance(each, TracedInt):
+                each._as_number(None)
+        plain = [int(x) if isinstance(x, TracedInt) else x for x in inputs]
+        return getattr(function, method)(*plain, **options)
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
         result = super().__pow__(other, modulus)
@@ -112,6 +181,14 @@ class TracedInt(int):
         self._compared(other)
         return super().__lt__(other)
 
+    def __ge__(self, other: Any) -> bool:
+        self._compared(other)
+        return super().__ge__(other)
+
+    def __le__(self, other: Any) -> bool:
+        self._compared(other)
+        return super().__le__(other)
+
     def __ne__(self, other: object) -> bool:
         self._compared(other)
         return super().__ne__(other)
@@ -126,14 +203,19 @@ class TracedInt(int):
         if isinstance(other, int):
             equal = int(self) == int(other)
             self.note.decision(self.origin, origin_of(other), equal)
+        elif isinstance(other, float) and math.isfinite(other):
+            equal = int(self) == other
+            self.note.decision(self.origin, Origin.of(Fraction(other)), equal)
 
     def _now(self, value: int, origin: Origin) -> TracedInt:
         return TracedInt(value, origin, self.note)
 
-    def _as_number(self, result: Any, other: Any) -> Any:
-        """Note that a float is computed from this integer; a tensor's own rule sees it."""
-        if result is not NotImplemented or isinstance(other, float):
-            self.note.number(self.origin)
+    def _as_number(self, result: Any, other: Any = 0) -> Any:
+        """Note that a number, and no size, is computed; a tensor's own rule sees it."""
+        if result is not NotImplemented or isinstance(other, (float, list, tuple, str, bytes)):
+            for each in (self, other):
+                if isinstance(each, TracedInt):
+                    self.note.number(each.origin)
         return result
 
     def __deepcopy__(self, memo: Any) -> int:
@@ -159,3 +241,33 @@ def _mixed(result: int, a: int, b: int) -> Origin:
     """Return the origin of what no sum of terms can say: its factors must stay."""
     factors = (*origin_of(a).factors, *origin_of(b).factors)
     return Origin.of(int(result)).pinned_to(factors)
+
+
+@contextmanager
+def watched_functions() -> Iterator[None]:
+    """Let ``math``'s functions tell that they are given a traced integer.
+
+    Those of one float ask it for ``__float__``; the others read an integer as it is.
+    """
+    before = {name: getattr(math, name) for name in _READ}
+    try:
+        for name, function in before.items():
+            setattr(math, name, _telling(function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(math, name, function)
+
+
+_READ = ("comb", "factorial", "gcd", "isqrt", "lcm", "log", "log10", "log2", "perm")
+
+
+def _telling(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for each in args:
+            if isinstance(each, TracedInt):
+                each._as_number(None)
+        return function(*args, **kwargs)
+
+    return call

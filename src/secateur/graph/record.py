@@ -31,6 +31,7 @@ from secateur.types import Example, call_arguments
 from .attributes import traced_attributes
 from .calls import CallWatcher
 from .fakes import lacks_values, shape_only, standing_in
+from .integers import watched_functions
 from .origins import Attribute, Origin, Size
 from .outputs import results_of
 from .program import Compared, ModuleCall, Number, Op, Recording, Ref, Whole
@@ -65,7 +66,7 @@ class _Recorder(TorchDispatchMode):
         term = origin.single
         if term and len(term.powers) == 1 and isinstance(term.powers[0][0], Attribute):
             self.recording.decisions.setdefault(self.modules[-1], set()).add(term.powers[0][0])
-        if origin.factors and other.factors and origin != other:
+        if origin.factors and origin != other and (other.factors or (equal and _tells(other))):
             found = Compared(origin, other, equal, self.modules[-1], _line())
             self.recording.compared.append(found)
 
@@ -121,6 +122,15 @@ class _Recorder(TorchDispatchMode):
             Op(func, seen, options, tuple(outputs), self.modules[-1], line, call, updates)
         )
         return out
+
+
+def _tells(literal: Origin) -> bool:
+    """Tell whether to find a size equal to a number says something of it.
+
+    Code that asks for 0 or 1 takes a shorter way to the same result.  What was found to be larger
+    may well stay so; whether it does is seen when the smaller model runs.
+    """
+    return any(term.coefficient not in (-1, 0, 1) for term in literal.terms)
 
 
 def _aliases(func: Any, i: int, seen: tuple[Any, ...]) -> tuple[int | None, bool]:
@@ -256,6 +266,7 @@ def _record(
         failed = stack.enter_context(_module_calls(model, recorder))
         stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))
+        stack.enter_context(watched_functions())
         try:
             with recorder, recorder.calls:
                 out = model(*args, **kwargs)

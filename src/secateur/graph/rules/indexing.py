@@ -77,9 +77,6 @@ def pack(t: Typing, x: Typed, *_: Any) -> tuple[Typed, Typed]:
     "ones_like",
     "empty_like",
     "full_like",
-    "rand_like",
-    "randn_like",
-    "randint_like",
     "fill_",
     "zero_",
 )
@@ -93,6 +90,15 @@ def like(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
         ),
         static=True,
     )
+
+
+@rule("rand_like", "randn_like", "randint_like")
+def drawn(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
+    """As many random numbers as there are positions: with fewer, all others change too."""
+    for dim in x.dims:
+        if dim.size > 1:
+            t.reduce(dim, "random numbers are drawn for each of its positions")
+    return like(t, x)
 
 
 @rule("zeros ones empty full new_zeros new_ones new_empty new_full")
@@ -123,8 +129,11 @@ def _noise(t: Typing, x: Typed) -> Typed:
     new_empty_strided tril_indices triu_indices"""
 )
 def factory(t: Typing, *_: Any, **__: Any) -> Typed:
-    """A tensor whose numbers depend on its size."""
-    return Typed(t.opaque(t.out[0], "made with a size that the code computes").dims, static=True)
+    """A tensor whose numbers depend on its size, which then stays as it is."""
+    made = t.opaque(t.out[0], "made with a size that the code computes")
+    for dim, origin in zip(made.dims, t.origins_of(made.shape), strict=True):
+        t.name(dim.axis, origin)
+    return Typed(made.dims, static=True)
 
 
 @rule("_local_scalar_dense", "is_nonzero", "item", "equal")

@@ -95,6 +95,7 @@ def slice_(
         for bound in (start, end):
             if bound and abs(bound) < TO_THE_END:
                 t.read_whole(x, old, bound, t.origins_like(bound))
+        _narrowed(t, old)
         return x
     with t.cut_at(x, old, start or None, end, high - low, step if step > 1 else None):
         return x.but(dim, _sliced(t, old, (start or 0, low), (end, high), (step, t.out[0][dim])))
@@ -126,7 +127,14 @@ def _sliced(
         if origin is None and length is not None:  # narrow passes the length
             head, origin = piece, length
         _bounded(t, old, head, origin)
+    _narrowed(t, piece)
     return piece if step[0] == 1 else _every(t, piece, *step)
+
+
+def _narrowed(t: Typing, piece: Dim) -> None:
+    """Say that a piece is as long as was asked: ``narrow`` fails where a slice would be shorter."""
+    if t.called == "narrow" and piece.size > 1:
+        t.name(piece.axis, t.argument_of("narrow", "length", 3, piece.size))
 
 
 def _bounded(t: Typing, whole: Dim, piece: Dim, origin: Origin | None) -> None:
