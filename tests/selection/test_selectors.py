@@ -121,7 +121,7 @@ class Normed(nn.Module):
 @pytest.mark.parametrize(
     ("model", "settings", "said"),
     [
-        (Unknown, {}, ["frozen 'a' (16): aten.special_spherical", "has no rule", "no rule knows them"]),
+        (Unknown, {}, ["'a' (16): aten.special_spherical_bessel_j0", "no rule knows them"]),
         (Normed, {}, ["inexact=True would allow", "in 'norm'"]),
         (Net, {"names": ["head.2"]}, ["frozen 'head.2' (4): it is the model's output", "addmm"]),
         (Net, {"names": ["norm"]}, ["inexact=True would allow 'backbone.2' (12)", "in 'norm'"]),
