@@ -369,6 +369,7 @@ class Pruner:
                 structure=self.structure,
                 inplace=True,
                 verify=verify,
+                inexact=self.config.inexact,
             )
             result.notes[:0] = self.notes
             return result

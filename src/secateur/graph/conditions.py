@@ -28,6 +28,16 @@ class Never:
     axis: Axis
 
 
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What all positions of this axis share is in them: a mean, a gate for all of them.
+
+    So none is constant, yet none brings data of its own; asked leniently, that is enough.
+    """
+
+    axis: Axis
+
+
 @dataclass(frozen=True)
 class Masked:
     """All weights of this parameter at this position of this dimension are masked."""
@@ -46,7 +56,7 @@ class Either:
     conditions: frozenset[Condition]
 
 
-Condition: TypeAlias = Never | Masked | Every | Either
+Condition: TypeAlias = Never | Shared | Masked | Every | Either
 
 ALWAYS = Every(frozenset())
 
@@ -76,6 +86,8 @@ def holds(
     atom: Atom,
     contains: Callable[[Axis, Atom], bool],
     masked: Callable[[str, int, Atom], Tensor],
+    *,
+    lenient: bool = False,
 ) -> Tensor:
     """Return for each position of the atom whether the condition is true, as a bool tensor.
 
@@ -85,6 +97,7 @@ def holds(
         contains: whether an axis mentions the atom.
         masked: ``(parameter, dim, atom)`` → bool tensor ``(atom.size,)``; true where the slice is
             masked, all true where the dimension does not contain the atom.
+        lenient: what all positions share does not count.
     """
     known: dict[Condition, Tensor] = {}
 
@@ -92,8 +105,9 @@ def holds(
         if c not in known:
             if isinstance(c, Masked):
                 known[c] = masked(c.parameter, c.dim, atom)
-            elif isinstance(c, Never):
-                known[c] = torch.full((atom.size,), not contains(c.axis, atom))
+            elif isinstance(c, (Never, Shared)):
+                passed = lenient and isinstance(c, Shared)
+                known[c] = torch.full((atom.size,), passed or not contains(c.axis, atom))
             else:
                 result = torch.full((atom.size,), isinstance(c, Every))
                 for part in c.conditions:

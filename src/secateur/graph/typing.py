@@ -90,6 +90,7 @@ class Site:
     reason: Reason
     harm: str | None = None
     weight: tuple[str, int] | None = None  # the consumer, where a constant could be folded
+    steady: Condition | None = None  # where it harms: when the position is constant
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ class Typing:
 
     def reduce(self, dim: Dim, harm: str | None = None) -> None:
         """Say that a dimension is summed away; ``harm`` says what its size changes besides."""
-        self.sites.append(Site(dim.axis, dim.zero, dim.zero, self.reason, harm))
+        steady = dim.const if harm else None
+        self.sites.append(Site(dim.axis, dim.zero, dim.zero, self.reason, harm, steady=steady))
 
     def limit(self, dim: Dim, least: int = 1, step: int = 1) -> None:
         """Say that a dimension keeps at least so many positions, or a multiple of ``step``."""

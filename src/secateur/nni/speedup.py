@@ -44,6 +44,8 @@ class ModelSpeedup:
         verify: compare the smaller with the masked model (not in NNI; on by default).
         constants: "fold" what removed channels still emit into the layers that read it, or "mask"
             it (not in NNI, which drops it unsaid); see ``secateur.shrink``.
+        inexact: cut also positions that are masked wherever they are made, though a norm makes them
+            anew (not in NNI, which always does); the result says how far the outputs go.
         batch_dim, batch_size, customized_mask_updaters, customized_replacers, graph_module,
             garbage_collect_values, logger: accepted for NNI's signature, and not needed.
 
@@ -66,6 +68,7 @@ class ModelSpeedup:
         *,
         verify: bool = True,
         constants: Literal["fold", "mask"] = "fold",
+        inexact: bool = False,
     ):
         replacers = [
             r
@@ -86,6 +89,7 @@ class ModelSpeedup:
             self.masks = load_masks(masks_or_file, map_location)
         self.verify = verify
         self.constants = constants
+        self.inexact = inexact
         self.result: Result | None = None
 
     def speedup_model(self) -> nn.Module:
@@ -107,6 +111,7 @@ class ModelSpeedup:
                 inplace=True,
                 verify=self.verify,
                 constants=self.constants,
+                inexact=self.inexact,
             )
         except BaseException:
             masking.put_on(self.model, on)

@@ -3,7 +3,9 @@
 A position can go when at every place where its axis is summed away it contributes nothing: its
 slice is zero, or the weight that would read it is masked.  ``holds`` answers that for any partial
 set of masks.  Where a masked position still emits a constant (a BatchNorm bias), the position goes
-too and its remaining slices are masked: that changes the function, and is reported.
+too and its remaining slices are masked: that changes the function, and is reported.  So does, but
+only on request, a position that is masked wherever it is made and that a norm makes anew from all
+of them (LayerNorm over masked hidden positions).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class Completion:
     keeps: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)  # removed, but they emit a constant
+    renewed: dict[str, Tensor] = field(default_factory=dict)  # on request, though a norm makes them
 
 
 def check_masks(structure: Structure, masks: Mapping[str, Tensor]) -> None:
@@ -51,12 +54,16 @@ def check_masks(structure: Structure, masks: Mapping[str, Tensor]) -> None:
         raise MaskError("\n".join(wrong))
 
 
-def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
+def complete(
+    structure: Structure, masks: Mapping[str, Tensor], *, inexact: bool = False
+) -> Completion:
     """Return what masks, partial or not, allow to remove.
 
     Args:
         structure: of the model that the masks are for.
         masks: parameter name → bool tensor of its shape; parameters without one are unmasked.
+        inexact: also positions that are masked wherever they are made, but that an operation over
+            all of them, such as a norm, makes anew.
 
     Raises:
         MaskError: a mask fits no parameter of the model.
@@ -65,7 +72,8 @@ def complete(structure: Structure, masks: Mapping[str, Tensor]) -> Completion:
     slices = Slices(structure, masks)
     done = Completion()
     for group in structure.groups:
-        _complete_group(group, structure.inferred.sites_of(group.atom), slices, done)
+        sites = structure.inferred.sites_of(group.atom)
+        _complete_group(group, sites, slices, done, inexact=inexact)
     _balance(structure, done)
     return done
 
@@ -131,7 +139,9 @@ def any_along(mask: Tensor, dim: int) -> Tensor:
     return (rest.flatten(1).amax(1) if rest.ndim > 1 else rest).bool()
 
 
-def _complete_group(group: Group, sites: list[Site], slices: Slices, done: Completion) -> None:
+def _complete_group(
+    group: Group, sites: list[Site], slices: Slices, done: Completion, *, inexact: bool
+) -> None:
     touched = [
         m
         for m in group.members
@@ -139,27 +149,13 @@ def _complete_group(group: Group, sites: list[Site], slices: Slices, done: Compl
     ]
     if not touched:
         return
-
-    def ask(condition: Condition) -> Tensor:
-        return holds(condition, group.atom, contains, slices.masked)
-
-    dead = torch.ones(group.size, dtype=torch.bool)
-    silent = dead.clone()
-    for site in sites:
-        zero = ask(site.zero)
-        dead &= zero | ask(site.const)
-        silent &= zero
-    if not sites:
-        dead = silent = torch.zeros(group.size, dtype=torch.bool)
+    dead, silent, renewed = _judged(group, sites, slices)
     asked = torch.zeros(group.size, dtype=torch.bool)
     for member in touched:
         asked |= slices.masked(member.tensor, member.dim, group.atom)
-    kept_anyway = int((asked & ~dead).sum())
-    if kept_anyway:
-        done.notes.append(
-            f"{group.name}: {kept_anyway} of {group.size} positions are masked in some slices but "
-            "not in all that matter; they stay"
-        )
+    if inexact:
+        dead, asked = dead | renewed, asked & ~renewed
+    _say_what_stays(group, asked & ~dead, renewed, done)
     if bool(dead.all()):
         dead[0] = False
         done.notes.append(f"{group.name}: all positions are masked; one stays")
@@ -173,8 +169,51 @@ def _complete_group(group: Group, sites: list[Site], slices: Slices, done: Compl
         )
     if bool(dead.any()):
         done.keeps[group.name] = ~dead
-        if bool((dead & ~silent).any()):
-            done.constants[group.name] = dead & ~silent
+        if bool((dead & ~silent & ~renewed).any()):
+            done.constants[group.name] = dead & ~silent & ~renewed
+        if bool((dead & renewed).any()):
+            done.renewed[group.name] = dead & renewed
+
+
+def _judged(group: Group, sites: list[Site], slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which positions can go, which of them are zero, and which can go only on request.
+
+    On request: where the removal is inexact, those that are masked wherever they are made, but not
+    where a norm makes them anew.
+    """
+
+    def ask(condition: Condition, lenient: bool = False) -> Tensor:
+        return holds(condition, group.atom, contains, slices.masked, lenient=lenient)
+
+    dead = torch.full((group.size,), bool(sites))
+    silent, idle = dead.clone(), dead.clone()
+    for site in sites:
+        zero = ask(site.zero)
+        dead &= zero | ask(site.const)
+        silent &= zero
+        idle &= zero | ask(site.steady or site.const, lenient=True)
+    if group.exact:
+        return dead, silent, torch.zeros_like(dead)
+    dead &= silent
+    spared = slices.structure.inferred.typing.spared
+    for member in group.members:
+        if member.role == "out" and (member.tensor, member.dim) not in spared:
+            dead &= slices.masked(member.tensor, member.dim, group.atom)
+    return dead, silent, idle & ~dead
+
+
+def _say_what_stays(group: Group, kept: Tensor, renewed: Tensor, done: Completion) -> None:
+    """Note how many positions stay though some of their slices are masked, and why."""
+    if on_request := int((kept & renewed).sum()):
+        done.notes.append(
+            f"{group.name}: {on_request} of {group.size} positions are masked where they are made, "
+            f"but removing them is inexact: {group.inexact}; they stay unless inexact=True"
+        )
+    if others := int((kept & ~renewed).sum()):
+        done.notes.append(
+            f"{group.name}: {others} of {group.size} positions are masked in some slices but "
+            "not in all that matter; they stay"
+        )
 
 
 def _balance(structure: Structure, done: Completion) -> None:
@@ -198,6 +237,11 @@ def _balance(structure: Structure, done: Completion) -> None:
             )
             if not least:
                 del done.keeps[name]
+    for told in (done.constants, done.renewed):
+        for name in list(told):
+            told[name] = told[name] & ~done.keeps.get(name, torch.ones_like(told[name]))
+            if not bool(told[name].any()):
+                del told[name]
 
 
 def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:

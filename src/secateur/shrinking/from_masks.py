@@ -33,6 +33,7 @@ def shrink(
     inplace: bool = False,
     verify: bool = True,
     constants: Literal["fold", "mask"] = "fold",
+    inexact: bool = False,
 ) -> Result:
     """Remove what masks have made superfluous.
 
@@ -50,6 +51,9 @@ def shrink(
         constants: what becomes of a number that a removed position emits all the same (the bias
             of its BatchNorm is not masked): "fold" it into the bias of the layers that read it, so
             that the outputs stay as they are, or "mask" it.  The notes say which, and what it does.
+        inexact: remove also positions that are masked wherever they are made, though a norm over
+            all of them makes them anew (hidden positions of a transformer, whose embeddings and
+            projections are masked).  The outputs change, and the result says by how much.
 
     Raises:
         MaskError: a mask fits no parameter.
@@ -68,7 +72,7 @@ def shrink(
     model = model if inplace else copied(model)
     surgery = Surgery(model)
     try:
-        return _shrink(surgery, masks, example_inputs, structure, verify, constants)
+        return _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
     except BaseException:
         surgery.undo()
         raise
@@ -81,6 +85,7 @@ def _shrink(
     structure: Structure | None,
     verify: bool,
     constants: Literal["fold", "mask"],
+    inexact: bool,
 ) -> Result:
     model = surgery.model
     shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
@@ -88,13 +93,14 @@ def _shrink(
     surgery.mask({n: m for n, m in masks.items() if _fits(m, shapes.get(n))})
     inputs: Inputs | None = None
     if structure is None:
-        structure, inputs = _read(model, masks, example)
-    done = complete(structure, masks)
+        structure, inputs = _read(model, masks, example, inexact)
+    done = complete(structure, masks, inexact=inexact)
     notes = list(done.notes)
     plan = Plan.from_keeps(structure, done.keeps)
     completed = group_masks(structure, done.keeps)
     absent = any(p.is_meta for p in model.parameters())
-    check = Check(structure, example) if verify and done.constants and not absent else None
+    changed = {*done.constants, *done.renewed}
+    check = Check(structure, example) if verify and changed and not absent else None
     as_given = check.expect(model, check.trials[1:2]) if check else None
     folding = None
     if done.constants and constants == "fold" and not absent:
@@ -115,9 +121,9 @@ def _shrink(
         verify=verify,
         folding=folding,
         surgery=surgery,
-        as_it_is=not done.constants,
+        as_it_is=not changed,
     )
-    if any(name in result.plan.keep for name in done.constants):
+    if changed.intersection(result.plan.keep):
         compared = (
             check.compare(result.model, as_given, exact=False) if check and as_given else None
         )
@@ -140,11 +146,21 @@ def _say_what_differs(
     """
     how = "masked" if constants == "mask" else "folded where a bias can say it, masked elsewhere"
     result.compared_with = f"the model in which constants of removed positions are {how}"
+    if not done.constants:
+        result.compared_with = "the model in which removed positions are masked after norms too"
     if gap is not None:
         result.notes.append(f"outputs differ by {gap:.1e} relative from those of the masks given")
         if gap <= tolerance:
             return
     far = "was not measured" if gap is None else f"is {gap:.1e} relative"
+    if done.renewed:
+        gone = {n: int(w.sum()) for n, w in done.renewed.items() if n in result.plan.keep}
+        many = ", ".join(f"{count} of {name}" for name, count in gone.items())
+        result.warnings.append(
+            f"the difference of its outputs from those of the masks given {far}: positions were "
+            f"removed on request that a norm makes anew ({many}). Train what is left"
+        )
+        return
     names, more = list(done.constants)[:3], len(done.constants) - 3
     groups = ", ".join(names) + (f" and {more} more" if more > 0 else "")
     result.warnings.append(
@@ -156,7 +172,7 @@ def _say_what_differs(
 
 
 def _read(
-    model: nn.Module, masks: Mapping[str, Tensor], example: Example
+    model: nn.Module, masks: Mapping[str, Tensor], example: Example, inexact: bool
 ) -> tuple[Structure, Inputs | None]:
     """Return the structure under which most goes, and what layers read in its forward.
 
@@ -168,7 +184,12 @@ def _read(
         check_masks(structure, masks)
         ragged = Inferred(structure.inferred.recording, ragged=True)
         readings = [structure, Structure(structure.model, ragged)]
-        structure = min(readings, key=lambda s: s.cost(Plan.from_masks(s, masks)).params)
+
+        def left(structure: Structure) -> int:
+            keeps = complete(structure, masks, inexact=inexact).keeps
+            return structure.cost(Plan.from_keeps(structure, keeps)).params
+
+        structure = min(readings, key=left)
     return structure, inputs if runs_for_real(model) else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from secateur.graph.conditions import ALWAYS, Never, either, every
+from secateur.graph.conditions import ALWAYS, Never, Shared, either, every
 from secateur.graph.typing import Dim, Site, Typed, Typing
 
 from .table import rule
@@ -46,7 +46,7 @@ def _meet(
     never = Never(axis)
     absent = [x for x in tensors if not any(x is y for y, _ in full)]
     steady = all(x.static for x in absent)
-    const = every(*(d.const for _, d in full)) if steady else never
+    const = every(*(d.const for _, d in full), *(() if steady else (Shared(axis),)))
     numbers = [o for o in operands if isinstance(o, (int, float, complex))]
     if zero == "all":
         nothing_added = not absent and all(n == 0 for n in numbers)
