@@ -58,7 +58,7 @@ class Stream(nn.Module):
             x = self.norms[0](x)
         for up, down, norm in zip(self.up, self.down, self.norms[1:], strict=True):
             x = x + down(up(norm(x)).relu()) if self.before else norm(x + down(up(x).relu()))
-        return self.head(x)
+        return self.head(self.norms[0](x) if self.before else x)
 
 
 SOURCES = ("emb.weight", "down.0.weight", "down.1.weight")
@@ -146,7 +146,7 @@ def test_shrink_when_one_source_is_not_masked_then_they_stay_though_asked(name, 
 
 def test_shrink_when_every_slice_is_masked_then_that_is_the_request():
     model, x = built("LayerNorm", True, True)
-    norms = [f"norms.{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")]
+    norms = [f"norms.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
     biases = [name.replace("weight", "bias") for name in SOURCES]
     masks = rows(model, *SOURCES, *biases, *norms)
     result = shrink(model, masks, x)
