@@ -78,8 +78,8 @@ def precisions(structure: Structure) -> list[Precision]:
 class Verification:
     """How far the smaller model's outputs are from the masked model's.
 
-    ``difference`` is the largest |a − b| ÷ (largest |a| of the same column), over all outputs,
-    inputs and dimensions but the first; ``exact`` says that no group is inexact, so that it must be
+    ``difference`` is the largest ``|a - b|`` ÷ the largest ``|a|`` of the same column, over all
+    outputs, inputs and dimensions but the first; ``exact`` says that no group is inexact, so that it must be
     at most ``tolerance``.  ``tried`` names the inputs; ``refused`` those that the masked model did
     not take, with its error; ``precision`` what both computed in, and why it was not float64.
 
