@@ -222,6 +222,21 @@ def test_check_when_the_model_amplifies_a_little_then_a_difference_beyond_that_i
     assert not found.passed
 
 
+class Unsteady(Times):
+    """Adds what it was called before: no two runs are alike."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Unsteady.calls += 1
+        return super().forward(x) * (1 + Unsteady.calls)
+
+
+def test_check_when_no_two_runs_are_alike_then_roundings_do_not_excuse_it():
+    model = Unsteady(1.0)
+    assert not checked(model, model, torch.ones(2, 8)).passed
+
+
 # differences that a lax check forgave
 
 

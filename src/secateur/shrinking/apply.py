@@ -155,6 +155,7 @@ def cut_and_verify(
         folded=done.folded,
         config=config,
         rebuilt=same,
+        warnings=done.warnings,
     )
 
 

@@ -230,22 +230,20 @@ def _continued(x: Tensor, dim: int, size: int) -> Tensor:
         return again
     steps = x.diff(dim=dim)
     last, step = x.narrow(dim, n - 1, 1), steps.narrow(dim, n - 2, 1)
-    if n > 2 and (bool((steps == step).all()) or bool((steps > 0).all())):  # places, offsets
-        more = torch.arange(1, size - n + 1, device=x.device)
-        shape = [-1 if d == dim else 1 for d in range(x.dim())]
-        return torch.cat([x, last + step * more.view(shape)], dim).to(x.dtype)
-    if n > 2 and bool((steps >= 0).all()):
-        return torch.cat(
-            [x, last.expand([size - n if d == dim else s for d, s in enumerate(x.shape)])], dim
-        )
-    return again
+    if n == 2 or not bool((steps >= 0).all()):
+        return again
+    if not bool((steps == step).all()):  # places go on by their step, others by as little as can be
+        step = steps.amin(dim, keepdim=True).clamp(max=1)
+    more = torch.arange(1, size - n + 1, device=x.device)
+    shape = [-1 if d == dim else 1 for d in range(x.dim())]
+    return torch.cat([x, last + step * more.view(shape)], dim).to(x.dtype)
 
 
 # values
 
 
 def _permuted(x: Tensor, generator: torch.Generator, _: int) -> Tensor:
-    if x.dtype == torch.bool:  # a mask of what there is
+    if x.dtype == torch.bool or x.layout != torch.strided:  # what there is, and what is joined
         return x
     order = torch.randperm(x.numel(), generator=generator).to(x.device)
     return x.flatten()[order].view(x.shape)
@@ -253,7 +251,8 @@ def _permuted(x: Tensor, generator: torch.Generator, _: int) -> Tensor:
 
 def _normal(x: Tensor, generator: torch.Generator, number: int) -> Tensor:
     """Random numbers of the tensor's mean and spread."""
-    if not x.numel() or not (x.is_floating_point() or x.is_complex()):
+    real = x.is_floating_point() or x.is_complex()
+    if not x.numel() or not real or x.layout != torch.strided:
         return _permuted(x, generator, number)
     noise = torch.randn(x.shape, generator=generator, dtype=_real(x)).to(x)
     spread = x.std() if x.numel() > 1 and float(x.std().abs()) > 0 else 1.0
@@ -262,7 +261,7 @@ def _normal(x: Tensor, generator: torch.Generator, number: int) -> Tensor:
 
 def _uniform(x: Tensor, generator: torch.Generator, number: int) -> Tensor:
     """Numbers between the tensor's smallest and largest; between it and 0 or 1 if all are one."""
-    if not x.numel() or x.is_complex() or x.dtype == torch.bool:
+    if not x.numel() or x.is_complex() or x.dtype == torch.bool or x.layout != torch.strided:
         return _normal(x, generator, number)
     low, high = float(x.min()), float(x.max())
     if low == high:
