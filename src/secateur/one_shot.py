@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .config import Config
 from .errors import ConfigError
 from .pruner import Pruner
+from .settings import pattern_share
 from .shrinking import Result
 from .types import Example
 
@@ -72,7 +73,9 @@ def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, An
     """
     if config is None:
         goals = ("sparsity", "threshold")
-        if all(settings.get(goal) is None for goal in goals) and not settings.get("targets"):
+        exact = pattern_share(settings.get("granularity")) is not None  # 2:4 is a goal itself
+        given = exact or any(settings.get(goal) is not None for goal in goals)
+        if not given and not settings.get("targets"):
             raise ConfigError("prune() needs sparsity=…, threshold=… or config=…")
         config = Config.from_dict(settings)
     elif settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -88,6 +89,38 @@ def test_prune_when_the_goal_is_just_within_reach_then_it_is_met(net, of, part):
     result = sc.prune(net, X, of=of, sparsity=asked)
     assert lost(result.structure, result, of) >= asked - 1e-9
     assert not [w for w in result.warnings if "cannot go" in w]
+
+
+def nearest_of_all(structure: Structure, goal: float, step: int, of: str) -> float:
+    """Return the smallest share that meets a goal when widths are multiples of a step."""
+    sizes = {g.name: g.size for g in structure.exact}
+    rungs = [[k for k in range(1, n + 1) if k % step == 0 or k == n] for n in sizes.values()]
+    whole = getattr(structure.cost(), of)
+    costs = (
+        getattr(structure.cost(dict(zip(sizes, counts, strict=True))), of)
+        for counts in product(*rungs)
+    )
+    return min(share for cost in costs if (share := 1 - cost / whole) >= goal - 1e-9)
+
+
+@pytest.mark.parametrize("of", ["params", "macs"])
+@pytest.mark.parametrize("step", [8, 16, 32])
+@pytest.mark.parametrize("goal", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("widths", [(32, 48, 64), (64, 128, 96), (24, 40)], ids=str)
+def test_prune_when_widths_are_rounded_then_the_goal_is_met_and_hardly_overshot(
+    widths, goal, step, of
+):
+    torch.manual_seed(0)
+    pairs = zip((8, *widths), (*widths, 4), strict=True)
+    net = nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.Tanh())))
+    x = torch.randn(2, 8)
+    structure = sc.analyze(net, x)
+    if any(step > width for width in widths):
+        pytest.skip("no multiple fits a layer, which then keeps any number")
+    result = sc.prune(net, x, of=of, sparsity=goal, round_to=step)
+    best = nearest_of_all(structure, goal, step, of)
+    assert goal - 1e-9 <= lost(structure, result, of) <= best + 0.04
+    assert all(k % step == 0 for k in result.plan.counts.values())
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.9, 1.0])

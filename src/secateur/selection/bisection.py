@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+
+MOST_EXCHANGED = 8
+MOST_STEPS = 4
 
 
 def ratios_around(
@@ -41,3 +44,49 @@ def fewest(count: int, cost: Callable[[int], float], goal: float) -> int:
     8
     """
     return bisect_left(range(count), True, key=lambda steps: cost(steps) <= goal)
+
+
+def nearest(
+    ladders: Sequence[Sequence[int]],
+    start: Sequence[int],
+    cost: Callable[[Sequence[int]], float],
+    goal: float,
+    near: float,
+) -> list[int]:
+    """Return counts whose cost is at most ``goal``, and no further below it than need be.
+
+    From the start, which costs little enough, counts go up, alone or while another goes down, by
+    what brings most each time, until the cost is within ``near`` of the goal or nothing helps.
+    Where there are many counts they only go up: then enough small steps are among them.
+
+    Args:
+        ladders: of each count, the numbers that it may be, ascending.
+        start: the counts, each on its ladder.
+
+    >>> nearest([[8, 16], [8, 12, 24]], [8, 8], sum, 30, 1)
+    [16, 12]
+    """
+    places = [list(ladder).index(count) for ladder, count in zip(ladders, start, strict=True)]
+
+    def counts(at: Sequence[int]) -> list[int]:
+        return [ladder[place] for ladder, place in zip(ladders, at, strict=True)]
+
+    spent = cost(counts(places))
+    while spent < goal - near:
+        prices = ((cost(counts(at)), at) for at in _moves(places, ladders))
+        found = [(price, at) for price, at in prices if spent < price <= goal]
+        if not found:
+            break
+        spent, places = max(found, key=lambda pair: pair[0])
+    return counts(places)
+
+
+def _moves(places: list[int], ladders: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield places with one higher, and with another one step lower besides."""
+    for i, ladder in enumerate(ladders):
+        for up in range(places[i] + 1, min(len(ladder), places[i] + 1 + MOST_STEPS)):
+            higher = [*places[:i], up, *places[i + 1 :]]
+            yield higher
+            for j in range(len(ladders)) if len(ladders) <= MOST_EXCHANGED else ():
+                if j != i and places[j]:
+                    yield [*higher[:j], places[j] - 1, *higher[j + 1 :]]

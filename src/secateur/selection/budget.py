@@ -19,10 +19,13 @@ from secateur.errors import ConfigError, GoalError
 from secateur.graph.cost import macs, params
 from secateur.structure import Structure
 
-from .bisection import fewest, ratios_around
+from .bisection import fewest, nearest, ratios_around
 from .reach import held_back, in_the_way
-from .select import Request, select, select_count
+from .select import Request, rungs, select, select_count
 from .targets import Selectable, scored
+
+NEAR = 0.005
+"""A share of the whole by which a goal may be exceeded before a nearer way to it is looked for."""
 
 
 class Budget:
@@ -138,7 +141,8 @@ class Budget:
             lambda ratio: self.cost(self._counts(at(ratio)[0])), allowed, finest
         )
         keeps, notes = at(high)
-        return self._one_by_one(requests, at(low)[0], keeps, allowed), notes
+        keeps = self._one_by_one(requests, at(low)[0], keeps, allowed)
+        return self._back(requests, keeps, allowed), notes
 
     def _one_by_one(
         self, requests: list[Request], more: list[Tensor], fewer: list[Tensor], allowed: float
@@ -168,6 +172,34 @@ class Budget:
 
         steps = fewest(len(changing), lambda k: self.cost(self._counts(after(k))), allowed)
         return after(steps)
+
+    def _back(self, requests: list[Request], keeps: list[Tensor], allowed: float) -> list[Tensor]:
+        """Give back what overshoots the goal: a step of ``round_to`` can be much of a network."""
+        if all(request.round_to == 1 for request in requests):
+            return keeps
+        names = [s.name for s in self.selectables]
+        place = {name: i for i, name in enumerate(names)}
+        families = self._families()
+        units = [[place[n] for n in f] for f in families if all(n in place for n in f)]
+        tied = {name for family in families for name in family}
+        units += [[place[name]] for name in names if name not in tied]
+        start = [int(keeps[unit[0]].sum()) for unit in units]
+        ladders = [
+            sorted({count} | set.intersection(*(rungs(requests[i]) for i in unit)))
+            for unit, count in zip(units, start, strict=True)
+        ]
+
+        def cost(counts: Sequence[int]) -> float:
+            pairs = zip(units, counts, strict=True)
+            changed = {names[i]: count for unit, count in pairs for i in unit}
+            return self.cost(self._counts(keeps) | changed)
+
+        found = nearest(ladders, start, cost, allowed, NEAR * self.cost({}))
+        keeps = list(keeps)
+        for unit, before, count in zip(units, start, found, strict=True):
+            for i in unit if count != before else ():
+                keeps[i] = select_count(requests[i].score, len(keeps[i]) - count)
+        return keeps
 
     def _counts(self, keeps: list[Tensor]) -> dict[str, int]:
         return {s.name: int(k.sum()) for s, k in zip(self.selectables, keeps, strict=True)}

@@ -154,6 +154,18 @@ def _limits(request: Request) -> tuple[int, int, int]:
     return min(stay, size), fewest, most
 
 
+def rungs(request: Request) -> set[int]:
+    """Return how many units of a request without clusters may stay, within its limits.
+
+    >>> sorted(rungs(Request(torch.rand(20), sparsity=0.5, round_to=8, max_sparsity=0.7)))
+    [8, 16, 20]
+    """
+    stay, fewest, most = _limits(request)
+    size = request.part_size
+    low, high = max(fewest, stay, 1), max(most, stay)
+    return {k for k in range(low, high + 1) if k % request.round_to == 0 or k == size}
+
+
 def _settle(request: Request, wanted: int) -> tuple[int, list[str]]:
     """Return how many units of a part stay in the end, and why that is not what was asked."""
     clusters, size = request.clusters, request.part_size

@@ -68,8 +68,9 @@ def save_pruned(
         ``load_pruned``, which makes the model again.
     """
     folder = Path(directory)
-    model = getattr(model, "model", model) if not isinstance(model, nn.Module) else model
-    check_model(model)
+    held: Any = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+    check_model(held)
+    model = held
     history = History.of(model)
     if not history.steps:
         raise FileError(
