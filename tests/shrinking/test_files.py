@@ -476,3 +476,40 @@ def test_load_when_setting_fails_half_way_then_the_model_is_as_before(saved, mon
     with pytest.raises(RuntimeError, match="out of memory"):
         sc.load_pruned(saved, model)
     assert_same(before, state_of(model))
+
+
+# what else lies in the folder
+
+
+def half(seed: int, sparsity: float = 0.5) -> sc.Result:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    return sc.prune(net, torch.zeros(1, 4), sparsity=sparsity)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "model.pt2"])
+def test_save_when_an_export_of_other_weights_is_there_then_it_is_removed_and_logged(
+    tmp_path, caplog, name
+):
+    half(0).save(tmp_path)
+    (tmp_path / name).write_text("made from these")
+    half(0).save(tmp_path)  # the same weights
+    assert (tmp_path / name).is_file()
+    half(1).save(tmp_path)
+    assert not (tmp_path / name).exists()
+    assert str(tmp_path / name) in caplog.text
+
+
+def test_save_when_there_were_no_weights_then_an_export_stays(tmp_path):
+    (tmp_path / "model.onnx").write_text("made first")
+    half(0).save(tmp_path)
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_save_when_a_model_in_several_files_was_there_then_only_the_new_one_is(tmp_path):
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("of another")
+    half(0).save(tmp_path)
+    fresh = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert sc.load_pruned(tmp_path, fresh)[0].out_features == 4
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "plan.json"}

@@ -18,6 +18,7 @@ from secateur.graph.outputs import tensors_of
 from secateur.runtime.forward import evaluating
 from secateur.runtime.io import whole
 from secateur.shrinking.difference import difference
+from secateur.shrinking.exports import ONNX, PT2
 from secateur.types import Example, call_arguments
 
 from .models import load
@@ -85,7 +86,7 @@ def _first_varies(example: Example) -> Any:
 
 def _torch_export(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict[str, Any]:
     args, kwargs = call_arguments(example)
-    path = folder / "model.pt2"
+    path = folder / PT2
     with evaluating(model), torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
         packed = io.BytesIO()  # a temporary file's name does not end in .pt2, which it insists on
@@ -102,7 +103,7 @@ def _onnx(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict
     for package in ("onnx", "onnxscript"):
         _needed(package)
     args, kwargs = call_arguments(example)
-    path = folder / "model.onnx"
+    path = folder / ONNX
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(

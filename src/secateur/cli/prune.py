@@ -24,6 +24,7 @@ from secateur.runtime.copying import copied
 from secateur.runtime.measure import latency
 from secateur.settings import pattern_share
 from secateur.shrinking import Plan, Result, save_pruned
+from secateur.shrinking.exports import exports_of
 from secateur.structure import Structure
 from secateur.types import Example
 
@@ -105,7 +106,8 @@ def _save(result: Result, out: Path, source: Source) -> None:
     """Write the smaller model and how to build the dense one."""
     save_pretrained: Any = getattr(result.model, "save_pretrained", None)
     if result.config is not None and save_pretrained is not None:
-        save_pretrained(out)  # an ordinary config says the new sizes
+        with exports_of(out):
+            save_pretrained(out)  # an ordinary config says the new sizes
         save_pruned(result.model, out, weights=False)
     else:
         result.save(out)

@@ -23,6 +23,7 @@ from secateur.runtime.model import check_model
 
 from .cut import Surgery
 from .document import PLAN, SCHEMA, dump, history_of, listed, read
+from .exports import exports_of
 from .fits import by_tensor, misfits, shape_of, tensors_of, ties
 from .history import HELD_AS, History
 from .older import outdate
@@ -36,6 +37,7 @@ class Holder(Protocol):
 
 
 WEIGHTS, BUFFERS = "model.safetensors", "buffers.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 def save_pruned(
@@ -46,7 +48,8 @@ def save_pruned(
     Args:
         model: one that secateur made smaller, trained further or not; or the result.
         directory: is made where it is missing.
-        weights: write ``model.safetensors`` too; False leaves that to ``save_pretrained(directory,
+        weights: write ``model.safetensors`` too, and remove exports of other weights that were
+            there; False leaves that to ``save_pretrained(directory,
             save_original_format=False)``, which then keeps the names, or to somebody else.
 
     Returns:
@@ -82,7 +85,10 @@ def save_pruned(
     others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
     tied = ties(tensors)
     if weights:
-        _write_weights(folder / WEIGHTS, state, tied)
+        with exports_of(folder):
+            _write_weights(folder / WEIGHTS, state, tied)
+            for old in (*folder.glob("model-*-of-*.safetensors"), folder / INDEX):
+                old.unlink(missing_ok=True)  # a model that was saved here in several files
     if others:
         write_tensors(folder / BUFFERS, others)
     else:
