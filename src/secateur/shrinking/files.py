@@ -71,9 +71,7 @@ def save_pruned(
         ``load_pruned``, which makes the model again.
     """
     folder = Path(directory)
-    held: Any = model if isinstance(model, nn.Module) else getattr(model, "model", model)
-    check_model(held)
-    model = held
+    model = _model_of(model)
     history = History.of(model)
     if not history.steps:
         raise FileError(
@@ -95,6 +93,12 @@ def save_pruned(
         (folder / BUFFERS).unlink(missing_ok=True)
     write_text(folder / PLAN, dump(_document(model, history, tied)) + "\n")
     return folder
+
+
+def _model_of(given: Any) -> nn.Module:
+    model: nn.Module = given if isinstance(given, nn.Module) else getattr(given, "model", given)
+    check_model(model)
+    return model
 
 
 def _write_weights(path: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
