@@ -79,9 +79,9 @@ class Verification:
     """How far the smaller model's outputs are from the masked model's.
 
     ``difference`` is the largest ``|a - b|`` ÷ the largest ``|a|`` of the same column, over all
-    outputs, inputs and dimensions but the first; ``exact`` says that no group is inexact, so that it must be
-    at most ``tolerance``.  ``tried`` names the inputs; ``refused`` those that the masked model did
-    not take, with its error; ``precision`` what both computed in, and why it was not float64.
+    outputs, inputs and dimensions but the first; ``exact`` says that no group is inexact, so that
+    it must be at most ``tolerance``.  ``tried`` names the inputs; ``refused`` those that the masked
+    model did not take, with its error; ``precision`` what both computed in, and why it was not float64.
 
     >>> from secateur import prune
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
