@@ -207,6 +207,31 @@ FORMS = {
     "full-sum-unsliced": summed(lambda m, x, n: m.t[:n, :].sum(0), **FULL),
     "full-sum-at-most": summed(lambda m, x, n: m.t[: min(m.rows, n), :].sum(0), **FULL),
     "full-sum-narrowed": summed(lambda m, x, n: m.t.narrow(0, 0, n).sum(0), **FULL),
+    "full-sum-if-shorter": summed(
+        lambda m, x, n: (m.t if n >= m.t.shape[0] else m.t[:n]).sum(0), **FULL
+    ),
+    "full-sum-if-unequal": summed(lambda m, x, n: (m.t if n == m.rows else m.t[:n]).sum(0), **FULL),
+    "full-sum-from-a-start": summed(lambda m, x, n: m.t[max(0, m.rows - n) :].sum(0), **FULL),
+    "full-sum-from-a-difference": summed(lambda m, x, n: m.t[m.rows - n :, :].sum(0), **FULL),
+    "sum-of-chunks-by-len": summed(
+        lambda m, x, n: m.t.chunk(len(x[0]))[0].sum(0) + m.t.sum(0), **SHORT
+    ),
+    "sum-of-a-view-by-len": added(
+        lambda m, x, n: m.t.view(len(x[0]), -1).sum(1)[:, None], ROWS, **SHORT
+    ),
+    "split-of-both-parts": summed(
+        lambda m, x, n: m.t.split([n, m.rows - n])[1].sum(0) + m.t.sum(0), others=(3, 12)
+    ),
+    "relative-keys": Form(
+        lambda m, x: (
+            F.pad(x @ m.t[m.rows - x.shape[1] :].t(), (1, 0)).flatten(1)[:, : x.shape[1], None] + x
+        ),
+        lambda: {"t": new(ROWS, WIDTH)},
+    ),
+    "gated-mixing": Form(
+        lambda m, x: x * (m.t[: x.shape[1], : x.shape[1]] @ x + m.u[: x.shape[1], None]),
+        lambda: {"t": new(ROWS, ROWS), "u": new(ROWS)},
+    ),
     "mask-buffer": mixed(
         lambda m, x, n: (scores(x) + m.mask[:n, :n]).softmax(-1),
         lambda: {"mask": torch.full((ROWS, ROWS), -9.0).triu(1)},
@@ -327,7 +352,12 @@ def packed() -> dict[str, Any]:
     return {"t": new(24, WIDTH), "o": new(8, WIDTH), "d": 8}
 
 
+def whole_weight(m: Any, x: Tensor) -> Tensor:
+    return x + F.linear(F.linear(x, m.t[0 : 3 * m.d]), m.t.t()[:, : 3 * m.d]) @ m.o[:WIDTH]
+
+
 OWN = {
+    "whole-by-an-attribute": (whole_weight, packed, {"t": 24}),
     "attribute": (fused(lambda m: [m.d] * 3), packed, {"t": 8, "t[1]": 8}),
     "slices-by-an-attribute": (by_slices, packed, {"t": 8, "t[1]": 8}),
     "slices-by-literals": (by_literals, packed, {"t[1]": 8}),

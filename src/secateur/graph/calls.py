@@ -117,8 +117,8 @@ class CallWatcher(TorchFunctionMode):
         elif func is Tensor.__len__:
             self.note.length(args[0])
         elif func in _INDEX:
-            for dim, length in _whole(args[0], args[1]):
-                self.note.whole(args[0], dim, origin_of(length))
+            for dim, bound in _whole(args[0], args[1]):
+                self.note.whole(args[0], dim, bound)
         before = self.current
         closed = func is F.multi_head_attention_forward
         name = getattr(func, "__name__", "")
@@ -164,24 +164,34 @@ class CallWatcher(TorchFunctionMode):
 
 
 def _whole(tensor: Tensor, index: Any) -> Iterator[tuple[int, int]]:
-    """Yield (dimension, length) where an index asks for all of a dimension by its length.
+    """Yield (dimension, bound) where an index asks for all of a dimension and gives a bound.
 
-    Torch then takes no slice, though another length would be one.
+    Torch then takes no slice, though of another length it would.
     """
     parts = index if isinstance(index, tuple) else (index,)
     takes = [_dims_of(part) for part in parts]
     dim = 0
     for part, taken in zip(parts, takes, strict=True):
         if isinstance(part, slice) and dim < tensor.dim() and _is_all(part, tensor.size(dim)):
-            yield dim, part.stop
+            yield from ((dim, bound) for bound in _bounds(part))
         dim += tensor.dim() - sum(takes) if part is Ellipsis else taken
 
 
 def _is_all(part: slice, size: int) -> bool:
-    """Tell whether a slice names its end, and leaves nothing out."""
-    start, stop, step = part.start, part.stop, part.step
-    given = (0 if start is None else start, stop, 1 if step is None else step)
-    return all(isinstance(i, int) for i in given) and tuple(map(int, given)) == (0, size, 1)
+    """Tell whether a slice leaves nothing out."""
+    given = [i for i in (part.start, part.stop, part.step) if i is not None]
+    if not all(isinstance(i, int) for i in given):  # a tensor would have to be read
+        return False
+    plain = slice(*(i if i is None else int(i) for i in (part.start, part.stop, part.step)))
+    return plain.indices(size) == (0, size, 1)
+
+
+def _bounds(part: slice) -> Iterator[int]:
+    """Yield the bounds that say something: before an end, a literal zero does not."""
+    if part.start is not None and (isinstance(part.start, TracedInt) or part.stop is None):
+        yield part.start
+    if part.stop is not None:
+        yield part.stop
 
 
 def _dims_of(part: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -47,6 +48,7 @@ class Inferred:
         freeze_feeds(recording, self.types)
         t = self.typing
         t.names += self._equals()
+        self._keep_compared()
         t.tables.freeze_doubtful((site.axis for site in t.sites), self._unseen())
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing, t.tables)
         self._keep_larger()
@@ -156,13 +158,34 @@ class Inferred:
             if isinstance(factor, Size):
                 yield self._axis_of(factor)
 
+    def _keep_compared(self) -> None:
+        """Freeze a table that is cut only if the input is shorter, which the example is not.
+
+        The code compares the input's length with the table's own size, or with an attribute that
+        is as large: then it is a dimension of one tensor that no other shares.
+        """
+        t, r = self.typing, self.recording
+        compared = [c for f in r.forwards for c in f.compared]
+        pairs = [p for c in compared for p in ((c.one, c.other, c), (c.other, c.one, c))]
+        sizes = {f for one, other, _ in pairs for f in one.factors if isinstance(f, Size)}
+        varying = {size for size in sizes if t.tables.varies(self._axis_of(size))}
+        owners = Counter(id(a) for v in r.state for a in {*self._atoms_of(v)}) if varying else {}
+        for one, other, found in pairs:
+            if varying.isdisjoint(one.factors) or other.factor is None:
+                continue
+            for value in r.state:
+                for i, dim in enumerate(self.types[value].dims):
+                    alone = all(owners[id(atom)] == 1 for atom in atoms(dim.axis))
+                    named = isinstance(other.factor, Attribute) and dim.size == other.factor.value
+                    if other.factor == Size(value, i) or (named and alone):
+                        why = "the code compares it with the length of an input"
+                        freeze(dim.axis, Reason(why, "if", found.module, found.line))
+
     def _read_whole(self, forward: Recording) -> None:
         for found in forward.whole:
             if (typed := self.types.get(found.value)) is not None:
                 self.typing.reason = Reason("", "slice", found.module, found.line)
-                self.typing.read_whole(
-                    typed, typed[found.dim], typed[found.dim].size, [found.origin]
-                )
+                self.typing.read_whole(typed, typed[found.dim], found.bound, [found.origin])
 
     def _keep_larger(self) -> None:
         """What the code found to be more than a number that stays must stay more than it."""

@@ -64,10 +64,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Whole:
-    """All of a dimension was asked for, by its length: torch then runs no operation."""
+    """All of a dimension was asked for, by a bound: torch then runs no operation."""
 
     value: int
     dim: int
+    bound: int
     origin: Origin
     module: str
     line: str

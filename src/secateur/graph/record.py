@@ -31,7 +31,7 @@ from secateur.types import Example, call_arguments
 from .attributes import traced_attributes
 from .calls import CallWatcher
 from .fakes import lacks_values, shape_only, standing_in
-from .integers import watched_functions
+from .integers import origin_of, watched_functions
 from .origins import Attribute, Origin, Size
 from .outputs import results_of
 from .program import Compared, ModuleCall, Number, Op, Recording, Ref, Whole
@@ -75,10 +75,10 @@ class _Recorder(TorchDispatchMode):
         if origin.factors:
             self.recording.numbers.append(Number(origin, self.modules[-1], _line()))
 
-    def whole(self, tensor: Tensor, dim: int, origin: Origin) -> None:
-        """Write down that all of a dimension is asked for by its length."""
+    def whole(self, tensor: Tensor, dim: int, bound: int) -> None:
+        """Write down that all of a dimension is asked for, by a bound."""
         if (value := self.values.get(tensor)) is not None:
-            found = Whole(value, dim, origin, self.modules[-1], _line())
+            found = Whole(value, dim, int(bound), origin_of(bound), self.modules[-1], _line())
             self.recording.whole.append(found)
 
     def length(self, tensor: Tensor) -> None:

@@ -17,6 +17,17 @@ from .origins import Origin, Size
 READ_IN_PART = "the example reads a part of it"
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """An axis that is cut at a literal, and when it stays: where a part of it is not read, or where
+    lengths of inputs are taken out of sight."""
+
+    axis: Axis
+    reason: Any
+    unread: bool
+    unseen: bool
+
+
 @dataclass
 class Tables:
     """All cuts of one trace that an input's length may have made.
@@ -26,40 +37,47 @@ class Tables:
             sight (``len(x)``), and is believed to be where it cuts a parameter.
         varying: axes as long as an input, or as what was computed from one.
         cuts: axes that are cut at a size, which may be a layer's own, and why they stay whole.
-        doubtful: axes that are cut at a literal, which may be more than an input's length; whether
-            they are static, and why they stay whole.
+        doubtful: axes that are cut at a literal, which may be an input's length out of sight.
     """
 
     lengths: frozenset[int] = frozenset()
     varying: list[Axis] = field(default_factory=list)
     cuts: list[tuple[Axis, tuple[Size, ...], Any]] = field(default_factory=list)
-    doubtful: list[tuple[Axis, bool, Any]] = field(default_factory=list)
+    doubtful: list[Doubt] = field(default_factory=list)
 
-    def cut(self, axis: Axis, origin: Origin, static: bool, reason: Any) -> None:
-        """Say that an axis is cut at a number; static: one of parameters and buffers alone."""
+    def cut(
+        self, axis: Axis, origin: Origin, reason: Any, *, static: bool, counted: bool = False
+    ) -> None:
+        """Say that an axis is cut at a number.
+
+        Args:
+            static: the tensor is made of parameters and buffers alone.
+            counted: the number is how many pieces or columns there are, and no place.
+        """
         sizes = tuple(f for f in origin.factors if isinstance(f, Size))
         if sizes:
             self.cuts.append((axis, sizes, reason))
         elif not origin.factors:
             length = abs(origin.number) in self.lengths
-            if static and length:
+            if static and length and not counted:
                 freeze(axis, reason)
-            elif static or length:
-                self.doubtful.append((axis, static, reason))
+            elif (static and not counted) or (length and (static or not counted)):
+                self.doubtful.append(Doubt(axis, reason, unread=not counted, unseen=static))
 
     def freeze_doubtful(self, read: Iterable[Axis], unseen: Iterable[Axis]) -> None:
         """Freeze what is cut at a literal that an input's length may have made.
 
-        Of a static one all, where the code takes lengths of inputs out of sight (``unseen``: it
-        makes a float of one); else what is summed nowhere (not among ``read``).
+        Args:
+            read: all axes that are summed somewhere.
+            unseen: those whose lengths the code takes out of sight: it makes a float of one.
         """
         varying = self._varying()
         anything = any(id(atom) in varying for axis in unseen for atom in atoms(axis))
         reached = {id(atom) for axis in read for atom in atoms(axis)} if self.doubtful else set()
-        for axis, static, reason in self.doubtful:
-            for atom in atoms(axis):
-                if (anything and static) or id(atom) not in reached:
-                    freeze(atom, reason)
+        for doubt in self.doubtful:
+            for atom in atoms(doubt.axis):
+                if (anything and doubt.unseen) or (doubt.unread and id(atom) not in reached):
+                    freeze(atom, doubt.reason)
 
     def freeze_cut(self, axis_of: Callable[[Size], Axis]) -> bool:
         """Freeze what is cut at a size that varies with the input; True if any was free."""
@@ -72,6 +90,10 @@ class Tables:
                 found |= any(atom.frozen is None for atom in atoms(axis))
                 freeze(axis, reason)
         return found
+
+    def varies(self, axis: Axis) -> bool:
+        """Tell whether an axis is as long as an input, or a part of it is."""
+        return not self._varying().isdisjoint(map(id, atoms(axis)))
 
     def _varying(self) -> set[int]:
         return {id(atom) for axis in self.varying for atom in atoms(axis)}

@@ -248,7 +248,8 @@ class Typing:
         yield
         if x.static or refined(before):
             for number in numbers:
-                self.table(x, dim, self.origins_like(number))
+                counted = isinstance(number, Origin)  # torch was given a grid, or how many pieces
+                self.table(x, dim, self.origins_like(number), counted=counted)
 
     def read_whole(self, x: Typed, dim: Dim, number: int, origins: Sequence[Origin]) -> None:
         """Say that all positions are read up to a number: another may read a part of them."""
@@ -259,18 +260,18 @@ class Typing:
             elif abs(number) == dim.size:
                 self.name(dim.axis, origin)
 
-    def table(self, x: Typed, dim: Dim, origins: Iterable[Origin]) -> None:
+    def table(
+        self, x: Typed, dim: Dim, origins: Iterable[Origin], *, counted: bool = False
+    ) -> None:
         """Say that a dimension is cut, and stays whole where one of these is an input's length."""
+        why = self.because(READ_IN_PART)
         for origin in origins:
-            self.tables.cut(dim.axis, origin, x.static, self.because(READ_IN_PART))
+            self.tables.cut(dim.axis, origin, why, static=x.static, counted=counted)
 
     def origins_like(self, number: int | Origin | None) -> list[Origin]:
-        """Return where a number of this operation may come from.
-
-        What is an origin already, and a literal, is no length: torch looks for a grid or a count.
-        """
+        """Return where a number of this operation may come from."""
         if isinstance(number, Origin):
-            return [number] if number.factors else []
+            return [number]
         return self.calls.every(number) if self.calls and number is not None else []
 
     def name(self, axis: Axis, origin: Origin | None) -> None:

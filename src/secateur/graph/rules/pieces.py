@@ -92,6 +92,7 @@ def slice_(
     low = min(n, max(0, (start or 0) + (n if (start or 0) < 0 else 0)))
     high = n if end is None else min(n, max(low, end + (n if end < 0 else 0)))
     if low == 0 and high == n and step == 1:
+        t.table(x, old, (origin for origin in t.origins_like(start or 0) if origin.factors))
         for bound in (start, end):
             if bound and abs(bound) < TO_THE_END:
                 t.read_whole(x, old, bound, t.origins_like(bound))
