@@ -135,6 +135,34 @@ def test_pretrained_when_widths_are_uniform_then_the_stock_loader_takes_it(llama
     assert torch.equal(generated(stock), generated(result.model))
 
 
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+def test_pretrained_when_whole_heads_go_then_the_stock_loader_takes_it(family, tmp_path):
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**sizes)
+        return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+    result = sc.prune(build(), INPUTS, sparsity=0.5, grid="coarse", uniform=True)
+    said = {"num_attention_heads": (4, 2), "num_key_value_heads": (2, 1)}
+    assert said.items() <= result.config.items()
+    assert result.rebuilt
+    if family == "Qwen2":  # its config has no head_dim, but its code reads one
+        assert result.config["head_dim"] == (None, 8)
+    result.save(tmp_path / "ours")
+    loaded = sc.load_pruned(tmp_path / "ours", build())
+    for model in (result.model, loaded):
+        model.save_pretrained(tmp_path / "theirs")
+        stock = type(model).from_pretrained(tmp_path / "theirs").eval()
+        assert torch.equal(stock(**INPUTS).logits, result.model(**INPUTS).logits)
+
+
 def test_pretrained_when_heads_shrink_then_its_weights_and_our_plan_load(llama, tmp_path):
     result = sc.prune(llama(), INPUTS, sparsity=0.5, inexact=True)
     assert result.config is None

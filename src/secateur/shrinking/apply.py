@@ -171,7 +171,7 @@ def _inexact(structure: Structure, plan: Plan) -> Iterator[str]:
 
 def _configured(
     model: nn.Module, structure: Structure, surgery: Surgery, check: Check | None
-) -> tuple[dict[str, tuple[int, int]] | None, bool]:
+) -> tuple[dict[str, tuple[int | None, int]] | None, bool]:
     """Let the model's config say the new sizes, where it can.
 
     Returns:

@@ -149,7 +149,7 @@ class Surgery:
         self.set_attribute(self.model, HELD_AS, history)
         return changed
 
-    def configure(self, changes: Mapping[str, tuple[int, int]]) -> None:
+    def configure(self, changes: Mapping[str, tuple[int | None, int]]) -> None:
         """Let the model's config say other numbers, and the history that it does."""
         named = {f"config.{key}": change for key, change in changes.items()}
         for name, (_, after) in named.items():
@@ -234,6 +234,10 @@ class Surgery:
         held = vars(self.model.get_submodule(attribute.path))
         for step in way:
             held = vars(held[step])
+        if name not in held:  # a config that said nothing of it
+            self._undo.append(lambda: held.pop(name))
+            held[name] = size
+            return
         before = held[name]
         value: Any = size
         if attribute.index is not None:

@@ -30,7 +30,7 @@ class _Reshaped(_Part):
 
 
 class _Changed(_Part):
-    before: int
+    before: int | None
     after: int
 
 

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ from secateur.runtime.forward import random_kept
 from .history import Shape
 
 MOST_BUILDS = 60
+MOST_COMBINED = 256
 MOST_BYTES = 2**31  # of a model that is built again with its weights, to see that it is the same
 
-Changes = dict[str, tuple[int, int]]
+Changes = dict[str, tuple[int | None, int]]
+"""Number of a config → before, None where it was not there, and after."""
 
 
 def expressed(
@@ -43,25 +46,13 @@ def expressed(
     """
     if not shapes or not _is_config(getattr(model, "config", None)) or not _uniform(shapes):
         return None
-    search = _Search(model, [*shapes.values(), *now.values()])
-    config = copy.deepcopy(model.config)
-    wrong = search.mismatches(config)
-    while wrong:
-        tried = [
-            (left, key, value)
-            for key, value in search.candidates(config)
-            if (left := search.mismatches(config, key, value)) is not None
-        ]
-        best = min(tried, default=None)
-        if best is None or best[0] >= wrong:
-            return None
-        wrong = best[0]
-        setattr(config, best[1], best[2])
-    if wrong is None or not search.same_integers(config, read):
+    search = _Search(model, [*shapes.values(), *now.values()], read)
+    config = search.found()
+    if config is None:
         return None
     old, new = vars(model.config), vars(config)
-    changed = (key for key, value in old.items() if type(value) is int and new[key] != value)
-    return {key: (old[key], new[key]) for key in changed}
+    changed = (k for k, value in new.items() if type(value) is int and old.get(k) != value)
+    return {key: (old.get(key), new[key]) for key in changed}
 
 
 def rebuilt(model: nn.Module, changes: Changes) -> nn.Module | None:
@@ -79,9 +70,14 @@ def rebuilt(model: nn.Module, changes: Changes) -> nn.Module | None:
 
 
 class _Search:
-    def __init__(self, model: nn.Module, changes: Iterable[tuple[Shape, Shape]]):
+    """Looks for numbers of a config that make a model of the wanted shapes and integers."""
+
+    def __init__(
+        self, model: Any, changes: Iterable[tuple[Shape, Shape]], read: Iterable[Attribute]
+    ):
         self.model = model
         self.wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self.read = [a for a in read if not a.name.startswith("config.")]
         self.builds = 0
         pairs = {
             (old, new)
@@ -92,27 +88,84 @@ class _Search:
         self.ratios = {Fraction(new, old) for old, new in pairs}
         self.sizes = {old for old, _ in pairs}
 
+    def found(self) -> Any:
+        """Return a config, or None.
+
+        First numbers that may change together are tried together, all of them first: heads without
+        their width, or one kind of heads without the other, often make no model at all.
+        """
+        config = self._pinned()
+        shapes = self.shapes(config)
+        if shapes is None:
+            return None
+        wrong = {
+            n for n in shapes.keys() | self.wanted.keys() if shapes.get(n) != self.wanted.get(n)
+        }
+        if not wrong and self.same_integers(config):
+            return self._trimmed(config)
+        useful: dict[str, list[int | None]] = {}
+        for key, value in self.candidates(config):
+            other = self.shapes(self._with(config, {key: value}))
+            if other is not None and other != shapes:
+                moved = {n for n in shapes.keys() | other.keys() if shapes.get(n) != other.get(n)}
+                if moved <= wrong:  # it changes nothing that is right
+                    useful.setdefault(key, [None]).append(value)
+        combined = [
+            {k: v for k, v in zip(useful, values, strict=True) if v is not None}
+            for values in islice(product(*useful.values()), MOST_COMBINED)
+        ]
+        for settings in sorted(combined, key=lambda settings: -len(settings)):
+            tried = self._with(config, settings)
+            if settings and self.shapes(tried) == self.wanted and self.same_integers(tried):
+                return self._trimmed(tried)
+        return None
+
+    def _pinned(self) -> Any:
+        """Return the config, which also says what layers compute from others, as a head's width.
+
+        Some classes read such a number where it is given (``getattr(config, "head_dim", …)``).
+        """
+        config = copy.deepcopy(self.model.config)
+        modules = dict(self.model.named_modules())
+        values: dict[str, set[int | None]] = {}
+        for attribute in self.read:
+            held = attribute.held_by(modules[attribute.path])
+            values.setdefault(attribute.name, set()).add(held)
+        for name, found in values.items():
+            (value, *others) = found
+            if name.isidentifier() and not others and not hasattr(config, name):
+                setattr(config, name, value)
+        return config
+
+    def _trimmed(self, config: Any) -> Any:
+        """Take back what the class does not read."""
+        for name in vars(config).keys() - vars(self.model.config).keys():
+            without = copy.deepcopy(config)
+            delattr(without, name)
+            if self.shapes(without) == self.wanted and self.same_integers(without):
+                config = without
+        return config
+
+    def _with(self, config: Any, settings: Mapping[str, int | None]) -> Any:
+        config = copy.deepcopy(config)
+        for key, value in settings.items():
+            setattr(config, key, value)
+        return config
+
     def build(self, config: Any) -> nn.Module | None:
+        if self.builds >= MOST_BUILDS:
+            return None
         self.builds += 1
         try:
             with torch.device("meta"):
-                return type(self.model)(config)
+                return type(self.model)(copy.deepcopy(config))
         except Exception:  # a constructor may refuse anything; then this is no config of its class
             return None
 
-    def mismatches(self, config: Any, key: str = "", value: int = 0) -> int | None:
-        """Return how many parameters have other shapes, or None where it cannot be built."""
-        if self.builds >= MOST_BUILDS:
-            return None
-        config = copy.deepcopy(config)
-        if key:
-            setattr(config, key, value)
+    def shapes(self, config: Any) -> dict[str, Shape] | None:
+        """Return the shapes of the model's parameters, or None where it cannot be built."""
         built = self.build(config)
-        if built is None:
-            return None
-        found = {name: tuple(p.shape) for name, p in built.named_parameters()}
-        names = found.keys() | self.wanted.keys()
-        return sum(found.get(name) != self.wanted.get(name) for name in names)
+        return None if built is None else {n: tuple(p.shape) for n, p in built.named_parameters()}
 
     def candidates(self, config: Any) -> Iterator[tuple[str, int]]:
         """Yield integers of the config that may name a size that was cut, with new values."""
@@ -124,17 +177,15 @@ class _Search:
                     if new.denominator == 1:
                         yield key, int(new)
 
-    def same_integers(self, config: Any, read: Iterable[Attribute]) -> bool:
+    def same_integers(self, config: Any) -> bool:
         """Tell whether the model that a config makes also holds the integers that are read."""
-        built = self.build(copy.deepcopy(config))
+        built = self.build(config)
         if built is None:
             return False
         here, there = dict(self.model.named_modules()), dict(built.named_modules())
         return all(
-            attribute.path in there
-            and attribute.held_by(here[attribute.path]) == attribute.held_by(there[attribute.path])
-            for attribute in read
-            if not attribute.name.startswith("config.")
+            a.path in there and a.held_by(here[a.path]) == a.held_by(there[a.path])
+            for a in self.read
         )
 
 

@@ -109,7 +109,12 @@ def _other_values(history: History, model: nn.Module) -> Iterator[str]:
             yield str(error)
             continue
         value = attribute.held_by(modules[attribute.path])
-        if type(value) is not int:
+        if before is None:
+            if not attribute.name.startswith("config.") or after < 1:
+                yield f"{text} cannot be given to a model that has none"
+            elif value is not None and value != after:
+                yield f"{text} is {value!r} in this model, and the dense one had none"
+        elif type(value) is not int:
             yield f"this model has no integer {text!r}"
         elif value != before:
             yield f"{text} is {value} in this model, and was {before} in the dense one"

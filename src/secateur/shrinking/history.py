@@ -26,12 +26,13 @@ class History:
         steps: the plans that were applied, one after the other.
         shapes: parameter or buffer → its shape in the dense model, and now.
         dropped: block → the argument that it returns now, and in which form.
-        attributes: attribute, as in ``block.heads`` or ``block.sizes[1]`` → its value, likewise.
+        attributes: attribute, as in ``block.heads`` or ``block.sizes[1]`` → its value, likewise;
+            None where a config did not have it.
     """
 
     steps: tuple[Plan, ...] = ()
     shapes: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[int | None, int]] = field(default_factory=dict)
     dropped: Mapping[str, Passing] = field(default_factory=dict)
 
     @classmethod
@@ -39,7 +40,7 @@ class History:
         """Return the history of a model; that of a dense one is empty."""
         return vars(model).get(HELD_AS, cls())
 
-    def with_attributes(self, changes: Mapping[str, tuple[int, int]]) -> History:
+    def with_attributes(self, changes: Mapping[str, tuple[int | None, int]]) -> History:
         """Return this history with more attributes that changed on the way."""
         return replace(self, attributes=_chain(self.attributes, changes))
 
@@ -47,7 +48,7 @@ class History:
         self,
         plan: Plan,
         shapes: Mapping[str, tuple[Shape, Shape]],
-        attributes: Mapping[str, tuple[int, int]],
+        attributes: Mapping[str, tuple[int | None, int]],
         dropped: Mapping[str, Passing],
     ) -> History:
         """Return this history with one plan more, and what it changed."""
