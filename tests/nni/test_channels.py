@@ -48,6 +48,29 @@ class Residual(nn.Module):
         return x + self.inner(x).relu()
 
 
+class Functional(nn.Module):
+    """A convolution whose class says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(C, C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel)
+
+
+class TokenMixing(nn.Module):
+    """Mixes tokens by weights that are as many as channels, and ends on the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(C, C), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(x.transpose(1, 2)).relu().transpose(1, 2)
+        return self.channels(x).relu()
+
+
 class ChannelsLastNorm(nn.LayerNorm):
     """A LayerNorm over dimension 1, as vision models have it."""
 
@@ -82,6 +105,10 @@ MODULES = {
     "Dropout of sequences": lambda: images(1, nn.Dropout()),
     "a residual block": lambda: images(2, Residual(nn.Conv2d(C, C, 1))),
     "a LayerNorm over dimension 1": lambda: images(2, ChannelsLastNorm(C)),
+    "a convolution by hand": lambda: images(2, Functional()),
+    "two layers": lambda: images(2, nn.Sequential(nn.Conv2d(C, C, 1), nn.Sigmoid())),
+    "Upsample": lambda: images(2, nn.Upsample(scale_factor=1)),
+    "a mixer": lambda: tokens(TokenMixing()),
     "Linear": lambda: tokens(nn.Linear(C, C)),
     "LayerNorm": lambda: tokens(nn.LayerNorm(C)),
     "GELU of tokens": lambda: tokens(nn.GELU()),
@@ -197,6 +224,32 @@ def test_compress_when_a_call_has_no_batch_then_the_same_channels_go(name):
         assert sum(lone_channels(model.seen, channels)) == C // 2
 
 
+class Pyramid(nn.Module):
+    """Returns its features by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"input": x * 1, "features": self.conv(x)}
+
+
+@pytest.mark.parametrize("target", ["_output_features", "_output_1"])
+def test_compress_when_an_output_is_in_a_dict_then_its_channels_are_found(target):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mid, self.after = Pyramid(), nn.Conv2d(C, C, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.mid(x)["features"])
+
+    pruner = L1NormPruner(Net(), [entry(target)], evaluator(torch.randn(5, C, C, C)))
+    mask = pruner.compress()[1]["mid"][target]
+    assert sum(lone_channels(mask, 1)) == C // 2
+
+
 # aligned to a weight: no score, and no dummy_input
 
 
@@ -215,7 +268,10 @@ def aligned_to(source: str, dims: list[int], **settings: Any) -> list[dict[str, 
 TOLD = [
     name
     for name in MODULES
-    if not any(w in name for w in ("ReLU", "Pool", "Drop", "block", "Layer", "GELU"))
+    if not any(
+        w in name
+        for w in ("ReLU", "Pool", "Drop", "block", "Layer", "GELU", "hand", "two", "Up", "mixer")
+    )
 ]
 
 

@@ -79,7 +79,7 @@ class ModuleCall:
     """One forward of one module: which operations it ran, on what, and what it returned.
 
     ``inputs`` maps each argument's position or keyword to its value; ``output`` is a Ref, or a
-    tuple of Refs, None and "other" for what is neither.
+    tuple or dict of Refs, None and "other" for what is neither.
     """
 
     path: str

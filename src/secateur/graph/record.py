@@ -177,6 +177,8 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
             return Ref(recorder.values[out]) if out in recorder.values else "other"
         if type(out) in (tuple, list):
             return tuple(returned(part) for part in out)
+        if isinstance(out, dict):
+            return {key: returned(part) for key, part in out.items()}
         return None if out is None else "other"
 
     def enter(module: nn.Module, arguments: Any) -> None:
