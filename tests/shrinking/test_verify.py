@@ -305,24 +305,12 @@ def test_verification_when_printed_then_it_says_how_far_and_what_was_expected():
     assert "inexact, as reported" in str(Verification(0.1, 1e-9, False, 2))
 
 
-class Asked(nn.Module):
-    """Notes whether convolutions may round to TF32 while it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[bool] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(torch.backends.cudnn.allow_tf32)
-        return x
-
-
 def test_check_when_convolutions_may_round_to_tf32_then_not_while_it_runs(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    model = Asked()
+    model, seen = nn.Identity(), []
     check = Check(analyze(model, torch.zeros(2)), torch.zeros(2))
-    model.seen.clear()
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     check.expect(model)
-    assert model.seen
-    assert not any(model.seen)
+    assert seen
+    assert not any(seen)
     assert torch.backends.cudnn.allow_tf32 is True

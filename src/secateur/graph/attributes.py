@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .integers import Notes, TracedInt
@@ -23,11 +22,10 @@ def traced_attributes(model: nn.Module, note: Notes) -> Iterator[None]:
     """Replace every integer that the model holds by a ``TracedInt``; put all back afterwards.
 
     Those of its modules, and of the objects that hang on them: of an object that several modules
-    share, each integer is one attribute.
+    share, each integer is one attribute.  What the forward itself stores is the caller's to undo.
     """
-    holders = list(_holders(model))
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
-    for path, prefix, held in holders:
+    for path, prefix, held in list(_holders(model)):
         for name, value in list(held.items()):
             if name.startswith("_"):
                 continue
@@ -41,11 +39,6 @@ def traced_attributes(model: nn.Module, note: Notes) -> Iterator[None]:
         for held, name, value, traced in before:
             if held.get(name) is traced:
                 held[name] = value
-        for _, _, held in holders:  # what the forward itself stored
-            for name, value in list(held.items()):
-                plain = _plain(value)
-                if plain is not value:
-                    held[name] = plain
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -80,11 +73,3 @@ def _trace(value: Any, attribute: Attribute, note: Notes) -> Any:
         return value
     parts = [Attribute(attribute.path, attribute.name, i) for i in range(len(value))]
     return type(value)(_trace(v, part, note) for v, part in zip(value, parts, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, TracedInt):
-        return int(value)
-    if type(value) in (tuple, list, torch.Size) and any(isinstance(v, TracedInt) for v in value):
-        return type(value)(map(_plain, value))
-    return value

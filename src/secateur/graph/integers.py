@@ -1,12 +1,16 @@
 """Integers that remember where they came from.
 
 ``TracedInt`` is an ``int`` that keeps its origin through arithmetic, and tells where it becomes a
-float (``head_dim ** -0.5``) or is compared with another number.
+float (``head_dim ** -0.5``) or is compared with another number.  It equals its number, so that
+``{16: a, 32: b}[self.width]`` works, but what one part of a model keeps under a size of its own is
+not found under an equal size of another's.
 """
 
 from __future__ import annotations
 
+import dis
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -27,12 +31,17 @@ class Notes(Protocol):
 
     def whole(self, tensor: Any, dim: int, bound: int) -> None: ...
 
+    def hashed(self, integer: TracedInt) -> None: ...
+
+    def outlived(self, key: TracedInt) -> bool: ...
+
 
 class TracedInt(int):
     """An integer with an origin; ``note`` is told where it becomes a float or is compared."""
 
     origin: Origin
     note: Notes
+    call: int | None = None  # of a module, in which it was last hashed, as a key is
 
     def __new__(
         cls, value: Any = 0, origin: Origin | None = None, note: Notes | None = None
@@ -194,10 +203,19 @@ class TracedInt(int):
         return super().__ne__(other)
 
     def __eq__(self, other: object) -> bool:
+        equal = super().__eq__(other)
+        if equal is True and isinstance(other, TracedInt):
+            if self.origin == other.origin:
+                return True
+            if self.call is not None and _looks_up() and self.note.outlived(self):
+                return False
         self._compared(other)
-        return super().__eq__(other)
+        return equal
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        _hashed_at[:] = _place()
+        self.note.hashed(self)
+        return super().__hash__()
 
     def _compared(self, other: object) -> None:
         if isinstance(other, int):
@@ -226,6 +244,30 @@ class TracedInt(int):
 
     def __reduce__(self) -> Any:
         return int, (int(self),)
+
+
+_hashed_at = [0, 0]
+_EXPLICIT = {dis.opmap["COMPARE_OP"], dis.opmap["CONTAINS_OP"]}  # as in ``a == b``, ``a in (b, c)``
+
+
+def _looks_up() -> bool:
+    """Tell whether a comparison is one of a dict or set, which looks for a key."""
+    frame = _caller(2)
+    place = [id(frame), frame.f_lasti]
+    return place == _hashed_at or frame.f_code.co_code[frame.f_lasti] not in _EXPLICIT
+
+
+def _place() -> tuple[int, int]:
+    frame = _caller(2)
+    return id(frame), frame.f_lasti
+
+
+def _caller(depth: int) -> Any:
+    """Return the frame that hashes or compares, outside of the class of a key."""
+    frame: Any = sys._getframe(depth + 1)
+    while frame.f_code.co_name in ("__eq__", "__hash__") and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _is_integer(value: Any) -> bool:

@@ -8,6 +8,7 @@ values.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +26,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
-from secateur.runtime.forward import evaluating, in_training_mode, random_kept
+from secateur.runtime.caches import forget_unnamed, keys_of
+from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
 from secateur.types import Example, call_arguments
 
 from .attributes import traced_attributes
 from .calls import CallWatcher
 from .fakes import lacks_values, shape_only, standing_in
-from .integers import origin_of, watched_functions
+from .integers import TracedInt, origin_of, watched_functions
 from .origins import Attribute, Origin, Size
 from .outputs import results_of
 from .program import Compared, ModuleCall, Number, Op, Recording, Ref, Whole
@@ -41,10 +43,12 @@ LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tens
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, recording: Recording, fake: bool):
+    def __init__(self, recording: Recording, fake: bool, apart: Apart):
         super().__init__()
         self.recording = recording
         self.fake = fake
+        self.apart = apart
+        self.running: dict[int, nn.Module | None] = {0: None}  # calls of modules, by their number
         self.values: Any = WeakTensorKeyDictionary()
         self.modules: list[str] = [""]
         self.calls = CallWatcher(lambda tensor: self.values.get(tensor), self)
@@ -86,6 +90,22 @@ class _Recorder(TorchDispatchMode):
         if (value := self.values.get(tensor)) is not None:
             self.recording.lengths.append(Origin.of(Size(value, 0)))
 
+    def hashed(self, integer: TracedInt) -> None:
+        """Remember which call of a module may store a key."""
+        integer.call = next(reversed(self.running))
+
+    def outlived(self, key: TracedInt) -> bool:
+        """Tell whether a key was stored by a call that is over, or in what is there for longer.
+
+        A container that a call makes for itself may compare the sizes of several tensors; a cache
+        would hand what one layer computed to the next.
+        """
+        if key.call not in self.running:
+            return True
+        owned = (held for m in self.running.values() if m for held in (vars(m), vars(type(m))))
+        found = (v for held in owned for v in held.values() if isinstance(v, (dict, set)))
+        return any(key is part for part in keys_of((*self.apart.caches, *found)))
+
     def ref(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             value = self.values.get(x)
@@ -99,6 +119,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         stand_in = shape_only(func) if self.fake else None
+        self.apart.writes.before(func, args, kwargs)
         out = (stand_in or func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
@@ -167,6 +188,7 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
     stack = recorder.modules
     entered: list[tuple[int, dict[int | str, int]]] = []
     failed: list[str] = []
+    numbers = itertools.count(1)
 
     def values(arguments: Any) -> dict[int | str, int]:
         tensors = {key: x for key, x in arguments if isinstance(x, Tensor)}
@@ -183,6 +205,7 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
 
     def enter(module: nn.Module, arguments: Any) -> None:
         stack.append(paths.get(id(module), stack[-1]))
+        recorder.running[next(numbers)] = module
         entered.append((len(recorder.recording.ops), values(enumerate(arguments))))
 
     def leave(module: nn.Module, _: Any, *rest: Any) -> None:
@@ -191,6 +214,9 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
         if sys.exc_info()[0] is not None and not failed:
             failed.append(stack[-1])
         path = stack.pop()
+        recorder.running.popitem()
+        for cache in recorder.apart.caches:
+            forget_unnamed(cache)
         if paths.get(id(module)) is not None:
             ran = range(start, len(recorder.recording.ops))
             inputs |= values(keywords[0].items() if keywords else ())
@@ -246,12 +272,14 @@ def _record(
     model: nn.Module,
     example: Example,
     fake: bool,
+    afresh: bool = True,
 ) -> Recording:
     recording = Recording()
-    recorder = _Recorder(recording, fake)
-    named = [*model.named_parameters(remove_duplicate=False)]
-    buffers = [*model.named_buffers(remove_duplicate=False)]
     with ExitStack() as stack:
+        apart = stack.enter_context(undisturbed(model, example, afresh=afresh, watched=True))
+        recorder = _Recorder(recording, fake, apart)
+        named = [*model.named_parameters(remove_duplicate=False)]
+        buffers = [*model.named_buffers(remove_duplicate=False)]
         inside = stack.enter_context(standing_in(model)) if fake else _itself
         args, kwargs = tree_map(
             lambda x: inside(x) if isinstance(x, Tensor) else x, call_arguments(example)
@@ -264,7 +292,6 @@ def _record(
         recording.given |= {x for x in tree_flatten((args, kwargs))[0] if type(x) is int}
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(random_kept())
         failed = stack.enter_context(_module_calls(model, recorder))
         stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))
@@ -273,6 +300,9 @@ def _record(
             with recorder, recorder.calls:
                 out = model(*args, **kwargs)
         except Exception as error:  # the user's forward may raise anything
+            if apart.hidden:  # entries that it needs
+                stack.close()
+                return _record(model, example, fake, afresh=False)
             shapes = ", ".join(str(tuple(recording.shapes[i])) for i in recording.inputs)
             raise TraceError(
                 f"the forward of {type(model).__name__} failed on the example inputs "

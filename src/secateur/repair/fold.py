@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.graph.layout import among, labels
 from secateur.graph.program import Ref
-from secateur.runtime.forward import evaluating, random_kept
+from secateur.runtime.forward import evaluating, undisturbed
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments
 
@@ -49,7 +49,12 @@ class Folding:
         inputs = self.inputs
         if inputs is None:
             args, kwargs = call_arguments(example)
-            with evaluating(model), torch.no_grad(), random_kept(), watching(model) as inputs:
+            with (
+                undisturbed(model, example),
+                evaluating(model),
+                torch.no_grad(),
+                watching(model) as inputs,
+            ):
                 model(*args, **kwargs)
         with torch.no_grad():
             return self._amounts(model, structure, inputs)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+
+from .caches import functions_apart, hide_sizes
+from .reach import CACHE, Place, is_foreign, reach
+from .state import State
+from .writes import Writes
 
 
 @contextmanager
@@ -50,10 +59,100 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def random_kept() -> AbstractContextManager[None]:
-    """Put the random generators of the CPU and of all GPUs back afterwards."""
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """Put the random generators of torch (on the CPU and all GPUs), Python and numpy back."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    return torch.random.fork_rng(devices=list(gpus))
+    numpy: Any = sys.modules.get("numpy.random")
+    python, array = random.getstate(), numpy.get_state() if numpy else None
+    with torch.random.fork_rng(devices=list(gpus)):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy:
+                numpy.set_state(array)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What a trial is kept apart from: dicts and sets that the model's code fills as it goes.
+
+    ``hidden`` tells whether entries of theirs are out of the trial's sight.  ``writes`` must see
+    every operation before it runs, where it was not put on for the whole trial.
+    """
+
+    caches: list[Any]
+    hidden: bool
+    writes: Writes
+
+
+@contextmanager
+def undisturbed(
+    model: nn.Module, example: Any = None, *, afresh: bool = False, watched: bool = False
+) -> Iterator[Apart]:
+    """Let a forward change nothing that outlives it, and find nothing that a trial left behind.
+
+    Every forward that the library makes for itself runs in here.  Afterwards tensors (assigned,
+    written to in place or through ``.data``), gradients, attributes, containers, caches and random
+    generators are as before: those of the model, of the objects that it holds, and of the globals,
+    classes and closures that its code can reach.  ``inference_mode`` is off inside, as it hides
+    operations and leaves tensors behind that cannot be trained.
+
+    What others share with the model's code, such as the list that a hook fills, keeps what the
+    forward did to it, but for tensors and traced numbers.
+
+    Args:
+        model: whose forward is run inside.
+        example: what it is run on, which it may write to.
+        afresh: hide what the model's own caches know about sizes, so that it is computed again.
+        watched: the caller shows every operation to ``writes`` itself.
+    """
+    state = State()
+    state.keep(model, example)
+    reached = reach(_code_of(model, state))
+    places = [*state.attributes, *reached.places.values(), *reached.rebound.values()]
+    for kind in {base for found in state.classes for base in found.__mro__}:
+        if not is_foreign(kind.__module__):
+            state.keep_class(kind)
+            places += [Place(kind, name) for name in vars(kind)]
+    state.keep(*(place.value for place in places), shared=True)
+    state.keep_names(reached.rebound.values())
+    filled = [place.value for place in places if place.name in reached.stored]
+    caches = [value for value in filled if isinstance(value, (dict, set))]
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(random_kept())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(functions_apart([*reached.caches.values(), *places]))
+            hidden = [c for cache in caches for c in hide_sizes(cache)] if afresh else []
+            state.always |= {*map(id, hidden)}
+            if not watched:
+                stack.enter_context(state.writes)
+            yield Apart(caches, bool(hidden), state.writes)
+    finally:
+        state.restore()
+
+
+def _code_of(model: nn.Module, state: State) -> frozenset[Any]:
+    """Return the classes and functions from which the walk to all that a forward reaches starts."""
+    code = {type(module) for module in model.modules()} | state.classes
+    code |= {*_functions(place.value for place in state.attributes)}
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if hooks:
+                code |= {*_functions(hooks.values())}
+    return frozenset(code)
+
+
+def _functions(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the functions among values, without the objects that they are bound to."""
+    for value in values:
+        inner = getattr(value, "__func__", value)
+        inner = getattr(inner, "__wrapped__", inner) if isinstance(inner, CACHE) else inner
+        inner = getattr(inner, "__func__", inner)
+        if isinstance(inner, FunctionType) and not is_foreign(inner.__module__):
+            yield inner
 
 
 @contextmanager

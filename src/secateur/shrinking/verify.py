@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from secateur.errors import ShrinkError
 from secateur.graph.outputs import results_of
-from secateur.runtime.forward import evaluating, full_precision, random_kept
+from secateur.runtime.forward import evaluating, full_precision, undisturbed
 from secateur.runtime.precise import Precisely, held_precisely, precisely
 from secateur.structure import Structure
 from secateur.types import Example, call_arguments
@@ -262,7 +262,7 @@ def once(
 
     args, kwargs = call_arguments(tree_map(own, example))
     with ExitStack() as stack:
-        for context in (evaluating(model), torch.no_grad(), random_kept(), full_precision()):
+        for context in (undisturbed(model), evaluating(model), torch.no_grad(), full_precision()):
             stack.enter_context(context)
         torch.manual_seed(seed)
         if mode:
