@@ -269,6 +269,7 @@ def _put(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
         tensor.data = data.new_empty(0, dtype=other)
     tensor.data = data
     tensor.grad = gradient
+    torch.clear_autocast_cache()  # it keeps copies of weights in another type by their objects
 
 
 def _integer(module: nn.Module, inner: str, name: str) -> int | None:
