@@ -301,3 +301,106 @@ def test_cut_when_a_pruner_has_finished_then_the_same_loop_goes_on():
         schedule.step()
     assert torch.isfinite(loss)
     assert model is result.model
+
+
+# what else is older than a cut
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Linear(12, 4))
+
+
+ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(8, 16, num_layers=2), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x[None])[0][0])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.two.weight, self.out = self.one.weight, nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.two(self.one(self.first(x).relu()).relu()).relu())
+
+
+def normed() -> nn.Module:
+    weight_norm = torch.nn.utils.parametrizations.weight_norm
+    return nn.Sequential(weight_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("build", [small_net, Recurrent, Tied, normed])
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_backward_when_losses_of_before_are_held_then_it_is_as_without_them(build, cuts):
+    model = build()
+    held = []
+    for _ in range(cuts):
+        held.append(model(ROWS).square().mean())
+        held[-1].backward()
+        sc.prune(model, ROWS, sparsity=0.4, inplace=True)
+        assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
+    fresh = copy.deepcopy(model)  # nobody holds a graph of it
+    for each in (model, fresh):
+        each.zero_grad()
+        each(ROWS).square().mean().backward()
+    for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_backward_when_gradients_are_accumulated_across_a_cut_then_none_is_lost():
+    model, masked = small_net(), small_net()
+    model(ROWS[:2]).square().sum().backward()
+    result = sc.prune(model, ROWS, sparsity=0.5, inplace=True)
+    model(ROWS[2:]).square().sum().backward()
+    masked(ROWS[:2]).square().sum().backward()
+    masking.put_on(masked, result.masks)
+    masked(ROWS[2:]).square().sum().backward()
+    slices = Slices(result.structure, result.plan)
+    for (name, ours), theirs in zip(model.named_parameters(), masked.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, slices.of(name, theirs.grad))
+
+
+def test_backward_when_the_graph_is_older_than_the_cut_then_torch_refuses():
+    model = small_net()
+    loss = model(ROWS).square().mean()
+    sc.prune(model, ROWS, sparsity=0.5, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_backward_when_a_cut_has_failed_then_the_graph_of_before_is_good():
+    class Stubborn(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self[0](x)
+            if int(hidden.shape[-1]) != 16:
+                raise RuntimeError("I want 16")
+            return self[1](hidden.relu())
+
+    model = Stubborn(nn.Linear(8, 16), nn.Linear(16, 4))
+    loss = model(ROWS).square().mean()
+    with pytest.raises(sc.errors.SecateurError):
+        sc.prune(model, ROWS, sparsity=0.5, inplace=True)
+    loss.backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters())
+
+
+def test_loop_when_it_is_under_autocast_then_no_cast_of_before_is_used():
+    model = small_net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(ROWS).float().square().mean().backward()
+        optimizer.step()
+        result = sc.prune(model, ROWS, sparsity=0.5, inplace=True)
+        sc.cut_optimizer(optimizer, result)
+        assert model[0].out_features == 8
+        model(ROWS).float().square().mean().backward()
+        optimizer.step()

@@ -53,6 +53,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     with in_eval_mode(model):
         torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
+        torch.clear_autocast_cache()  # and casts of weights made before, the weights
         try:
             yield
         finally:
