@@ -45,7 +45,7 @@ def numbers(d: Draw, c: int, o: int) -> nn.Module:
         "line": lambda s, x: x + beside(x, torch.linspace(0, 1, s.dim, dtype=x.dtype), dim),
         "new": lambda s, x: x + beside(x, x.new_full((x.shape[dim],), 0.3), dim),
         "len": lambda s, x: x * len(x[0]) * 0.1,
-        "noise": lambda s, x: x + 0.1 * torch.randn_like(x),
+        "noise": lambda s, x: x + 0.1 * torch.randn_like(x.contiguous()),
         "abs": lambda s, x: x * abs(s.dim) ** -0.5,
         "min": lambda s, x: x * (min(s.dim, 64) / 8),
     }

@@ -42,6 +42,7 @@ def way(function: Way) -> Way:
 
 def settings(d: Draw) -> dict[str, Any]:
     chosen: dict[str, Any] = {"sparsity": d.pick(0.25, 0.5, 0.5, 0.7), "seed": d.randrange(1000)}
+    chosen["strict"] = False
     chosen["criterion"] = d.pick("random", "random", "l1", "l2", "fpgm")
     if d.chance(0.3):
         chosen["scope"] = "global"
