@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from tests.fuzz.judge import DEFECTS, Outcome, judge
+from benchmarks.record import table, write
+from tests.fuzz.judge import DEFECTS, KINDS, Outcome, judge
 from tests.fuzz.program import Program
 from tests.fuzz.shorter import shorter
 from tests.fuzz.ways import WAYS
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("fuzz.jsonl"))
     parser.add_argument("--program", help="judge this one")
+    parser.add_argument("--record", action="store_true", help="write results/fuzz.md")
     parser.add_argument("--without", nargs="*", default=[], help="blocks that no program may hold")
     options = parser.parse_args()
     WITHOUT.extend(options.without)
@@ -83,14 +85,22 @@ def main() -> None:
 
 
 def report(kinds: Counter[str], left: list[float], spent: float, took: float, options: Any) -> None:
+    """Print what came of the programs, and keep it where that is asked."""
     count = sum(kinds.values())
-    print(f"{count} programs, seeds {options.seed}…{options.seed + options.count - 1}")
-    each = f"{1000 * spent / count:.0f} ms each"
-    print(f"{took / 60:.1f} min, {spent / 60:.1f} min of processor time, {each}")
-    for kind, number in kinds.most_common():
-        print(f"{kind:>10} {number:6d} {'DEFECT' if kind in DEFECTS else ''}")
-    if left:
-        print(f"parameters left where exact: {sum(left) / len(left):.0%}")
+    last = options.seed + options.count - 1
+    lines = [
+        f"{count} programs, seeds {options.seed}…{last}: {took / 60:.1f} min, of which the "
+        f"processor {spent / 60:.1f} min ({1000 * spent / count:.0f} ms each).",
+        f"Where the result is exact, {sum(left) / max(len(left), 1):.0%} of the parameters stay.",
+    ]
+    meanings = {**KINDS, **DEFECTS, "invalid": "the program itself does not run", "skipped": ""}
+    rows = [(kind, str(kinds[kind]), meanings[kind]) for kind in meanings if kinds[kind]]
+    none = ", ".join(kind for kind in DEFECTS if not kinds[kind])
+    text = "\n\n".join([*lines, table(["outcome", "programs", "is"], rows), f"None: {none}."])
+    if options.record:
+        facts = {"count": count, "seed": options.seed, "seconds": spent, "outcomes": dict(kinds)}
+        write("fuzz", "Random programs", facts, text, show=False)
+    print(text)
 
 
 if __name__ == "__main__":
