@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -19,6 +18,7 @@ from .conditions import ALWAYS, Masked, every
 from .equations import Named, solve
 from .lengths import Sizing
 from .origins import Attribute, Factor, Origin, Size
+from .partial import freeze_tables, freeze_trained
 from .program import Compared, Op, Recording, Ref
 from .rules import rule_for
 from .rules.numbers import keeps_numbers, reads_numbers
@@ -44,12 +44,11 @@ class Inferred:
         self._start()
         for forward in recording.forwards:
             self._run(forward)
-        self._keep_what_only_training_reads()
+        freeze_trained(recording, self.types)
         freeze_feeds(recording, self.types)
         t = self.typing
         t.names += self._equals()
-        self._keep_compared()
-        t.tables.freeze_doubtful((site.axis for site in t.sites), self._unseen())
+        freeze_tables(recording, self.types, t.tables, [site.axis for site in t.sites])
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing, t.tables)
         self._keep_larger()
         self._numbers()
@@ -79,19 +78,6 @@ class Inferred:
         if t.training:
             del t.sites[sites:], t.numbers[numbers:]
             self.types |= state
-
-    def _keep_what_only_training_reads(self) -> None:
-        """Freeze what nothing is compared on; what the first forward reads as well stays free."""
-        first, *rest = (forward.reads for forward in self.recording.forwards)
-        read = {value: list(self._atoms_of(value)) for value in self.recording.state}
-        compared = {id(atom) for value in first & read.keys() for atom in read[value]}
-        for value in set[int]().union(*rest) & read.keys() - first:
-            for atom in read[value]:
-                if id(atom) not in compared:
-                    freeze(atom, Reason("only training reads it, where nothing is compared"))
-
-    def _atoms_of(self, value: int) -> Iterator[Atom]:
-        return (atom for dim in self.types[value].dims for atom in atoms(dim.axis))
 
     def sites_of(self, atom: Atom) -> list[Site]:
         """Return the places where an axis that mentions the atom is summed away."""
@@ -148,38 +134,6 @@ class Inferred:
                     reason = Reason("its size is compared", "if", found.module, found.line)
                     yield Named(self._axis_of(factor), other, reason)
                     break
-
-    def _unseen(self) -> Iterator[Axis]:
-        """Yield the axes whose lengths the code has as numbers of no origin."""
-        forwards = self.recording.forwards
-        origins = [n.origin for forward in forwards for n in forward.numbers]
-        origins += [origin for forward in forwards for origin in forward.lengths]
-        for factor in (f for origin in origins for f in origin.factors):
-            if isinstance(factor, Size):
-                yield self._axis_of(factor)
-
-    def _keep_compared(self) -> None:
-        """Freeze a table that is cut only if the input is shorter, which the example is not.
-
-        The code compares the input's length with the table's own size, or with an attribute that
-        is as large: then it is a dimension of one tensor that no other shares.
-        """
-        t, r = self.typing, self.recording
-        compared = [c for f in r.forwards for c in f.compared]
-        pairs = [p for c in compared for p in ((c.one, c.other, c), (c.other, c.one, c))]
-        sizes = {f for one, other, _ in pairs for f in one.factors if isinstance(f, Size)}
-        varying = {size for size in sizes if t.tables.varies(self._axis_of(size))}
-        owners = Counter(id(a) for v in r.state for a in {*self._atoms_of(v)}) if varying else {}
-        for one, other, found in pairs:
-            if varying.isdisjoint(one.factors) or other.factor is None:
-                continue
-            for value in r.state:
-                for i, dim in enumerate(self.types[value].dims):
-                    alone = all(owners[id(atom)] == 1 for atom in atoms(dim.axis))
-                    named = isinstance(other.factor, Attribute) and dim.size == other.factor.value
-                    if other.factor == Size(value, i) or (named and alone):
-                        why = "the code compares it with the length of an input"
-                        freeze(dim.axis, Reason(why, "if", found.module, found.line))
 
     def _read_whole(self, forward: Recording) -> None:
         for found in forward.whole:
