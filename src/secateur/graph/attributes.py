@@ -68,8 +68,20 @@ def _trace(value: Any, attribute: Attribute, note: Notes) -> Any:
     if type(value) is int:
         held = Attribute(attribute.path, attribute.name, attribute.index, value)
         return TracedInt(value, Origin.of(held), note)
+    if type(value) is dict and attribute.index is None:
+        return _trace_dict(value, attribute, note)
     several = type(value) in (tuple, list) and attribute.index is None
     if not several or not any(type(v) is int for v in value):
         return value
     parts = [Attribute(attribute.path, attribute.name, i) for i in range(len(value))]
     return type(value)(_trace(v, part, note) for v, part in zip(value, parts, strict=True))
+
+
+def _trace_dict(value: dict[Any, Any], attribute: Attribute, note: Notes) -> Any:
+    """Sizes by name, as in ``{"heads": 4}``: each is one attribute."""
+    if not any(type(v) is int for v in value.values()):
+        return value
+    if not all(type(k) is str and k.isidentifier() for k in value):
+        return value
+    parts = {k: Attribute(attribute.path, attribute.name, k) for k in value}
+    return {k: _trace(v, parts[k], note) if type(v) is int else v for k, v in value.items()}

@@ -20,12 +20,13 @@ class Attribute:
     """An integer that a module, or an object that it holds, keeps.
 
     ``path`` of the module; ``name``, dotted when an object of the module holds it
-    (``config.num_heads``); ``index`` in a tuple.  ``value`` is what it holds while traced.
+    (``config.num_heads``); ``index`` in a tuple, or key of a dict.  ``value`` is what it holds
+    while traced.
     """
 
     path: str
     name: str
-    index: int | None = None
+    index: int | str | None = None
     value: int = field(default=0, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -40,6 +41,8 @@ class Attribute:
             value = inside.get(name) if isinstance(inside, dict) else None
         if self.index is None:
             return value
+        if isinstance(self.index, str):
+            return value.get(self.index) if isinstance(value, dict) else None
         inside = value if isinstance(value, (tuple, list)) else ()
         return inside[self.index] if self.index < len(inside) else None
 
@@ -59,10 +62,11 @@ class Attribute:
             if ".".join(words[:end]) in paths:
                 path, words = ".".join(words[:end]), words[end:]
                 break
-        match = re.fullmatch(r"((?:[A-Za-z]\w*\.)*[A-Za-z]\w*)(?:\[(\d{1,6})\])?", ".".join(words))
+        place = r"(\d{1,6}|[A-Za-z_]\w*)"
+        match = re.fullmatch(rf"((?:[A-Za-z]\w*\.)*[A-Za-z]\w*)(?:\[{place}\])?", ".".join(words))
         if match is None:
             raise ValueError(f"{text!r} is no attribute of a module")
-        return cls(path, match[1], int(match[2]) if match[2] else None)
+        return cls(path, match[1], int(match[2]) if match[2] and match[2].isdigit() else match[2])
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ class Surgery:
         return changed
 
     def set_size(self, attribute: Attribute, size: int) -> None:
-        """Set an integer that a module, or an object that it holds, keeps alone or in a tuple."""
+        """Set an integer that a module, or an object of it, keeps alone, in a tuple or a dict."""
         *way, name = attribute.name.split(".")
         held = vars(self.model.get_submodule(attribute.path))
         for step in way:
@@ -240,7 +240,9 @@ class Surgery:
             return
         before = held[name]
         value: Any = size
-        if attribute.index is not None:
+        if isinstance(attribute.index, str):
+            value = {**before, attribute.index: size}
+        elif attribute.index is not None:
             sizes = list(before)
             sizes[attribute.index] = size
             value = type(before)(sizes)

@@ -55,6 +55,9 @@ def descriptions(module: nn.Module) -> dict[str, Any]:
                 if tensor is not None and hasattr(module, name):
                     found[name] = tensor.shape[dim] * (getattr(module, times) if times else 1)
             break
+    lengths = vars(module).get("axes_lengths")
+    if isinstance(lengths, dict) and "_axes_lengths" in vars(module):
+        found["_axes_lengths"] = tuple(lengths.items())  # einops' layers keep them twice
     if isinstance(module, nn.TransformerEncoder) and any(map(name_of, module.modules())):
         found["use_nested_tensor"] = False  # the replacements of its layers take none
     return found
