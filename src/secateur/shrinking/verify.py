@@ -81,7 +81,7 @@ class Verification:
     ``difference`` is the largest ``|a - b|`` ÷ the largest ``|a|`` of the same column, over all
     outputs, inputs and dimensions but the first; ``exact`` says that no group is inexact, so that
     it must be at most ``tolerance``.  ``tried`` names the inputs; ``refused`` those that the masked
-    model did not take, with its error; ``precision`` what both computed in, and why it was not float64.
+    model did not take, with its error; ``precision`` what both computed in, and why not float64.
 
     >>> from secateur import prune
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
