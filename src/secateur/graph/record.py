@@ -194,15 +194,6 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
         tensors = {key: x for key, x in arguments if isinstance(x, Tensor)}
         return {key: recorder.values[x] for key, x in tensors.items() if x in recorder.values}
 
-    def returned(out: Any) -> Any:
-        if isinstance(out, Tensor):
-            return Ref(recorder.values[out]) if out in recorder.values else "other"
-        if type(out) in (tuple, list):
-            return tuple(returned(part) for part in out)
-        if isinstance(out, dict):
-            return {key: returned(part) for key, part in out.items()}
-        return None if out is None else "other"
-
     def enter(module: nn.Module, arguments: Any) -> None:
         stack.append(paths.get(id(module), stack[-1]))
         recorder.running[next(numbers)] = module
@@ -220,7 +211,9 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
         if paths.get(id(module)) is not None:
             ran = range(start, len(recorder.recording.ops))
             inputs |= values(keywords[0].items() if keywords else ())
-            recorder.recording.calls.append(ModuleCall(path, inputs, returned(out), ran))
+            recorder.recording.calls.append(
+                ModuleCall(path, inputs, _returned(out, recorder.values), ran)
+            )
 
     hooks = [
         register_module_forward_pre_hook(enter),
@@ -233,6 +226,17 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
             hook.remove()
             # torch forgets this entry, and torch.compile then warns of a global hook for ever
             module_hooks._global_forward_hooks_with_kwargs.pop(hook.id, None)
+
+
+def _returned(out: Any, values: Any) -> Any:
+    """Return what a module returned, with a reference for each tensor that was recorded."""
+    if isinstance(out, Tensor):
+        return Ref(values[out]) if out in values else "other"
+    if type(out) in (tuple, list):
+        return tuple(_returned(part, values) for part in out)
+    if isinstance(out, dict):
+        return {key: _returned(part, values) for key, part in out.items()}
+    return None if out is None else "other"
 
 
 def runs_for_real(model: nn.Module) -> bool:

@@ -83,10 +83,7 @@ def save_pruned(
     others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
     tied = ties(tensors)
     if weights:
-        with exports_of(folder):
-            _write_weights(folder / WEIGHTS, state, tied)
-            for old in (*folder.glob("model-*-of-*.safetensors"), folder / INDEX):
-                old.unlink(missing_ok=True)  # a model that was saved here in several files
+        _write_weights(folder, state, tied)
     if others:
         write_tensors(folder / BUFFERS, others)
     else:
@@ -101,11 +98,14 @@ def _model_of(given: Any) -> nn.Module:
     return model
 
 
-def _write_weights(path: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
+def _write_weights(folder: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
     objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if objects:
         raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
-    write_tensors(path, {name: value for name, value in state.items() if name not in tied})
+    with exports_of(folder):
+        write_tensors(folder / WEIGHTS, {k: v for k, v in state.items() if k not in tied})
+        for old in (*folder.glob("model-*-of-*.safetensors"), folder / INDEX):
+            old.unlink(missing_ok=True)  # a model that was saved here in several files
 
 
 def _check_unchanged(tensors: Mapping[str, Tensor], history: History) -> None:

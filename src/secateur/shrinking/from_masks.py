@@ -49,16 +49,16 @@ def shrink(
         inplace: cut this very model; by default a deep copy.
         verify: compare the smaller with the masked model.
         constants: what becomes of a number that a removed position emits all the same (the bias
-            of its BatchNorm is not masked): "fold" it into the bias of the layers that read it, so
-            that the outputs stay as they are, or "mask" it.  The notes say which, and what it does.
+            of its BatchNorm is not masked): "fold" it into the biases of its readers, so that the
+            outputs stay as they are, or "mask" it.  The notes say which, and what it does.
         inexact: remove also positions that are masked wherever they are made, though a norm over
-            all of them makes them anew (hidden positions of a transformer, whose embeddings and
-            projections are masked).  The outputs change, and the result says by how much.
+            all of them makes them anew (hidden positions of a transformer).  The outputs change,
+            and the result says by how much.
 
     Raises:
         MaskError: a mask fits no parameter.
-        VerificationError: the outputs differ though every removal is exact; ``model`` is unchanged.
-        ShrinkError: the smaller model fails to run; ``model`` is unchanged.
+        VerificationError, ShrinkError: nothing can be cut that computes the same, or runs; ``model``
+            is unchanged.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -69,8 +69,7 @@ def shrink(
     (5, True)
     """
     check_model(model)
-    model = model if inplace else copied(model)
-    surgery = Surgery(model)
+    surgery = Surgery(model if inplace else copied(model))
     try:
         return _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
     except BaseException:
@@ -102,15 +101,10 @@ def _shrink(
     changed = {*done.constants, *done.renewed}
     check = Check(structure, example) if verify and changed and not absent else None
     as_given = check.expect(model, check.trials[1:2]) if check else None
-    folding = None
-    if done.constants and constants == "fold" and not absent:
-        folding = Folding(done.constants, completed, inputs)
-    else:
-        notes += [
-            f"{name}: {int(constant.sum())} removed positions emitted a constant (a bias that is "
-            "not masked); it is masked too"
-            for name, constant in done.constants.items()
-        ]
+    fold = bool(done.constants) and constants == "fold" and not absent
+    folding = Folding(done.constants, completed, inputs) if fold else None
+    if not fold:
+        notes += _masked_too(done)
     result = cut_and_verify(
         model,
         structure,
@@ -130,6 +124,14 @@ def _shrink(
         gap = compared.difference if compared else None
         _say_what_differs(result, done, constants, gap, _stored_to(model))
     return result
+
+
+def _masked_too(done: Completion) -> list[str]:
+    return [
+        f"{name}: {int(constant.sum())} removed positions emitted a constant (a bias that is not "
+        "masked); it is masked too"
+        for name, constant in done.constants.items()
+    ]
 
 
 def _say_what_differs(
