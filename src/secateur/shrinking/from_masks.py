@@ -57,8 +57,7 @@ def shrink(
 
     Raises:
         MaskError: a mask fits no parameter.
-        VerificationError, ShrinkError: nothing can be cut that computes the same, or runs; ``model``
-            is unchanged.
+        VerificationError, ShrinkError: nothing can be cut; ``model`` is unchanged.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
