@@ -33,18 +33,14 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_training_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in training mode, and modes and buffers back as they were afterwards."""
+    """Put every module in training mode, and back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         model.train()
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        with torch.no_grad():
-            for buffer, was in buffers:
-                buffer.copy_(was)
 
 
 @contextmanager
