@@ -7,7 +7,7 @@ at all is known before anything is scored: by taking as much as may go.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
 
@@ -88,7 +88,7 @@ class Budget:
             self.structure, self.config, groups, most, lambda keep: 1 - self.cost(keep) / whole
         )
         said = f"{asked:.1%} of {self.config.of} cannot go, at most {most:.1%} can"
-        return "\n  ".join([said, *self._outside(), *reasons])
+        return "\n  ".join([said, *self._held(), *reasons])
 
     def missed(self, counts: Mapping[str, int]) -> str:
         """Return that what was cut in the end is less than the goal; "" where it is not.
@@ -105,7 +105,11 @@ class Budget:
 
     def _too_few(self, every: list[Request]) -> str:
         """Return that, and why, fewer channels can go than are asked for."""
-        asked = [floor(len(r.score) * (r.sparsity or 0.0) + 1e-9) for r in every]
+        held = {name for inside, _ in self._outside() for name in inside}
+        names = [s.name for s in self.selectables]
+        wanted = [floor(len(r.score) * (r.sparsity or 0.0) + 1e-9) for r in every]
+        free = [0 if name in held else n for name, n in zip(names, wanted, strict=True)]
+        asked = free if any(free) else wanted  # what a note tells of is left out, unless it is all
         total = sum(len(r.score) for r in every)
         most = round(self._most(every) * total)
         pairs = zip(every, asked, strict=True)  # to the nearest multiple that leaves something
@@ -114,7 +118,7 @@ class Budget:
             return ""
         reasons = held_back(self.config, every, [s.name for s in self.selectables])
         said = f"{sum(asked)} of {total} channels cannot go, at most {most} can"
-        return "\n  ".join([said, *self._outside(), *reasons])
+        return "\n  ".join([said, *self._held(), *reasons])
 
     def _most(self, requests: list[Request]) -> float:
         """Return the share that goes at these requests' ratios, in what the goal is of."""
@@ -215,7 +219,7 @@ class Budget:
     ) -> tuple[list[Tensor], list[str]]:
         """Select, then give equally many positions to groups that must keep equally many."""
         selection = select(requests, names)
-        keeps, notes = list(selection.keeps), [*selection.notes, *self._outside()]
+        keeps, notes = list(selection.keeps), [*selection.notes, *self._held()]
         place = {name: i for i, name in enumerate(names)}
         for family in self._families():
             members = [place[name] for name in family if name in place]
@@ -234,19 +238,20 @@ class Budget:
                     keeps[i] = select_count(requests[i].score, len(keeps[i]) - width)
         return keeps, notes
 
-    def _outside(self) -> list[str]:
-        """Name the groups that stay whole because a mate of theirs is not pruned."""
+    def _outside(self) -> Iterator[tuple[list[str], str]]:
+        """Yield groups that stay whole, and the mate because of which: it is not pruned."""
         here = {s.name for s in self.selectables}
-        notes = []
         for family in self._families():
             inside = [name for name in family if name in here]
             if inside and len(inside) < len(family):
-                mate = next(name for name in family if name not in here)
-                notes.append(
-                    f"{', '.join(inside)}: stays whole, as it must keep as many positions as "
-                    f"{mate!r}, which the config leaves out"
-                )
-        return notes
+                yield inside, next(name for name in family if name not in here)
+
+    def _held(self) -> list[str]:
+        return [
+            f"{', '.join(inside)}: stays whole, as it must keep as many positions as {mate!r}, "
+            "which the config leaves out"
+            for inside, mate in self._outside()
+        ]
 
     def _families(self) -> list[tuple[str, ...]]:
         groups = self.structure.groups if self.structure else ()

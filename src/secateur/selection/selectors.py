@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from re import search
+from re import Match, search
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -104,11 +106,22 @@ def _hint(pattern: str, known: Collection[str], others: Collection[str], there: 
     """
     if pattern in others:
         return f" It is for {there!r}."
-    parts = pattern.split(".")
-    likely: dict[str, None] = {}  # in the model's order
-    for name in known:
-        words = name.split(".")
-        if len(words) == len(parts):
-            pairs = zip(parts, words, strict=True)
-            likely[".".join(p if search(r"[*?\[]", p) else w for p, w in pairs)] = None
-    return did_you_mean(pattern, likely) or did_you_mean(pattern, known)
+    if search(r"[*?\[]", pattern):
+        spelt = _spelt(pattern, {word for name in known for word in name.split(".")})
+        if any(fnmatchcase(name, spelt) for name in known):
+            return f" Did you mean {spelt!r}?"
+    return did_you_mean(pattern, known)
+
+
+def _spelt(pattern: str, words: Collection[str]) -> str:
+    """Return a pattern with the nearest known word for each of its words that is none.
+
+    >>> _spelt("*.atn.q_prj*", ["attn", "q_proj", "mlp"])
+    '*.attn.q_proj*'
+    """
+
+    def known(match: Match[str]) -> str:
+        near = [match[0]] if match[0] in words else get_close_matches(match[0], words, n=1)
+        return near[0] if near else match[0]
+
+    return re.sub(r"[^.*?\[\]]+", known, pattern)
