@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.graph.rules.harness import check, cut_half, features, layer, over, structure_of, two
+from tests.graph.rules.harness import (
+    Case,
+    Net,
+    check,
+    cut_half,
+    features,
+    layer,
+    numbers,
+    over,
+    structure_of,
+    two,
+)
 from tests.graph.rules.laws import Law
 
 CASES = {
@@ -19,10 +30,23 @@ CASES = {
     "where": two(lambda a, b: torch.where(a > 0, b, a), exact={"a": 8}),
     "maximum": two(torch.maximum, exact={"a": 8}),
     "div-by-positive": two(lambda a, b: a / (1 + b.abs()), exact={"a": 8}),
-    "div-by-zero": two(lambda a, b: a / b, exact={}, inexact={"a": "divides by masked positions"}),
-    "addcdiv-by-zero": two(
-        lambda a, b: torch.addcdiv(a, a, b), exact={}, inexact={"a": "divides by masked positions"}
-    ),
+    **{
+        name: Case(  # beside what is not a number goes something that is
+            Net(
+                lambda m, x, f=f: (m.c(f(m.a(x), m.b(x))), x),
+                a=nn.Linear(3, 8),
+                b=nn.Linear(3, 8),
+                c=nn.Linear(8, 2),
+            ),
+            numbers(4, 3),
+            exact={},
+            inexact={"a": "divides by masked positions"},
+        )
+        for name, f in {
+            "div-by-zero": lambda a, b: a / b,
+            "addcdiv-by-zero": lambda a, b: torch.addcdiv(a, a, b),
+        }.items()
+    },
     "scale-parameter": features(lambda m, x: x * m.s, s=nn.Parameter(torch.ones(8))),
     "prelu": layer(nn.PReLU(8)),
     "in-place": features(lambda m, x: x.add_(1).relu_()),
