@@ -222,6 +222,26 @@ def test_check_when_the_model_amplifies_a_little_then_a_difference_beyond_that_i
     assert not found.passed
 
 
+class OneOfTwo(nn.Module):
+    """Two outputs, of which one is chaotic and the other may be off."""
+
+    def __init__(self, number: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        rounded = 1.0 if number == 1 else 1 + 2**-51
+        self.chaos, self.plain = Chaos(60, rounded), Times(number)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chaos(x[:, :4]) if bool((x > 0.9).all()) else self.plain(x)
+
+
+def test_check_when_one_trial_cannot_be_resolved_then_a_difference_in_another_is_seen():
+    found = checked(OneOfTwo(), OneOfTwo(1.01), torch.ones(2, 8))
+    assert not found.passed
+    assert found.tolerance == 1e-9
+    assert found.difference == pytest.approx(0.01)
+
+
 class Unsteady(Times):
     """Adds what it was called before: no two runs are alike."""
 

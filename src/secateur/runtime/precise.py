@@ -64,7 +64,16 @@ class Precisely(TorchDispatchMode):
         """Return what stands for a type or device that the code asks for."""
         if isinstance(x, torch.dtype):
             return self.raised(x)
-        return self.device if self.device and isinstance(x, torch.device) else x
+        if isinstance(x, torch.device):
+            return self.device or x
+        return x
+
+    def _given(self, x: Any) -> Any:
+        """Return what stands for an argument: one of a list too."""
+        if isinstance(x, Tensor):
+            return x if x.dtype is self.dtype and not self.device else self.tensor(x)
+        kind = type(x)
+        return kind(map(self._given, x)) if kind in (list, tuple) else self._asked(x)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -72,13 +81,11 @@ class Precisely(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten.view.dtype:  # reads the bits, which are those of another type
             return func(*args, **kwargs)
-        args, kwargs = tree_map(self._asked, (args, kwargs))
         written = func._schema.is_mutable
-        if written:
-            args = _alike(args)
-        elif not func.is_view:
-            args, kwargs = tree_map(self.tensor, (args, kwargs))
-        out = func(*args, **kwargs)
+        stand_in = self._asked if written or func.is_view else self._given
+        args = tuple(map(stand_in, args))
+        kwargs = {name: stand_in(value) for name, value in kwargs.items()}
+        out = func(*(_alike(args) if written else args), **kwargs)
         return out if self.noise is None or written or func.is_view else tree_map(self._off, out)
 
     def _off(self, x: Any) -> Any:

@@ -44,8 +44,8 @@ def resolution(
     moved: Sequence[Sequence[Tensor]],
     tolerance: float,
     most: float,
-) -> float:
-    """Return how far, relatively, roundings move outputs; 0 where two runs are further apart.
+) -> tuple[float, bool]:
+    """Return how far, relatively, roundings move outputs, and whether two runs are no further.
 
     Args:
         old, new: the outputs of both.
@@ -53,19 +53,18 @@ def resolution(
         tolerance: what is allowed anyway.
         most: what is allowed at most.
     """
-    found = 0.0
+    found, explained = 0.0, True
     for a, b, *others in zip(old, new, *moved, strict=True):
         if a.shape != b.shape or not _finite_alike(a, b):
-            return 0.0
+            return 0.0, False
         if not a.numel():
             continue
         own = _scale(a)
         noise = torch.stack([_columns(_apart(b, other)) for other in others]).amax(0) * MARGIN
         noise = torch.minimum(noise, most * own)
-        if bool((_apart(a, b) > torch.maximum(tolerance * own, noise)).any()):
-            return 0.0
+        explained &= not bool((_apart(a, b) > torch.maximum(tolerance * own, noise)).any())
         found = max(found, float((noise / own).max()))
-    return found
+    return found, explained
 
 
 def _finite_alike(a: Tensor, b: Tensor) -> bool:
