@@ -79,7 +79,7 @@ class Sly(Stubborn):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return self.head(F.relu(x) * (1.0 + 0.1 * len(x[0])))
+        return self.head(F.relu(x) * (1.0 + 0.1 * float(str(x.shape[1]))))
 
 
 class Tied(nn.Module):
