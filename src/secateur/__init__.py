@@ -12,6 +12,7 @@ A public name is imported when it is first asked for, so that what needs no torc
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,9 @@ def __getattr__(name: str) -> Any:
         return import_module(".errors", __name__)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    numbers = random.getstate()  # rich draws some when it is imported
     value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    random.setstate(numbers)
     globals()[name] = value  # the next look-up finds it at once
     return value
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from .config import Config
 from .errors import ConfigError
 from .pruner import Pruner
+from .runtime.ordinary import in_ordinary_mode
 from .settings import pattern_share
 from .shrinking import Result
 from .types import Example
 
 
+@in_ordinary_mode
 def prune(
     model: nn.Module,
     example_inputs: Example,

@@ -22,6 +22,7 @@ from .masks.resume import read_state, write_state
 from .runtime.copying import copied
 from .runtime.distributed import check_same, rank, whole
 from .runtime.model import check_model
+from .runtime.ordinary import in_ordinary_mode
 from .scoring.schedules import schedules
 from .selection.budget import Budget
 from .selection.decision import Decision, decide
@@ -79,6 +80,7 @@ class Pruner:
     8
     """
 
+    @in_ordinary_mode
     def __init__(
         self,
         model: nn.Module,
@@ -144,6 +146,7 @@ class Pruner:
             return 0.0
         return float(schedules[self.config.schedule](self.updates / self.config.steps))
 
+    @in_ordinary_mode
     def step(self) -> dict[str, float]:
         """Prune up to where the schedule is, keep the masks on, and return ``metrics()``.
 
@@ -171,6 +174,7 @@ class Pruner:
                 report(metrics)
         return metrics
 
+    @in_ordinary_mode
     def decide(self, share: float = 1.0) -> Masks:
         """Compute the masks for a share of the goal and return them, without putting them on.
 
@@ -279,6 +283,7 @@ class Pruner:
             "ever": self._optimizer.ever,
         }
 
+    @in_ordinary_mode
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; before or after the model's state is loaded.
 
@@ -333,6 +338,7 @@ class Pruner:
         """Return the masks that are on the model: none before the first pruning step."""
         return self.masks if masking.is_masked(self.model) else {}
 
+    @in_ordinary_mode
     def finish(self, *, inplace: bool = True, verify: bool = True) -> Result:
         """Cut out what is masked and return the smaller model with the record of what was done.
 

@@ -22,6 +22,7 @@ from .graph.macs import uncounted
 from .graph.record import record
 from .graph.typing import Reason, Typed
 from .runtime.model import check_model
+from .runtime.ordinary import in_ordinary_mode
 from .runtime.shown import Shown
 from .types import Example
 
@@ -230,6 +231,7 @@ def _removal(group: Group) -> str:
     return said
 
 
+@in_ordinary_mode
 def analyze(model: nn.Module, example_inputs: Example, *, ragged: bool = False) -> Structure:
     """Infer what can be removed from a model from the operations of one forward.
 

@@ -28,6 +28,7 @@ from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
 from secateur.runtime.caches import forget_unnamed, keys_of
 from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
+from secateur.runtime.ordinary import ordinary
 from secateur.types import Example, call_arguments
 
 from .attributes import traced_attributes
@@ -268,10 +269,6 @@ def record(model: nn.Module, example: Example) -> Recording:
         ) from error
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _record(
     model: nn.Module,
     example: Example,
@@ -284,7 +281,7 @@ def _record(
         recorder = _Recorder(recording, fake, apart)
         named = [*model.named_parameters(remove_duplicate=False)]
         buffers = [*model.named_buffers(remove_duplicate=False)]
-        inside = stack.enter_context(standing_in(model)) if fake else _itself
+        inside = stack.enter_context(standing_in(model)) if fake else ordinary
         args, kwargs = tree_map(
             lambda x: inside(x) if isinstance(x, Tensor) else x, call_arguments(example)
         )

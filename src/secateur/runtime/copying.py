@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from secateur.errors import CopyError
 
+from .state import State
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -23,7 +25,7 @@ def copied(model: M) -> M:
     False
     """
     try:
-        return copy.deepcopy(model)
+        return _deep_copy(model)
     except Exception as error:  # what a user's objects raise when they are copied is theirs
         name, held = _culprit(model)
         holds = f"its {name!r}, a {type(held).__name__}, " if name else "something that it holds "
@@ -35,6 +37,17 @@ def copied(model: M) -> M:
             f"({type(error).__name__}: {error}). Cut the model itself with inplace=True, or give "
             "the object that holds it a __deepcopy__"
         ) from error
+
+
+def _deep_copy(model: M) -> M:
+    """Return a deep copy; what a forward kept with a graph behind it is copied without."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError:
+        state = State()
+        state.keep(model)
+        kept = {id(t): t.detach().clone() for t in state.tensors() if not t.is_leaf}
+        return copy.deepcopy(model, kept)
 
 
 def _culprit(model: nn.Module) -> tuple[str, object]:

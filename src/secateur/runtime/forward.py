@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .caches import functions_apart, hide_sizes
+from .ordinary import make_ordinary, ordinary_mode
 from .reach import CACHE, Place, is_foreign, reach
 from .state import State
 from .writes import Writes
@@ -120,7 +121,11 @@ def undisturbed(
     try:
         with ExitStack() as stack:
             stack.enter_context(random_kept())
-            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(ordinary_mode())
+            make_ordinary(model)
+            for module in model.modules():
+                if module._compiled_call_impl is not None:  # of model.compile()
+                    module._compiled_call_impl = None
             stack.enter_context(functions_apart([*reached.caches.values(), *places]))
             hidden = [c for cache in caches for c in hide_sizes(cache)] if afresh else []
             state.always |= {*map(id, hidden)}

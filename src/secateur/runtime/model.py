@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from secateur.errors import ModelError
+
+PARALLEL = {  # by name, as these are slow to import
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel",
+}
+COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
 
 
 def check_model(model: Any) -> None:
     """Look at what was given for a model.
 
     Raises:
-        ModelError: it is no ``torch.nn.Module``, or one whose weights have no shapes yet.
+        ModelError: it is no ``torch.nn.Module``, one whose weights have no shapes yet, or a wrapper
+            (of DDP, ``torch.compile`` or TorchScript), around the whole or a part.
 
     >>> check_model(nn.Linear)
     Traceback (most recent call last):
@@ -24,6 +33,10 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"a model is needed, not {_said(model)}")
+    for path, module in model.named_modules():
+        if wrapped := _wrapped(module):
+            where = f"its {path!r} is {wrapped}" if path else f"this is {wrapped}"
+            raise ModelError(f"a model of plain modules is needed, and {where}")
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         more = f" and {len(lazy) - 1} more" if len(lazy) > 1 else ""
@@ -31,6 +44,22 @@ def check_model(model: Any) -> None:
             f"{lazy[0]!r}{more} of this {type(model).__name__} has no shape yet, as lazy layers "
             "have none before their first forward: run the model once on an input"
         )
+
+
+def _wrapped(module: nn.Module) -> str | None:
+    """Say what a wrapper is whose forward is not its module's own, and what to give instead."""
+    bases = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
+    name = type(module).__name__
+    if not bases.isdisjoint(PARALLEL):
+        return f"wrapped in {name}: give .module, prune, and wrap what comes of it"
+    if COMPILED in bases:
+        return "what torch.compile made: give ._orig_mod, prune, and compile what comes of it"
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            f"a scripted or traced {name}, whose shapes are fixed and whose operations are hidden: "
+            "give the module that it was made from, prune, and script what comes of it"
+        )
+    return None
 
 
 def _said(given: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -84,6 +84,10 @@ class State:
     def keep_class(self, kind: type) -> None:
         """Let the attributes of a class be restored, as what is shared is."""
         self._restore.append(partial(_class_back, kind, dict(vars(kind))))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that the objects hold."""
+        yield from (value for value in self._seen.values() if isinstance(value, Tensor))
 
     def restore(self) -> None:
         """Put everything back."""

@@ -11,6 +11,7 @@ from secateur.errors import PlanError
 from secateur.repair.fold import Folding
 from secateur.runtime.copying import copied
 from secateur.runtime.model import check_model
+from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
@@ -25,6 +26,7 @@ from .result import Result
 from .verify import Check
 
 
+@in_ordinary_mode
 def apply_plan(
     model: nn.Module,
     plan: Plan | Sequence[Plan] | str | os.PathLike[str],

@@ -20,6 +20,7 @@ from secateur.graph.origins import Attribute
 from secateur.replacements import name_of
 from secateur.runtime.io import read_tensors, write_tensors, write_text
 from secateur.runtime.model import check_model
+from secateur.runtime.ordinary import in_ordinary_mode
 
 from .cut import Surgery
 from .document import PLAN, SCHEMA, dump, history_of, listed, read
@@ -152,6 +153,7 @@ def load_plans(directory: str | os.PathLike[str]) -> tuple[Plan, ...]:
     return history_of(read(Path(directory) / PLAN)).steps
 
 
+@in_ordinary_mode
 def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Turn a freshly built dense model into the pruned one that was saved.
 

@@ -13,6 +13,7 @@ from secateur.graph.record import runs_for_real
 from secateur.repair.fold import Folding, Inputs, watching
 from secateur.runtime.copying import copied
 from secateur.runtime.model import check_model
+from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.structure import Structure, analyze
 from secateur.types import Example
 
@@ -24,6 +25,7 @@ from .result import Result
 from .verify import Check
 
 
+@in_ordinary_mode
 def shrink(
     model: nn.Module,
     masks: Mapping[str, Tensor],
