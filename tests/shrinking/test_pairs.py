@@ -84,7 +84,7 @@ def test_masks_when_a_channel_of_a_grid_of_pairs_goes_then_all_its_entries_are_m
         torch.testing.assert_close(twin(x), result.model(x))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(form=st.sampled_from(sorted(FORMS)), seed=st.integers(0, 9999))
 def test_shrink_when_pairs_are_masked_at_random_then_equals_the_masked_copy(form, seed):
     net, x = FORMS[form], numbers(2, 6, 4)

@@ -111,7 +111,7 @@ class Law:
                 left = int(torch.randint(self.keep, group.size, (), generator=generator))
                 keeps = {g.name: torch.randperm(g.size, generator=generator) < left for g in family}
                 _cut_and_compare(net, structure, types, family, keeps)
-        for _ in range(4 if self.partial else 0):
+        for _ in range(3 if self.partial else 0):
             _mask_and_compare(net, structure, types, generator)
 
 
