@@ -505,3 +505,30 @@ def test_run_then_it_is_speedup_model(residual, image):
     masks = {"left": {"weight": channels(2)}, "right": {"weight": channels(2)}}
     assert ModelSpeedup(residual, image, masks).run() is residual
     assert residual.left.out_channels == 7
+
+
+@pytest.mark.parametrize("unwrapped", [True, False])
+def test_speedup_model_when_masks_of_values_are_on_then_it_says_that_they_keep_channels(
+    image, unwrapped
+):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    align = {"module_name": "0", "target_name": "weight", "dims": [0]}
+    config = [
+        {"op_names": ["0"], "sparse_ratio": 0.5},
+        {
+            "op_names": ["1"],
+            "target_names": ["_output_"],
+            "target_settings": {"_output_": {"align": align}},
+        },
+    ]
+    pruner = L1NormPruner(model, config)
+    _, masks = pruner.compress()
+    masked = copy.deepcopy(model)
+    if unwrapped:
+        pruner.unwrap_model()
+    speedup = ModelSpeedup(model, image, masks)
+    speedup.run()
+    told = [w for w in speedup.result.warnings if "1._output_0" in w and "unwrap_model()" in w]
+    assert len(told) == (0 if unwrapped else 1)
+    assert model[0].out_channels == (4 if unwrapped else 8)
+    assert gap(masked, model, image) < 1e-5

@@ -31,6 +31,7 @@ class ActivationMasks:
         self.gates: dict[str, Tensor] = {}  # factors of 1, for their gradients
         self._applied: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
+        self._modules = {t.name: model.get_submodule(t.module) for t in targets}
 
     @property
     def on(self) -> bool:
@@ -47,7 +48,7 @@ class ActivationMasks:
         seen: dict[str, Tensor] = {}
 
         def look(target: TargetSetting, value: Tensor) -> Tensor:
-            module = self.model.get_submodule(target.module)
+            module = self._modules[target.name]
             seen[target.name] = batched(module, value.detach()).abs().mean(0, keepdim=True)
             return value
 
@@ -92,7 +93,7 @@ class ActivationMasks:
         return value * mask.to(value)
 
     def _fitted(self, target: TargetSetting, mask: Tensor, value: Tensor) -> Tensor:
-        found = fitted(mask, self.model.get_submodule(target.module), tuple(value.shape))
+        found = fitted(mask, self._modules[target.name], tuple(value.shape))
         if isinstance(found, Tensor):
             return found
         shape = tuple(self.masks.get(target.name, mask).shape)
@@ -113,14 +114,26 @@ class ActivationMasks:
     def _register(self, visit: Any, targets: Sequence[TargetSetting]) -> list[RemovableHandle]:
         hooks = []
         for target in targets:
-            module = self.model.get_submodule(target.module)
+            module = self._modules[target.name]
             side, key = key_of(target.target)
             if side == "input":
-                before = _before(target, ways(module, key), visit)
-                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                hook = _before(target, ways(module, key), visit)
+                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                hooks.append(module.register_forward_hook(_after(target, key, visit)))
+                hook = _after(target, key, visit)
+                hooks.append(module.register_forward_hook(hook))
+            hook.masks = target.name
         return hooks
+
+
+def values_masked(model: nn.Module) -> list[str]:
+    """Return the inputs and outputs whose masks are on a model, by target name."""
+    hooks = (
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    )
+    return sorted({hook.masks for hook in hooks if hasattr(hook, "masks")})
 
 
 def _broadcastable(mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from secateur.masks import masking
 from secateur.shrinking import Result, shrink
 from secateur.types import Example
 
+from .activations import values_masked
 from .common.concrete_trace_utils import traced_with
 from .dependencies import auto_set_dependency_group_ids
 from .pruning.masks import broadcast, checked
@@ -116,6 +117,11 @@ class ModelSpeedup:
         except BaseException:
             masking.put_on(self.model, on)
             raise
+        if still_on := values_masked(self.model):
+            self.result.warnings.append(
+                f"masks are still on {', '.join(still_on)}, and keep the channels there: call "
+                "unwrap_model() before ModelSpeedup to cut those"
+            )
         for warning in self.result.warnings:
             log.warning(warning)  # nobody prints the result here
         others = [full_name(m, t) for m, ts in self.masks.items() for t in ts if is_activation(t)]

@@ -103,7 +103,8 @@ def _row(
     call: ModuleCall, module: nn.Module, flops: int, params: int, shapes: list[tuple[int, ...]]
 ) -> Row:
     weight = getattr(module, "weight", None)
-    parts = call.output if isinstance(call.output, tuple) else (call.output,)
+    parts = tuple(call.output.values()) if isinstance(call.output, dict) else call.output
+    parts = parts if isinstance(parts, tuple) else (parts,)
     return {
         "name": call.path,
         "module_type": type(module).__name__,
