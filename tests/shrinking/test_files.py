@@ -513,3 +513,49 @@ def test_save_when_a_model_in_several_files_was_there_then_only_the_new_one_is(t
     fresh = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     assert sc.load_pruned(tmp_path, fresh)[0].out_features == 4
     assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "plan.json"}
+
+
+class Registers(nn.Module):
+    """Registers a buffer in its first forward: a table, or positions of the hidden width."""
+
+    def __init__(self, persistent: bool, *, named: bool) -> None:
+        super().__init__()
+        self.up, self.down, self.persistent = nn.Linear(4, 8), nn.Linear(8, 2), persistent
+        if named:
+            self.table = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).relu()
+        if getattr(self, "table", None) is None or self.table.shape[0] != h.shape[-1]:
+            if hasattr(self, "table"):
+                del self.table
+            self.register_buffer("table", torch.ones(h.shape[-1]), persistent=self.persistent)
+        return self.down(h * self.table)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("ran", ["before", "after"])
+def test_load_when_the_first_forward_registers_a_buffer_then_a_fresh_model_gets_it(
+    tmp_path, persistent, named, ran
+):
+    x = torch.randn(3, 4)
+    model = nn.Sequential(Registers(persistent, named=named))
+    if ran == "before":
+        model(x)
+    small = sc.prune(model, x, 0.5).model
+    small(x)
+    sc.save_pruned(small, tmp_path)
+    loaded = sc.load_pruned(tmp_path, nn.Sequential(Registers(persistent, named=named)))
+    assert torch.equal(loaded(x), small(x))
+    assert loaded.state_dict().keys() == small.state_dict().keys()
+
+
+def test_load_when_another_tensor_than_a_buffer_is_missing_then_it_is_an_error_still(tmp_path):
+    x = torch.randn(3, 4)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    sc.prune(net, x, 0.5).save(tmp_path)
+    with pytest.raises(FileError, match=r"no tensor '0\.bias'"):
+        sc.load_pruned(
+            tmp_path, nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -65,6 +66,22 @@ class Surgery:
         else:
             self._undo.append(lambda: delattr(module, name))
         setattr(module, name, value)
+
+    def register_buffer(self, name: str, data: Tensor, *, persistent: bool) -> None:
+        """Give a module a buffer that its first forward would register."""
+        path, _, last = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        held: tuple[Any, ...] = vars(module), module._buffers, module._non_persistent_buffers_set
+        before = [copy.copy(each) for each in held]
+
+        def undo() -> None:
+            for each, was in zip(held, before, strict=True):
+                each.clear()
+                each.update(was)
+
+        self._undo.append(undo)
+        vars(module).pop(last, None)  # a None in its place
+        module.register_buffer(last, data, persistent=persistent)
 
     def set_tensor(self, tensor: Tensor, data: Tensor) -> None:
         """Give a parameter or buffer other contents; one without any (on ``meta``) is replaced."""

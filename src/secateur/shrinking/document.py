@@ -52,6 +52,7 @@ class Document(_Part):
     replaced: dict[str, str]
     dropped: dict[str, _Passing]
     tied: dict[str, str]
+    buffers: dict[str, bool] = {}  # is it part of the state dict? Files of 0.1.0's start lack it
 
 
 def read(path: Path) -> Document:

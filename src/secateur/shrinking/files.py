@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
 
 from .cut import Surgery
-from .document import PLAN, SCHEMA, dump, history_of, listed, read
+from .document import PLAN, SCHEMA, Document, dump, history_of, listed, read
 from .exports import exports_of
 from .fits import by_tensor, misfits, shape_of, tensors_of, ties
 from .history import HELD_AS, History
@@ -121,6 +122,7 @@ def _check_unchanged(tensors: Mapping[str, Tensor], history: History) -> None:
 
 def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> dict[str, Any]:
     """Return what ``plan.json`` says of a pruned model."""
+    state = model.state_dict().keys()
     return {
         "format": "secateur.pruned",
         "schema": SCHEMA,
@@ -132,6 +134,7 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
         "replaced": {p: name for p, m in model.named_modules() if (name := name_of(m))},
         "dropped": {n: {"input": x, "output": out} for n, (x, out) in history.dropped.items()},
         "tied": tied,
+        "buffers": {name: name in state for name in dict(model.named_buffers())},
     }
 
 
@@ -186,18 +189,34 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
     history = history_of(document)
     saved = _saved(folder)
     surgery = Surgery(model)
+    made = _made_later(document, model, saved)
+    shapes = {name: change for name, change in history.shapes.items() if name not in made}
+    there = {name: tensor for name, tensor in saved.items() if name not in made}
     try:
-        if wrong := misfits(document, history, model, saved, surgery):
+        if wrong := misfits(document, replace(history, shapes=shapes), model, there, surgery):
             what = f"{folder} does not fit this {type(model).__name__}"
             if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
                 what += " (save_pretrained may rename tensors: give it save_original_format=False)"
             raise FileError(listed(what, wrong))
-        _repeat(surgery, history, saved)
+        _repeat(surgery, history, there)
+        for name in made:
+            surgery.register_buffer(name, saved[name], persistent=document.buffers[name])
     except BaseException:
         surgery.undo()
         raise
     outdate(model, history.shapes)
     return model
+
+
+def _made_later(document: Document, model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
+    """Return the saved buffers that a freshly built model lacks: its first forward makes them."""
+    paths = dict(model.named_modules(remove_duplicate=False))
+    known = tensors_of(model)
+    return [
+        name
+        for name in saved
+        if name in document.buffers and name not in known and name.rpartition(".")[0] in paths
+    ]
 
 
 def _repeat(surgery: Surgery, history: History, saved: Mapping[str, Tensor]) -> None:
