@@ -38,6 +38,7 @@ from .integers import TracedInt, origin_of, watched_functions
 from .origins import Attribute, Origin, Size
 from .outputs import results_of
 from .program import Compared, ModuleCall, Number, Op, Recording, Ref, Whole
+from .scripted import scripts_as_python
 
 HERE = f"{Path(__file__).parent}{os.sep}"
 LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tensors
@@ -297,6 +298,7 @@ def _record(
         stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))
         stack.enter_context(watched_functions())
+        stack.enter_context(scripts_as_python())
         try:
             with recorder, recorder.calls:
                 out = model(*args, **kwargs)
