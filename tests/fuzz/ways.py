@@ -68,7 +68,9 @@ def prune(d: Draw, model: nn.Module, example: Any) -> Cut:
 def steps(d: Draw, model: nn.Module, example: Any) -> Cut:
     """A ``Pruner`` in a loop that does not train, so that the dense weights stay what they are."""
     config = Config.from_dict({**settings(d), "schedule": "linear", "steps": 2})
-    pruner = Pruner(copy.deepcopy(model), config, example)
+    with torch.inference_mode(False):
+        twin = copy.deepcopy(model)
+    pruner = Pruner(twin, config, example)
     pruner.step()
     pruner.step()
     return Cut(pruner.finish())
@@ -155,7 +157,9 @@ def speedup(d: Draw, model: nn.Module, example: Any) -> Cut:
     for name, mask in given.items():
         path, _, last = name.rpartition(".")
         nested.setdefault(path, {})[last] = mask.float()
-    job = ModelSpeedup(copy.deepcopy(model), example, nested)
+    with torch.inference_mode(False):  # where a copy would run nowhere else
+        twin = copy.deepcopy(model)
+    job = ModelSpeedup(twin, example, nested)
     job.speedup_model()
     assert job.result is not None
     return Cut(job.result, given)
