@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from secateur import shrink
 from secateur.repair.fold import _effect
@@ -93,3 +93,40 @@ def test_fold_when_a_layer_read_no_row_then_its_constants_are_masked_instead():
     assert small.model.first.out_features == 4
     assert small.verification.passed
     assert any("it is masked too" in note for note in small.notes)
+
+
+class Remembers(nn.Module):
+    """Subtracts a moving mean that its own forward changes, in one of several ways."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(8))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        mean = self.mean
+        moved = 0.5 * mean + 0.5 * hidden.detach().mean(0)
+        if self.way == "assigned":
+            self.mean = moved
+        elif self.way == "in place":
+            self.mean.copy_(moved)
+        else:
+            self.mean.data = moved
+        return self.second(hidden - mean)
+
+
+@pytest.mark.parametrize("way", ["assigned", "in place", "data"])
+def test_shrink_when_a_constant_changes_from_call_to_call_then_it_is_masked_and_said(
+    way: str,
+) -> None:
+    torch.manual_seed(0)
+    net = Remembers(way).double().eval()
+    mask = torch.ones(8, 4, dtype=torch.bool)
+    mask[:3] = False
+    result = shrink(net, {"first.weight": mask}, torch.randn(5, 4, dtype=torch.float64))
+    assert result.model.first.out_features == 5
+    assert not result.folded
+    assert any("which no bias can take over" in note for note in result.notes)
+    assert result.warnings

@@ -109,6 +109,7 @@ class Recording:
     given: set[int] = field(default_factory=set)  # numbers among the inputs, or read from tensors
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
+    stateful: bool = False  # it changed what the model holds, which another call reads
     training: Recording | None = None  # a second forward, for what this one does not read
     failed: str = ""  # why that one ended early
 

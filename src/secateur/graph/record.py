@@ -315,6 +315,7 @@ def _record(
         recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
         if recording.unread():
             _record_training(recorder, model, args, kwargs)
+    recording.stateful = apart.changed
     return recording
 
 

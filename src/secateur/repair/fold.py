@@ -47,7 +47,8 @@ class Folding:
         The model is masked only by what was given, so that it still emits the constants.
         """
         inputs = self.inputs
-        if inputs is None:
+        stateful = structure.inferred.recording.stateful
+        if inputs is None or stateful:
             args, kwargs = call_arguments(example)
             with (
                 undisturbed(model, example),
@@ -55,7 +56,8 @@ class Folding:
                 torch.no_grad(),
                 watching(model) as inputs,
             ):
-                model(*args, **kwargs)
+                for _ in range(2 if stateful else 1):  # what it keeps may change what is constant
+                    model(*args, **kwargs)
         with torch.no_grad():
             return self._amounts(model, structure, inputs)
 

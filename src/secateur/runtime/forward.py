@@ -72,17 +72,19 @@ def random_kept() -> Iterator[None]:
                 numpy.set_state(array)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Apart:
     """What a trial is kept apart from: dicts and sets that the model's code fills as it goes.
 
     ``hidden`` tells whether entries of theirs are out of the trial's sight.  ``writes`` must see
-    every operation before it runs, where it was not put on for the whole trial.
+    every operation before it runs, where it was not put on for the whole trial.  ``changed`` tells,
+    when the trial is over, whether it would have left anything behind in the model.
     """
 
     caches: list[Any]
     hidden: bool
     writes: Writes
+    changed: bool = False
 
 
 @contextmanager
@@ -118,6 +120,7 @@ def undisturbed(
     state.keep_names(reached.rebound.values())
     filled = [place.value for place in places if place.name in reached.stored]
     caches = [value for value in filled if isinstance(value, (dict, set))]
+    apart = Apart(caches, False, state.writes)
     try:
         with ExitStack() as stack:
             stack.enter_context(random_kept())
@@ -131,8 +134,10 @@ def undisturbed(
             state.always |= {*map(id, hidden)}
             if not watched:
                 stack.enter_context(state.writes)
-            yield Apart(caches, bool(hidden), state.writes)
+            apart.caches, apart.hidden = caches, bool(hidden)
+            yield apart
     finally:
+        apart.changed = state.changed()
         state.restore()
 
 

@@ -89,6 +89,18 @@ class State:
         """Yield the tensors that the objects hold."""
         yield from (value for value in self._seen.values() if isinstance(value, Tensor))
 
+    def changed(self) -> bool:
+        """Tell whether the objects hold other things than they did; what is shared does not count.
+
+        >>> layer = nn.BatchNorm1d(2)
+        >>> state = State()
+        >>> state.keep(layer)
+        >>> state.changed(), layer(torch.ones(3, 2)).shape, state.changed()
+        (False, torch.Size([3, 2]), True)
+        """
+        held = ((value, held) for value, held, shared in self._containers if not shared)
+        return self.writes.changed() or not all(_same(*each) for each in held)
+
     def restore(self) -> None:
         """Put everything back."""
         self.writes.restore()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,6 +43,15 @@ class Writes(TorchDispatchMode):
             self.keep(gradient)  # a backward adds to it
         elif memory.device.type == "cpu" and memory.nbytes() <= SMALL and not tensor.requires_grad:
             self._copies[memory._cdata] = memory.clone()
+
+    def changed(self) -> bool:
+        """Tell whether a tensor that was kept has other contents, or other memory, by now."""
+        for identity, copy in self._copies.items():
+            now = self._memory[identity]
+            if now.nbytes() != copy.nbytes() or not torch.equal(_bytes(now), _bytes(copy)):
+                return True
+        memories = ((_memory_of(tensor), place) for tensor, place, *_ in self._kept.values())
+        return any(now is None or now._cdata != place for now, place in memories)
 
     def restore(self) -> None:
         """Put all that was kept back."""
@@ -104,6 +114,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _tensors(part)
+
+
+def _bytes(memory: Any) -> Tensor:
+    """Return a storage as the bytes in it, which compare even where they are no numbers."""
+    return torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory)
 
 
 def _memory_of(tensor: Tensor) -> Any:
