@@ -43,7 +43,6 @@ HELD: dict[str, Callable[[nn.Module], Any]] = {
     "socket": lambda model: socket.socket(),
     "list": lambda model: [threading.RLock()],
     "thread": lambda model: threading.Thread(target=print),
-    "graph": lambda model: model[0](X),
 }
 
 

@@ -54,8 +54,11 @@ class Gap:
         return f"{self.amount:.1e} {self.where}"
 
 
-def compare(truth: nn.Module, small: nn.Module, given: list[Trial]) -> Gap:
-    """Return the largest difference; both models, as copies, go through the same calls."""
+def compare(truth: nn.Module, small: nn.Module, given: list[Trial], *, stored: bool = False) -> Gap:
+    """Return the largest difference; both models, as copies, go through the same calls.
+
+    ``stored``: what was computed went into weights of a narrower type, which rounds it.
+    """
     worst = Gap(0.0, "")
     truth, small = (copy.deepcopy(model).double().eval() for model in (truth, small))
     for name, arguments in given:
@@ -67,7 +70,7 @@ def compare(truth: nn.Module, small: nn.Module, given: list[Trial]) -> Gap:
             got = run(small, arguments)
         except Exception as error:
             return Gap(float("inf"), f"{name}: {type(error).__name__}: {brief(error)}", True)
-        amount = difference(expected, got)
+        amount = difference(expected, got, stored=stored)
         if amount > worst.amount:
             worst = Gap(amount, name)
     return worst
@@ -80,15 +83,18 @@ def run(model: nn.Module, arguments: tuple[Tensor, ...]) -> list[Tensor]:
         return [t.clone() for t in tree_leaves(model(*wide)) if isinstance(t, Tensor)]
 
 
-def difference(expected: list[Tensor], got: list[Tensor]) -> float:
-    """Return max |a − b| by how far the values of a are apart, so that no constant hides it."""
+def difference(expected: list[Tensor], got: list[Tensor], *, stored: bool = False) -> float:
+    """Return max |a − b| by how far the values of a are apart, so that no constant hides it.
+
+    ``stored``: by the largest of them, which is what a bias of a narrower type is rounded by.
+    """
     if [t.shape for t in expected] != [t.shape for t in got]:
         return float("inf")
     worst = 0.0
     for a, b in zip(expected, got, strict=True):
         if not bool(a.isfinite().all()):
             continue
-        spread = float((a - a.mean()).abs().max())
+        spread = float((a if stored else a - a.mean()).abs().max())
         scale = max(spread, 1e-3 * float(a.abs().max()), 1e-9)
         gap = float((a - b).abs().max()) / scale
         worst = max(worst, float("inf") if gap != gap else gap)

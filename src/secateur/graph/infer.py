@@ -38,6 +38,8 @@ class Inferred:
         self.made: dict[int, Typed] = {}  # likewise, before anything was written to the tensor
         self.typing = Typing(ragged)
         of_inputs = (size for value in recording.inputs for size in recording.shapes[value])
+        types = self.types  # of which the function holds no more
+        self.typing.tables.static = lambda value: types[value].static
         self.typing.tables.lengths = frozenset((*recording.given, *of_inputs)) - {0, 1}
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()

@@ -36,12 +36,14 @@ class Tables:
         lengths: of inputs, and the numbers among them; a literal may be one that was taken out of
             sight (``len(x)``), and is believed to be where it cuts a parameter.
         varying: axes as long as an input, or as what was computed from one.
+        static: tells of a recorded tensor whether it is made of parameters and buffers alone.
         cuts: axes that are cut at a size, which may be a layer's own, and why they stay whole.
         doubtful: axes that are cut at a literal, which may be an input's length out of sight.
     """
 
     lengths: frozenset[int] = frozenset()
     varying: list[Axis] = field(default_factory=list)
+    static: Callable[[int], bool] = field(default=lambda value: False)
     cuts: list[tuple[Axis, tuple[Size, ...], Any]] = field(default_factory=list)
     doubtful: list[Doubt] = field(default_factory=list)
 
@@ -84,9 +86,19 @@ class Tables:
         if not self.cuts:
             return False
         varying = self._varying()
+
+        def moves(size: Size) -> bool:
+            length = list(atoms(axis_of(size)))
+            if any(id(atom) in varying for atom in length):
+                return (
+                    True  # else: what a loop over places put together is as long as they are many
+                )
+            unknown = len(length) > 0 and all(atom.frozen is not None for atom in length)
+            return unknown and axis_of(size).size > 1 and not self.static(size.value)
+
         found = False
         for axis, sizes, reason in self.cuts:
-            if any(id(atom) in varying for size in sizes for atom in atoms(axis_of(size))):
+            if any(map(moves, sizes)):
                 found |= any(atom.frozen is None for atom in atoms(axis))
                 freeze(axis, reason)
         return found

@@ -101,7 +101,7 @@ def _shrink(
     absent = any(p.is_meta for p in model.parameters())
     changed = {*done.constants, *done.renewed}
     check = Check(structure, example) if verify and changed and not absent else None
-    as_given = check.expect(model, check.trials[1:2]) if check else None
+    as_given = check.expect(model) if check else None
     fold = bool(done.constants) and constants == "fold" and not absent
     folding = Folding(done.constants, completed, inputs) if fold else None
     if not fold:

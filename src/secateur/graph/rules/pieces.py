@@ -38,7 +38,7 @@ def stack(t: Typing, tensors: Sequence[Typed], dim: int = 0) -> Typed:
     dim %= len(tensors[0]) + 1
     joined = cat(t, [unsqueeze(t, x, dim) for x in tensors], dim)
     number = t.fresh(len(tensors))
-    t.freeze(number, "the number of tensors that were stacked")  # which no input's length is
+    t.freeze(number, "the number of tensors that were stacked")
     return joined.but(dim, number)
 
 
