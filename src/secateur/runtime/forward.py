@@ -105,7 +105,7 @@ def undisturbed(
     Args:
         model: whose forward is run inside.
         example: what it is run on, which it may write to.
-        afresh: hide what the model's own caches know about sizes, so that it is computed again.
+        afresh: hide what the model's own caches know of sizes: it is computed again.
         watched: the caller shows every operation to ``writes`` itself.
     """
     state = State()
@@ -118,7 +118,7 @@ def undisturbed(
             places += [Place(kind, name) for name in vars(kind)]
     state.keep(*(place.value for place in places), shared=True)
     state.keep_names(reached.rebound.values())
-    filled = [place.value for place in places if place.name in reached.stored]
+    filled = (place.value for place in places if place.name in reached.stored)
     caches = [value for value in filled if isinstance(value, (dict, set))]
     apart = Apart(caches, False, state.writes)
     try:
@@ -126,19 +126,24 @@ def undisturbed(
             stack.enter_context(random_kept())
             stack.enter_context(ordinary_mode())
             make_ordinary(model)
-            for module in model.modules():
-                if module._compiled_call_impl is not None:  # of model.compile()
-                    module._compiled_call_impl = None
+            _run_as_written(model)
             stack.enter_context(functions_apart([*reached.caches.values(), *places]))
             hidden = [c for cache in caches for c in hide_sizes(cache)] if afresh else []
             state.always |= {*map(id, hidden)}
             if not watched:
                 stack.enter_context(state.writes)
-            apart.caches, apart.hidden = caches, bool(hidden)
+            apart.hidden = bool(hidden)
             yield apart
     finally:
         apart.changed = state.changed()
         state.restore()
+
+
+def _run_as_written(model: nn.Module) -> None:
+    """Let modules forget what ``model.compile()`` made of them; ``State`` puts it back."""
+    for module in model.modules():
+        if module._compiled_call_impl is not None:
+            module._compiled_call_impl = None
 
 
 def _code_of(model: nn.Module, state: State) -> frozenset[Any]:
