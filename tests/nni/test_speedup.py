@@ -174,6 +174,16 @@ def test_speedup_model_when_masks_are_in_a_file_then_the_result_is_the_same(
     assert gap(residual, twin, image) == 0
 
 
+def test_masks_when_another_library_calls_defaultdict_safe_then_they_load_and_it_stays_so(
+    residual, image, tmp_path
+):
+    masks = l1_masks(residual)
+    with torch.serialization.safe_globals([defaultdict]):
+        ModelSpeedup(residual, image, saved_as_nni_does(masks, tmp_path)).speedup_model()
+        assert defaultdict in torch.serialization.get_safe_globals()
+    assert residual.left.out_channels < 7
+
+
 def test_speedup_model_when_masks_are_bool_then_they_mean_the_same(residual, image):
     masks = {"left": {"weight": channels(1).bool()}, "right": {"weight": channels(1).bool()}}
     ModelSpeedup(residual, image, masks).speedup_model()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -198,6 +199,22 @@ def parameter_masks(masks: Masks, model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+@contextmanager
+def _only_dicts() -> Iterator[None]:
+    """Let torch load dicts, and NNI's defaultdicts as dicts; no class that others call safe.
+
+    Of two that are safe under one name torch takes either, and another library may have its own.
+    """
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with torch.serialization.safe_globals([(_plain, "collections.defaultdict"), dict]):
+            yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
 def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
     """Return the masks of a file; see ``ModelSpeedup`` for the formats.
 
@@ -209,8 +226,7 @@ def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
     try:
         if path.suffix == ".safetensors":
             return _nested(load_file(path, device=str(map_location or "cpu")))
-        # NNI itself saves defaultdicts, which torch does not load as they are
-        with torch.serialization.safe_globals([(_plain, "collections.defaultdict"), dict]):
+        with _only_dicts():
             loaded = torch.load(path, map_location=map_location, weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise MaskError(
