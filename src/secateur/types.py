@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 Masks: TypeAlias = dict[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape; True is kept."""
@@ -21,7 +22,7 @@ def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and keyword arguments that an example stands for.
 
     A tuple or list holds positional arguments, a mapping with text keys keyword arguments, and
-    anything else is the one positional argument.
+    anything else is the one positional argument: a ``PackedSequence`` too, tuple though it is.
 
     >>> call_arguments({"x": 1})
     ((), {'x': 1})
@@ -30,6 +31,6 @@ def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
         return (), dict(example)
-    if isinstance(example, (tuple, list)):
+    if isinstance(example, (tuple, list)) and not isinstance(example, PackedSequence):
         return tuple(example), {}
     return (example,), {}
