@@ -25,7 +25,7 @@ from benchmarks.record import table, write
 from secateur.nni import pruning
 from secateur.nni.speedup import ModelSpeedup
 from secateur.nni.utils import auto_set_dependency_group_ids
-from tests.zoo import cifar_test_images, pretrained_cifar_resnet
+from tests.zoo import cifar_images, pretrained_cifar_resnet
 
 KINDS = ("masked", "completed", "smaller", "silent")
 PRUNERS = ("L1NormPruner", "L2NormPruner", "FPGMPruner", "LevelPruner")
@@ -105,9 +105,9 @@ def main() -> int:
     parser.add_argument("--jpeg", type=int, default=0, help="also this many images from JPEG")
     options = parser.parse_args()
 
-    sets = {"lossless": cifar_test_images()}
+    sets = {"lossless": cifar_images()}
     if options.jpeg:
-        images, labels = cifar_test_images(lossless=False)
+        images, labels = cifar_images(lossless=False)
         sets["jpeg"] = images[: options.jpeg], labels[: options.jpeg]
 
     dense = []

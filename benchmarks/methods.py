@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import secateur
 from benchmarks.record import FOLDER, device_name, table, write
 from secateur import Config, Pruner
-from tests.zoo import cifar_test_images, pretrained_cifar_resnet, shared_data
+from tests.zoo import cifar_images, pretrained_cifar_resnet
 
 ROWS = FOLDER / "methods.jsonl"
 BATCH = 32
@@ -58,12 +58,7 @@ class Data:
     """Training batches with the usual augmentation, on a device."""
 
     def __init__(self, device: torch.device):
-        data = shared_data()
-        pixels, labels = data.cifar10("train", lossless=True)
-        mean, std = torch.tensor(data.CIFAR_MEAN), torch.tensor(data.CIFAR_STD)
-        images = (torch.from_numpy(pixels) / 255 - mean) / std
-        self.images = images.permute(0, 3, 1, 2).contiguous().to(device)
-        self.labels = torch.from_numpy(labels).to(device)
+        self.images, self.labels = (tensor.to(device) for tensor in cifar_images("train"))
         self.seed = 0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,7 +172,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def measure(depth: int, method: str, seed: int, steps: int, data: Data) -> dict[str, Any]:
     """Return one row."""
     device = data.images.device
-    images, labels = (x.to(device) for x in cifar_test_images())
+    images, labels = (x.to(device) for x in cifar_images())
     dense = pretrained_cifar_resnet(depth).to(device)
     example = images[:2]
     macs = secateur.analyze(dense, example).cost().macs
@@ -229,7 +224,7 @@ def main() -> int:
 
 
 def _text(rows: list[dict[str, Any]], order: list[str]) -> str:
-    images, labels = cifar_test_images()
+    images, labels = cifar_images()
     parts = []
     for model, steps in sorted({(r["model"], r["steps"]) for r in rows}):
         dense = accuracy(pretrained_cifar_resnet(int(model.removeprefix("resnet"))), images, labels)

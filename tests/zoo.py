@@ -10,7 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,9 @@ def squeezed(tensor: Tensor) -> int:
     return sum(size != 1 for size in tensor.shape)
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 class CifarBlock(nn.Module):
     """Two convolutions and the option-A shortcut: every second pixel, zeros as new channels."""
 
@@ -215,19 +218,56 @@ def shared_data() -> ModuleType:
 
 def pretrained_cifar_resnet(depth: int = 20) -> CifarResNet:
     """Return the CIFAR-10 ResNet of that depth (20, 32, 44, 56) in eval mode with its weights."""
-    model = CifarResNet(depth)
-    weights = shared_data().weights(f"resnet{depth}")
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return _with_shared_weights(CifarResNet(depth), f"resnet{depth}")
+
+
+def _with_shared_weights(model: M, name: str) -> M:
+    weights = shared_data().weights(name)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
     return model.eval()
 
 
-def cifar_test_images(*, lossless: bool = True) -> tuple[Tensor, Tensor]:
-    """Return normalised CIFAR-10 test images (n, 3, 32, 32) and their labels (n,).
+def cifar_images(split: str = "test", *, lossless: bool = True) -> tuple[Tensor, Tensor]:
+    """Return normalised CIFAR-10 images (n, 3, 32, 32) of a split, and their labels (n,).
 
-    Lossless: the 1,017 images known bit for bit; otherwise all 10,000, from JPEG.
+    Lossless: the 8,068 of "train" or 1,017 of "test" known bit for bit; otherwise all, from JPEG.
     """
     data = shared_data()
-    pixels, labels = data.cifar10("test", lossless=lossless)
+    pixels, labels = data.cifar10(split, lossless=lossless)
     mean, std = torch.tensor(data.CIFAR_MEAN), torch.tensor(data.CIFAR_STD)
     images = (torch.from_numpy(pixels) / 255 - mean) / std
     return images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+
+
+class TinyDarknet(nn.Module):
+    """J. Redmon's ImageNet network of 1.04 million parameters, for images in [0, 1]."""
+
+    layers = (
+        *((16, 3), None, (32, 3), None, (16, 1), (128, 3), (16, 1), (128, 3), None),
+        *((32, 1), (256, 3), (32, 1), (256, 3), None, (64, 1), (512, 3), (64, 1), (512, 3)),
+        (128, 1),
+    )
+    """(channels, kernel) of each convolution, None for a pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made: list[nn.Module] = []
+        width = 3
+        for layer in self.layers:
+            made.append(self._convolution(width, *layer) if layer else nn.MaxPool2d(2))
+            width = layer[0] if layer else width
+        self.features = nn.Sequential(*made)
+        self.classifier = nn.Conv2d(width, 1000, 1)
+
+    @staticmethod
+    def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs, eps=1e-3), nn.LeakyReLU(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x)).mean((2, 3))
+
+
+def pretrained_tiny_darknet() -> TinyDarknet:
+    """Return Tiny Darknet in eval mode with its weights."""
+    return _with_shared_weights(TinyDarknet(), "tiny_darknet")
