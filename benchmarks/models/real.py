@@ -60,7 +60,7 @@ class Real:
     """
 
     build: Callable[[], nn.Module]
-    calibration: Callable[[int, int], list[Example]]
+    calibration: Callable[[int, int], list[Any]]
     quality: Callable[..., float]
     measure: str
     higher: bool
@@ -70,9 +70,11 @@ class Real:
 
     @property
     def example(self) -> Example:
-        """Two samples, of which the structure is read."""
-        first = self.calibration(2, 0)[0]
-        return dict(first) if isinstance(first, dict) else first
+        """Two samples, of which the structure is read; of a text the first 16 tokens."""
+        (first,) = self.calibration(2, 0)
+        if isinstance(first, dict):
+            return {name: tensor[:, :16] for name, tensor in first.items()}
+        return first if first.ndim > 2 else first[:, :16]
 
 
 def _drawn(count: int, samples: int, seed: int) -> Tensor:
@@ -248,7 +250,7 @@ def calibration_sentences() -> list[str]:
     return [text for pair in zip(long, unseen, strict=False) for text in pair]
 
 
-def _sentence_batches(samples: int, seed: int) -> list[Example]:
+def _sentence_batches(samples: int, seed: int) -> list[Any]:
     texts = calibration_sentences()
     chosen = [texts[i] for i in _drawn(len(texts), samples, seed).tolist()]
     starts = range(0, samples, SENTENCE_BATCH)
