@@ -55,7 +55,7 @@ def build(model: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example 
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example]:
-    models = _library("torchvision.models", "torchvision", "torchvision models")
+    models = library("torchvision.models", "torchvision", "torchvision models")
     known = models.list_models()
     if name not in known:
         raise ConfigError(f"torchvision has no model {name!r}.{did_you_mean(name, known)}")
@@ -63,7 +63,7 @@ def _torchvision(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Ex
 
 
 def _timm(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example]:
-    timm = _library("timm", "timm", "timm models")
+    timm = library("timm", "timm", "timm models")
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, known)}")
@@ -73,7 +73,7 @@ def _timm(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example]:
 
 
 def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example | None]:
-    transformers = _library("transformers", "transformers", "a Hugging Face folder", "hf")
+    transformers = library("transformers", "transformers", "a Hugging Face folder", "hf")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **arguments)
     classes = [getattr(transformers, n, None) for n in config.architectures or ()]
     builder = next((c for c in classes if c is not None), transformers.AutoModel)
@@ -94,7 +94,12 @@ LIBRARIES: dict[str, Callable[[str, Mapping[str, Any]], tuple[nn.Module, Example
 """Prefix of MODEL → the function that builds one by name and says what it takes."""
 
 
-def _library(module: str, package: str, what: str, extra: str = "all") -> Any:
+def library(module: str, package: str, what: str, extra: str = "all") -> Any:
+    """Return a module of a library that need not be installed.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -48,6 +48,31 @@ class Given:
 NOTHING = Given()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Calibration:
+    """What is known from data: inputs for the model, and what is made of them.
+
+    Parameters
+    ----------
+    data
+        Calibration inputs: module:function or file.py:function that returns batches, or a file:
+        .npz or .safetensors (a sample is a row of each array), .txt (MODEL has a tokenizer).
+    batch_size
+        Samples of a batch that is made from a file.
+    loss
+        module:function of (model, batch) that returns a loss. By default model(**batch).loss for
+        dicts, and the cross entropy of model(inputs) for (inputs, labels).
+    """
+
+    data: str | None = None
+    batch_size: int = 8
+    loss: str | None = None
+
+
+UNKNOWN = Calibration()
+
+
 def with_settings(config: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callable[[F], F]:
     """Give a command one option for each field of a config, where it has ``**settings``.
 

@@ -28,9 +28,10 @@ from secateur.shrinking.exports import exports_of
 from secateur.structure import Structure
 from secateur.types import Example
 
+from .data import read_data
 from .models import Source, keywords, load, remember
-from .options import NOTHING, Given, Model, with_settings
-from .places import called, imported
+from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
+from .places import imported
 from .show import AsJson, show
 
 
@@ -43,8 +44,7 @@ def prune(
     config: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     best_effort: Annotated[bool, Parameter(negative=())] = False,
-    data: str | None = None,
-    loss: str | None = None,
+    calibration: Calibration = UNKNOWN,
     train: str | None = None,
     given: Given = NOTHING,
     as_json: AsJson = False,
@@ -62,11 +62,6 @@ def prune(
         Show what would be cut and what would be left, and write nothing.
     best_effort
         Where the goal cannot be met, remove as much as can go, and say so first.
-    data
-        module:function or file.py:function that returns batches, for criteria that need gradients.
-    loss
-        module:function of (model, batch) that returns a loss. By default model(**batch).loss for
-        dicts, and the cross entropy of model(inputs) for (inputs, labels).
     train
         module:function of (model, pruner), your loop: it calls pruner.step() after each optimizer
         step, and may return what it measured, a list of dicts with "step", for the report.
@@ -76,8 +71,7 @@ def prune(
     loaded = load(model, given)
     dense = loaded.model if dry_run else copied(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example)
-    if data is not None:
-        calibrate(pruner, called(data), imported(loss) if loss else usual_loss)
+    _calibrate(pruner, calibration, loaded.source)
     history = _decided(pruner, None if dry_run else train)
     if out is None or dry_run:
         _show_plan(pruner, as_json)
@@ -90,6 +84,14 @@ def prune(
 def _check_place(out: Path | None, dry_run: bool) -> None:
     if out is None and not dry_run:
         raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
+
+
+def _calibrate(pruner: Pruner, given: Calibration, source: Source) -> None:
+    """Let the pruner see the calibration inputs, where there are any."""
+    if given.data is None:
+        return
+    batches = read_data(given.data, pruner.model, source.model, given.batch_size)
+    calibrate(pruner, batches, imported(given.loss) if given.loss else usual_loss)
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:

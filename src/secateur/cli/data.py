@@ -1,0 +1,181 @@
+"""``--data``: calibration inputs from a file or a function of the user's; nothing is unpickled.
+
+A new kind of file is one function here and its ending in ``READERS``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, is_zipfile
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError, FileError
+from secateur.runtime.io import read_tensors, read_text
+
+from .build import library
+from .places import called
+
+MOST_TOKENS = 512
+"""The longest text of a batch, also where a model could read a longer one."""
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy")
+
+
+def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[Any]:
+    """Return the batches that ``--data`` stands for.
+
+    Args:
+        place: a file that ends as ``READERS`` say, or module:function.
+        model: what takes the batches.
+        folder: where MODEL was read from, for its tokenizer.
+        size: samples of a batch that is made from a file.
+
+    Raises:
+        ConfigError: it is none of these, or holds what is no input of the model.
+        FileError: the file cannot be read.
+        MissingExtraError: it needs a library that is not installed.
+    """
+    if size < 1:
+        raise ConfigError(f"--batch-size {size}: a batch has one sample at least")
+    ending = Path(place).suffix.lower()
+    if ending in PICKLED:
+        raise ConfigError(
+            f"--data {place}: {ending} files are not read, because reading them can run code; "
+            "save tensors with safetensors.torch.save_file, or arrays with numpy.savez"
+        )
+    if ending in READERS:
+        return READERS[ending](Path(place), model, folder, size)
+    if ":" in place:
+        return called(place)
+    known = ", ".join(READERS)
+    raise ConfigError(f"--data {place!r}: give module:function, or a file that ends in {known}")
+
+
+def _arrays(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
+    """Read arrays of numpy."""
+    numpy = library("numpy", "numpy", f"--data {path}")
+    if not path.is_file():
+        raise FileError(f"{path} cannot be read: there is no such file")
+    if not is_zipfile(path):  # numpy would try to unpickle it
+        raise FileError(f"{path} is damaged, or no .npz file")
+    try:
+        with numpy.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as wrong:
+        raise FileError(f"{path} is damaged, or holds more than plain arrays: {wrong}") from wrong
+    for name, array in arrays.items():
+        kind = getattr(array, "dtype", "bytes")  # as which numpy gives what is no array
+        if getattr(kind, "kind", "") not in WIDEST:
+            raise ConfigError(f"--data {path}: {name!r} holds {kind}, which are no numbers")
+    tensors = {n: torch.from_numpy(a.astype(WIDEST[a.dtype.kind])) for n, a in arrays.items()}
+    return _batches(path, tensors, model, size)
+
+
+def _tensors(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
+    """Read a safetensors file."""
+    return _batches(path, read_tensors(path), model, size)
+
+
+def _text(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
+    """Read a text with the model's tokenizer.
+
+    A model that writes text itself is given windows of all of it, so that nothing is padded; any
+    other one its lines, padded to the longest of a batch.
+    """
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        raise ConfigError(
+            f"--data {path}: a text needs a tokenizer, which {folder} has none of: give a Hugging "
+            "Face folder for MODEL, or --data module:function"
+        )
+    tokenizer = _tokenizer(path, folder)
+    own: Any = model
+    if getattr(own.config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"--data {path}: {type(model).__name__} reads two texts, one of which it writes: give "
+            "--data module:function, with both"
+        )
+    text = read_text(path)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"--data {path}: there is no text in it")
+    longest = _longest(own.config, tokenizer)
+    if own.can_generate() or tokenizer.pad_token is None:
+        windows = _windows(tokenizer(text, verbose=False)["input_ids"], longest).split(size)
+        extra = {"use_cache": False} if hasattr(own.config, "use_cache") else {}
+        return [{"input_ids": part, **extra} for part in windows]
+    options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+    starts = range(0, len(lines), size)
+    return [dict(tokenizer(lines[start : start + size], **options)) for start in starts]
+
+
+def _tokenizer(path: Path, folder: str) -> Any:
+    """Return the tokenizer of a Hugging Face folder."""
+    transformers = library("transformers", "transformers", f"--data {path}", "hf")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as wrong:  # each kind of tokenizer raises its own
+        raise ConfigError(f"--data {path}: the tokenizer of {folder} fails: {wrong}") from wrong
+    files = [Path(folder) / name for name in tokenizer.vocab_files_names.values()]
+    if files and not any(file.is_file() for file in files):  # then it knows no word
+        names = ", ".join(file.name for file in files)
+        raise ConfigError(f"--data {path}: {folder} has no tokenizer: none of {names}")
+    return tokenizer
+
+
+def _windows(tokens: list[int], longest: int) -> Tensor:
+    """Return a text as rows of as many tokens each; what is left at its end is left out."""
+    length = min(longest, len(tokens))
+    count = len(tokens) // length
+    return torch.tensor(tokens[: count * length]).reshape(count, length)
+
+
+def _longest(config: Any, tokenizer: Any) -> int:
+    """Return how many tokens a text of a batch has at most."""
+    inner = config.get_text_config()
+    own = getattr(inner, "max_position_embeddings", None) or MOST_TOKENS
+    return int(min(own, tokenizer.model_max_length, MOST_TOKENS))
+
+
+READERS: dict[str, Callable[[Path, nn.Module, str, int], list[Any]]] = {
+    ".npz": _arrays,
+    ".safetensors": _tensors,
+    ".txt": _text,
+}
+"""Ending of a file → the function that makes batches of it."""
+WIDEST = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "c": "complex128"}
+"""Kind of an array's numbers → as what they are read, before the model's own precision."""
+
+
+def _batches(path: Path, tensors: Mapping[str, Tensor], model: nn.Module, size: int) -> list[Any]:
+    """Split tensors of one sample per row into batches.
+
+    They are keyword arguments, but positional ones where they have no names of their own (numpy's
+    ``arr_0``, …), or where there is one that the model knows no name of.
+    """
+    lengths = {name: len(t) if t.dim() else 0 for name, t in tensors.items()}
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+        held = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"
+        raise ConfigError(
+            f"--data {path} holds {held}: give arrays of one sample per row, with as many rows each"
+        )
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    parts = {name: _as_read(t, dtype).split(size) for name, t in tensors.items()}
+    batches = [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
+    nameless = all(re.fullmatch(r"arr_\d+", name) for name in parts)
+    if len(parts) == 1:
+        nameless = not parts.keys() & inspect.signature(model.forward).parameters.keys()
+    return [tuple(batch.values()) for batch in batches] if nameless else batches
+
+
+def _as_read(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return numbers in the precision of the model, and whole ones as embeddings read them."""
+    if tensor.is_floating_point():
+        return tensor.to(dtype) if dtype else tensor
+    return tensor if tensor.dtype is torch.bool or tensor.is_complex() else tensor.long()
