@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from secateur import cli, criteria, methods, schedules
+from secateur.repair import repairs
+from secateur.scoring.criteria import needs
 from secateur.scoring.granularity import FORMS
 
 NETWORKS = Path(__file__).parent / "networks.py"
@@ -244,13 +246,30 @@ def test_list_when_pattern_then_matching_names_and_near_ones_if_none(run: Run) -
 def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run) -> None:
     rows = run("list", "--json")["names"]
     named = [(row["setting"], row["name"]) for row in rows]
-    registries = {"criterion": criteria, "schedule": schedules, "method": methods}
+    registries = {
+        "criterion": criteria,
+        "schedule": schedules,
+        "method": methods,
+        "repair": repairs,
+    }
     assert named == [
         *((setting, name) for setting, registry in registries.items() for name in registry),
         *(("granularity", name) for name in FORMS),
     ]
     assert all(row["what"] for row in rows)
     assert "2:4" in run("list", "n:m")
+
+
+def test_list_when_a_criterion_asks_for_statistics_then_says_what_a_run_must_be_given(
+    run: Run,
+) -> None:
+    needed = {row["name"]: row["needs"] for row in run("list", "--json")["names"]}
+    assert needed["l2"] == needed["random"] == "weights"
+    assert needed["taylor"] == "data and a loss"
+    assert {needed[name] for name in repairs} == {"data"}
+    asked = {name: {*needs(criteria[name])} - {"generator"} for name in criteria}
+    given = {name for name, statistics in asked.items() if statistics and "grad" not in statistics}
+    assert {needed[name] for name in given} <= {"data"}
 
 
 def test_report_when_drawn_again_then_same_page_and_markdown(run: Run, small: Path) -> None:

@@ -16,8 +16,11 @@ REGISTRIES = {
     "criterion": ("scoring", "criteria.register"),
     "schedule": ("scoring", "schedules.register"),
     "method": ("training", "methods.register"),
+    "repair": ("repair", "repairs.register"),
 }
 """Setting → the folder whose files register its names, and with what."""
+LOSS = "grad"
+"""What a criterion asks for that a forward alone does not give."""
 
 
 def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
@@ -44,9 +47,25 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
 def _names() -> Iterator[dict[str, str]]:
     for setting, (folder, decorator) in REGISTRIES.items():
         for each in sorted(declared(folder, decorator), key=lambda each: each.name.lower()):
-            needed = ", ".join(name for name in each.needs if name != "generator")
             name, what = each.name.lower(), each.first_line
+            needed = _needed(setting, each.needs)
             yield {"setting": setting, "name": name, "needs": needed, "what": what}
     for each in declared("scoring", "form"):
         name, what, *_ = each.arguments
         yield {"setting": "granularity", "name": name, "needs": "", "what": what}
+
+
+def _needed(setting: str, asked: tuple[str, ...]) -> str:
+    """Return what a run must be given for a name, by the keyword-only names of its function.
+
+    >>> _needed("criterion", ()), _needed("criterion", ("grad",)), _needed("repair", ("damping",))
+    ('weights', 'data and a loss', 'data')
+    """
+    if setting == "repair":
+        return "data"
+    if setting != "criterion":
+        return ""
+    statistics = [name for name in asked if name != "generator"]
+    if LOSS in statistics:
+        return "data and a loss"
+    return "data" if statistics else "weights"
