@@ -7,8 +7,8 @@ same on all ranks, but what a rank saw of the data is its own: a decision from t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from secateur.errors import DivergenceError
 if TYPE_CHECKING:  # a second of imports, for those who shard; they have made it already
     from torch.distributed.tensor import DTensor
 
+K = TypeVar("K", bound=Hashable)
 Reduction = Literal["sum", "mean", "max"]
 
 
@@ -51,6 +52,31 @@ def reduced(tensor: Tensor, how: Reduction) -> Tensor:
     total = tensor.detach().clone().to(_device())
     dist.all_reduce(total, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
     return (total / world() if how == "mean" else total).to(tensor.device)
+
+
+def summed(sums: Mapping[K, Mapping[str, Tensor]]) -> dict[K, dict[str, Tensor]]:
+    """Return sums over all ranks, of which each may have seen other things.
+
+    >>> summed({"a": {"rows": torch.tensor(3)}})
+    {'a': {'rows': tensor(3)}}
+    """
+    mine = {key: dict(found) for key, found in sums.items()}
+    if world() == 1:
+        return mine
+    shapes = {k: {n: (tuple(t.shape), t.dtype) for n, t in s.items()} for k, s in mine.items()}
+    everywhere: list[Any] = [None] * world()
+    dist.all_gather_object(everywhere, shapes)
+    known: dict[K, dict[str, Any]] = {}
+    for there in everywhere:
+        for key, found in there.items():
+            known.setdefault(key, {}).update(found)
+    total: dict[K, dict[str, Tensor]] = {}
+    for key in sorted(known, key=repr):  # in one order on all ranks
+        for name in sorted(known[key]):
+            shape, dtype = known[key][name]
+            own = mine.get(key, {}).get(name, torch.zeros(shape, dtype=dtype))
+            total.setdefault(key, {})[name] = reduced(own, "sum")
+    return total
 
 
 def sharded(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -25,15 +27,7 @@ from torch import Tensor
 from secateur.errors import UnknownNameError, did_you_mean
 from secateur.registry import F, Registry
 
-STATISTICS: dict[str, str] = {
-    "generator": "a torch.Generator, seeded by the run; it needs no data",
-    "grad": "the loss's gradient for the rows; the criterion is computed at every optimizer step, "
-    "and its scores are averaged over the steps since the last pruning step",
-}
-"""Each name that a criterion may ask for, and what is passed under it.
-
-It has the shape of ``rows`` unless it says otherwise; ``secateur.selection`` collects it.
-"""
+from .statistics import STATISTICS
 
 TILE_ELEMENTS = 1 << 22
 """Elements of one float64 tile in ``fpgm``: 32 MiB."""
@@ -49,16 +43,44 @@ def needs(criterion: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
+Side = Literal["makers", "readers", "both"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a criterion says of itself when it is registered.
+
+    ``of``: which slices of a group have scores: those that make its positions, those that read
+    them, or both; where a group has no such slices, the others.  ``within``: whether single weights
+    are compared in a whole tensor, or among those of one output ("row").
+    """
+
+    of: Side = "makers"
+    within: Literal["tensor", "row"] = "tensor"
+
+
 class CriterionRegistry(Registry):
     """A registry that admits only functions of rows and known statistics."""
 
-    def register(self, function: F) -> F:
-        """Register a criterion under its own name.
+    def __init__(self, kind: str):
+        super().__init__(kind)
+        self.facts: dict[str, Facts] = {}
+
+    @overload
+    def register(self, function: F) -> F: ...
+
+    @overload
+    def register(self, **facts: Any) -> Callable[[F], F]: ...
+
+    def register(self, function: Any = None, **facts: Any) -> Any:
+        """Register a criterion under its own name; called with ``Facts`` it is a decorator.
 
         Raises:
             ValueError: its signature is not ``(rows, *, <statistics>)``, or the name is taken.
             UnknownNameError: it asks for a statistic that nobody collects.
         """
+        if function is None:
+            return partial(self.register, **facts)
         kinds = [p.kind for p in inspect.signature(function).parameters.values()]
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         if (
@@ -76,7 +98,13 @@ class CriterionRegistry(Registry):
                     f"criterion {function.__name__!r} needs the unknown statistic {name!r}."
                     f"{did_you_mean(name, STATISTICS)} Known: {', '.join(sorted(STATISTICS))}."
                 )
-        return super().register(function)
+        super().register(function)
+        self.facts[function.__name__] = Facts(**facts)
+        return function
+
+    def asks(self, name: str, source: str) -> tuple[str, ...]:
+        """Return the statistics that a criterion needs from "weights", "backward" or "forward"."""
+        return tuple(each for each in needs(self[name]) if STATISTICS[each].source == source)
 
 
 criteria = CriterionRegistry("criterion")

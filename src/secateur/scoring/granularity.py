@@ -129,18 +129,32 @@ def _tiles(setting: object, transposed: bool) -> Granularity | None:
 class Element(Granularity):
     """Every weight for itself.
 
-    >>> Element().units((3, 2))
-    6
+    ``apart``: dimensions of which each index loses the same number of weights, as the rows of a
+    matrix do where single weights are compared among those of one output.
+
+    >>> Element().units((3, 2)), Element(apart=(0,)).clusters((3, 2))
+    (6, 3)
     """
+
+    apart: tuple[int, ...] = ()
 
     def units(self, shape: Shape) -> int:
         return prod(shape)
 
     def rows(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(-1, 1)
+        return tensor.permute(self._order(tensor.ndim)).reshape(-1, 1)
 
     def expand(self, keep: Tensor, shape: Shape) -> Tensor:
-        return _checked(keep, self, shape).reshape(tuple(shape)).clone()
+        order = self._order(len(shape))
+        moved = _checked(keep, self, shape).reshape([shape[dim] for dim in order])
+        back = sorted(range(len(shape)), key=order.__getitem__)
+        return moved.permute(back).clone(memory_format=torch.contiguous_format)
+
+    def clusters(self, shape: Shape) -> int:
+        return prod(shape[dim] for dim in self.apart)
+
+    def _order(self, rank: int) -> list[int]:
+        return [*self.apart, *(dim for dim in range(rank) if dim not in self.apart)]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """What criteria need from data, collected while the model trains or sees calibration batches.
 
-A criterion says by its keyword-only names what it needs.  One that needs ``grad`` is computed at
-every optimizer step, and what is kept is the running sum of its scores: one number per unit, never
-one per weight.
+A criterion says by its keyword-only names what it needs.  What comes from forwards is summed by
+``Calibration``.  One that needs ``grad`` is computed at every optimizer step, and what is kept is
+the running sum of its scores: one number per unit, never one per weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,28 +16,32 @@ from torch import Tensor
 
 from secateur.errors import ConfigError
 from secateur.runtime.distributed import reduced, whole
-from secateur.scoring.criteria import criteria, needs
+from secateur.scoring.criteria import criteria
 
+from .calibration import Calibration
 from .targets import Part, Selectable
 
-PER_STEP = ("grad",)
-"""Statistics that exist at an optimizer step only."""
+FALLBACK = "l2"
+"""Scores a group that no operation multiplies, such as a table that is only added."""
 
 
 class RunningScores:
-    """The running scores of selectables whose criterion needs data.
+    """The scores of selectables, with what their criteria need.
 
     Ranks may have seen different data: scores are averaged over them before they are used.
     """
 
     def __init__(self, selectables: Sequence[Selectable]):
         self.parts: dict[str, tuple[Selectable, Part]] = {}
+        self.calibration = Calibration()
         for each in selectables:
-            if set(needs(criteria[each.criterion])) & set(PER_STEP):
+            if criteria.asks(each.criterion, "backward"):
                 for i, part in enumerate(each.scoring):
                     self.parts[f"{each.name}.{i}"] = each, part
+            self.calibration.wanted |= {*criteria.asks(each.criterion, "forward")}
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.notes: list[str] = []
 
     @torch.no_grad()
     def observe(self, parameters: Mapping[str, Tensor]) -> None:
@@ -47,7 +52,8 @@ class RunningScores:
                 continue
             weight = whole(parameter.detach())
             rows = part.granularity.rows(whole(parameter.grad.detach()))
-            score = each.part_score(part, weight, grad=rows).float()
+            statistics = self.calibration.values(each, part, weight)
+            score = each.part_score(part, weight, grad=rows, **statistics).float()
             if key in self.sums:  # on the CPU, where they come from a file
                 score = self.sums[key].to(score.device) + score
             self.sums[key] = score
@@ -61,8 +67,32 @@ class RunningScores:
         Raises:
             ConfigError: its criterion needs data, and none was seen since the last pruning step.
         """
-        if f"{each.name}.0" not in self.parts:
+        if f"{each.name}.0" in self.parts:
+            return self._averaged(each)
+        if not criteria.asks(each.criterion, "forward"):
             return each.score(tensors, generator)
+        self.calibration.check(each.criterion)
+        parts = self.calibration.known(each)
+        if not parts:
+            self.notes.append(
+                f"{each.name}: nothing multiplies it, so {each.criterion!r} knows nothing of it; "
+                f"it is ranked by {FALLBACK!r}"
+            )
+            return replace(each, criterion=FALLBACK).score(tensors, generator)
+        return each.combine(
+            [
+                each.part_score(
+                    part,
+                    tensors[part.tensor],
+                    generator=generator,
+                    **self.calibration.values(each, part, tensors[part.tensor]),
+                )
+                for part in parts
+            ]
+        )
+
+    def _averaged(self, each: Selectable) -> Tensor:
+        """Return the mean of the scores at the steps since the last pruning step."""
         found = []
         for i, part in enumerate(each.scoring):
             key = f"{each.name}.{i}"
@@ -80,10 +110,16 @@ class RunningScores:
         """Forget what was observed: the masks have changed, and with them the model."""
         self.sums.clear()
         self.counts.clear()
+        self.calibration.outdate()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+        return {
+            "sums": dict(self.sums),
+            "counts": dict(self.counts),
+            "calibration": self.calibration.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.sums = {k: v.clone() for k, v in state.get("sums", {}).items()}
         self.counts = {k: int(v) for k, v in state.get("counts", {}).items()}
+        self.calibration.load_state_dict(state.get("calibration", {}))

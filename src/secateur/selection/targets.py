@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from secateur.config import Config, Target
 from secateur.errors import ConfigError, NoMatchError, ScoreError
-from secateur.graph.groups import Group
+from secateur.graph.groups import Group, Member
 from secateur.graph.layout import Along
 from secateur.runtime.values import not_finite
-from secateur.scoring.criteria import criteria, needs
-from secateur.scoring.granularity import Granularity
+from secateur.scoring.criteria import Side, criteria, needs
+from secateur.scoring.granularity import Element, Granularity
 from secateur.settings import granularity_from, stores_transposed
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -192,8 +192,7 @@ def _of_groups(
     for group in structure.independent(inexact=config.inexact, coarse=config.grid == "coarse"):
         if not selected(group, selectors):
             continue
-        makers = [m for m in group.members if m.role == "out"]
-        weights = [m for m in makers if parameters[m.tensor].ndim > 1] or makers
+        weights = _scoring(group, parameters, criteria.facts[target.criterion].of)
         parts = tuple(
             Part(
                 m.tensor,
@@ -216,6 +215,14 @@ def _of_groups(
     return made
 
 
+def _scoring(group: Group, parameters: Mapping[str, Tensor], side: Side) -> list[Member]:
+    """Return the slices that have scores: a criterion's side of a group, else what it has."""
+    makers = [m for m in group.members if m.role == "out"]
+    readers = [m for m in group.members if m.role == "in"]
+    wanted = {"makers": makers, "readers": readers or makers, "both": [*makers, *readers]}[side]
+    return [m for m in wanted if parameters[m.tensor].ndim > 1] or wanted
+
+
 def _of_tensors(
     model: nn.Module, selectors: Selectors, config: Config, index: int
 ) -> list[Selectable]:
@@ -231,6 +238,8 @@ def _of_tensors(
             shape = tuple(parameter.shape)
             granularity = granularity_from(target.granularity, transposed=stores_transposed(module))
             assert granularity is not None
+            if target.scope == "local" and criteria.facts[target.criterion].within == "row":
+                granularity = _by_row(granularity, module, len(shape))
             vector = len(shape) < 2 and not target.types
             if vector and (name == "weight" or target.granularity != "element"):
                 continue  # a norm's weight is a scale, and has no channels of its own
@@ -248,6 +257,16 @@ def _of_tensors(
             part = Part(full, granularity)
             made.append(Selectable(full, (part,), target.criterion, request, target.normalize))
     return made
+
+
+def _by_row(granularity: Granularity, module: nn.Module, rank: int) -> Granularity:
+    """Return single weights that are compared among those of one output, and others as they are."""
+    if granularity != Element() or rank < 2:
+        return granularity
+    if stores_transposed(module):
+        return Element(apart=(1,))
+    stacked = rank == 3 and not hasattr(module, "kernel_size")  # experts: one matrix each
+    return Element(apart=(0, 1) if stacked else (0,))
 
 
 def scored(selectable: Selectable, score: Tensor, share: float = 1.0) -> Request:

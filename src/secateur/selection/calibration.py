@@ -1,0 +1,128 @@
+"""Sums over the forwards of calibration batches, of what weights multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError
+from secateur.runtime.distributed import summed
+from secateur.scoring.arrangement import Arrangement, Span
+from secateur.scoring.criteria import criteria
+from secateur.scoring.readings import Reading
+from secateur.scoring.statistics import STATISTICS
+from secateur.scoring.watching import Watch
+
+from .targets import Part, Selectable
+
+Sums = dict[str, Tensor]
+Key = tuple[str, Arrangement]
+"""A statistic, and how a part of a parameter is read."""
+
+
+class Calibration:
+    """What the criteria of a run need to know of forwards.
+
+    Everything is a sum: batches may come in any number of calls, and on any rank.
+
+    Attributes:
+        wanted: names of statistics.
+        batches: how many were seen.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: set[str] = set()
+        self.batches = 0
+        self._sums: dict[Key, Sums] = {}
+        self._new: dict[Key, Sums] = {}
+        self._outdated = False
+        self._shared: tuple[Any, Tensor, dict[str, Sums]] | None = None
+
+    def watching(self, model: nn.Module) -> Watch:
+        """Return what collects the sums of a forward that runs within it."""
+        if self._outdated:  # the model has other masks than when these were collected
+            self._sums, self.batches, self._outdated = {}, 0, False
+        named = {n: p for n, p in model.named_parameters() if p.ndim > 1}
+        return Watch(named.items(), self._observe)
+
+    @torch.no_grad()
+    def _observe(self, reading: Reading, _: Tensor) -> None:
+        shared = reading.shared
+        if self._shared is None or self._shared[0] != shared:  # queries, keys, values: one input
+            self._shared = shared, reading.source, {}
+        found = self._shared[2]
+        for name in self.wanted:
+            if name not in found:
+                found[name] = STATISTICS[name].observe(reading)
+            _add(self._new.setdefault((name, reading.arrangement), {}), found[name])
+
+    def finish(self, batches: int) -> None:
+        """Add what all ranks have seen of so many batches each."""
+        self._shared = None
+        for key, sums in summed(self._new).items():
+            _add(self._sums.setdefault(key, {}), sums)
+        self._new = {}
+        self.batches += batches
+
+    def outdate(self) -> None:
+        """Say that the model has changed: the next batches begin anew."""
+        self._outdated = True
+
+    def check(self, criterion: str) -> None:
+        """Raise a ConfigError if a criterion needs what was never collected."""
+        if not self._sums:
+            names = ", ".join(criteria.asks(criterion, "forward"))
+            raise ConfigError(
+                f"criterion {criterion!r} needs {names} of forwards, and none was watched: give "
+                "prune(..., data=batches of inputs), or call calibrate(batches) before step()"
+            )
+
+    def known(self, each: Selectable) -> list[Part]:
+        """Return the parts of a selectable that an operation multiplied, those that score first."""
+        read = {arrangement.name for _, arrangement in self._sums}
+        parts = [part for part in each.parts if part.tensor in read]
+        return [part for part in parts if part.scores] or parts
+
+    def values(self, each: Selectable, part: Part, weight: Tensor) -> dict[str, Any]:
+        """Return what a criterion asks for, for the rows of a part of its tensor."""
+        found = {}
+        for name in criteria.asks(each.criterion, "forward"):
+            seen = {a: sums for (n, a), sums in self._of(part.tensor) if n == name}
+            found[name] = STATISTICS[name].value(seen, part.granularity, weight)
+        return found
+
+    def _of(self, tensor: str) -> Iterator[tuple[Key, Sums]]:
+        return (item for item in self._sums.items() if item[0][1].name == tensor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "batches": self.batches,
+            "outdated": self._outdated,
+            "sums": [
+                {"statistic": name, "arrangement": asdict(arrangement), "sums": dict(sums)}
+                for (name, arrangement), sums in self._sums.items()
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.batches = int(state.get("batches", 0))
+        self._outdated = bool(state.get("outdated", False))
+        self._sums = {
+            (each["statistic"], _arrangement(each["arrangement"])): dict(each["sums"])
+            for each in state.get("sums", ())
+        }
+
+
+def _add(total: Sums, more: Mapping[str, Tensor]) -> None:
+    for name, value in more.items():
+        total[name] = total[name].to(value.device) + value if name in total else value
+
+
+def _arrangement(state: Mapping[str, Any]) -> Arrangement:
+    spans = tuple(Span(**span) for span in state["spans"])
+    lists = {name: tuple(state[name]) for name in ("systems", "out", "channels", "taps")}
+    return Arrangement(**{**state, "spans": spans, **lists})
