@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur
 from secateur import Config, Group, Plan, Pruner, Result, Structure
 from secateur.graph.layout import rows
-from secateur.one_shot import calibrate
-from secateur.scoring.criteria import criteria, needs
+from secateur.scoring.criteria import criteria
 from secateur.selection.select import Request, select
 from secateur.shrinking import cut_and_verify, group_masks
 from secateur.types import Masks
 from tests import zoo
+from tests.statistics import made_up
 
 QUICK = ("resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0")
 TOLERANCE = 1e-5
@@ -118,6 +119,13 @@ def check_laws(dense: Dense, result: Result) -> float:
     return gap
 
 
+def data_for(dense: Dense, criterion: str) -> dict[str, Any]:
+    """Return what a criterion learns from: batches of inputs, with a loss where it needs one."""
+    if criteria.asks(criterion, "backward"):
+        return {"data": [dense.example], "loss": loss}
+    return {"data": [dense.example]} if criteria.asks(criterion, "forward") else {}
+
+
 def score(dense: Dense, group: Group, criterion: str) -> Tensor:
     """Scores of a group from the first weight that makes it."""
     maker = next(m for m in group.members if m.role == "out")
@@ -125,8 +133,7 @@ def score(dense: Dense, group: Group, criterion: str) -> Tensor:
     weight = dense.model.get_parameter(maker.tensor).detach()
     function = criteria[criterion]
     blocks = rows(weight, maker.dim, axis, group.atom)
-    seeded = {"generator": torch.Generator().manual_seed(0), "grad": blocks.cos()}
-    found = function(blocks, **{key: seeded[key] for key in needs(function)})
+    found = function(blocks, **made_up(criterion, blocks))
     return found / found.mean()
 
 
@@ -163,9 +170,7 @@ def test_prune_when_called_then_equals_the_masked_model_and_is_deterministic(
     dense: Dense, criterion: str, scope: str, record_property
 ):
     settings = {"sparsity": 0.5, "criterion": criterion, "scope": scope}
-    data = (
-        {"batches": [dense.example], "loss": loss} if "grad" in needs(criteria[criterion]) else {}
-    )
+    data = data_for(dense, criterion)
     result = secateur.prune(dense.model, dense.example, **settings, **data)
     record_property("relative", check_laws(dense, result))
     assert result.verification is not None
@@ -178,7 +183,7 @@ def test_prune_when_called_then_equals_the_masked_model_and_is_deterministic(
 
     again = Pruner(dense.model, Config(**settings), dense.example, structure=dense.structure)
     if data:
-        calibrate(again, **data)
+        again.calibrate(**data)
     again.decide()
     assert Plan.from_keeps(dense.structure, again.keeps) == result.plan
 

@@ -163,7 +163,7 @@ def test_taylor_when_there_are_no_gradients_then_the_error_says_why(model, loss,
     built = model()
     before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     with pytest.raises((ConfigError, ScoreError)) as caught:
-        sc.prune(built, X, 0.5, "taylor", batches=[X], loss=loss)
+        sc.prune(built, X, 0.5, "taylor", data=[X], loss=loss)
     assert said in str(caught.value)
     assert same(built, before)
     assert all(p.grad is None for p in built.parameters())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .config import Config
 from .errors import ConfigError
 from .pruner import Pruner
 from .runtime.ordinary import in_ordinary_mode
+from .selection.calibration import Loss
 from .settings import pattern_share
 from .shrinking import Result
 from .types import Example
@@ -27,8 +27,9 @@ def prune(
     config: Config | Mapping[str, Any] | None = None,
     inplace: bool = False,
     verify: bool = True,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     batches: Iterable[Any] | None = None,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
     **settings: Any,
 ) -> Result:
     """Prune a model in one shot and return the smaller one.
@@ -41,8 +42,11 @@ def prune(
         config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
         inplace: cut this very model; by default a deep copy, so that the dense one is there still.
         verify: compare the smaller with the masked model.
-        batches: calibration data, for a criterion that needs gradients.
-        loss: ``(model, batch) → scalar``; its gradients on each batch are what is needed.
+        data: calibration batches of inputs, each as ``example_inputs`` is; see
+            ``Pruner.calibrate``.
+        loss: ``(model, batch) → scalar``, for a criterion that needs gradients; then a batch of
+            ``data`` is whatever it takes.
+        batches: the older name of ``data``.
         settings: any other field of ``Config``: ``of="macs"``, ``scope="global"``, ``round_to=8``,
             ``exclude=["fc"]``, ``inexact=True``, …
 
@@ -61,8 +65,9 @@ def prune(
     named = {"sparsity": sparsity, "criterion": criterion}
     given = {name: value for name, value in named.items() if value is not None}
     pruner = Pruner(model, _config(config, {**settings, **given}), example_inputs)
-    if batches is not None:
-        calibrate(pruner, batches, loss)
+    data = batches if data is None else data
+    if data is not None:
+        pruner.calibrate(data, loss)
     pruner.decide()
     return pruner.finish(inplace=inplace, verify=verify)
 
@@ -89,44 +94,3 @@ def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, An
     if config.method is not None:
         raise ConfigError(f"method {config.method!r} learns from training: use Pruner in your loop")
     return config
-
-
-def calibrate(
-    pruner: Pruner,
-    batches: Iterable[Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
-) -> None:
-    """Let a pruner see the gradients of some batches, in eval mode; the model is as before."""
-    if loss is None:
-        raise ConfigError("batches=… need loss=…, a function of (model, batch) that returns a loss")
-    model = pruner.model
-    training = {module: module.training for module in model.modules()}
-    gradients = [(p, p.grad) for p in model.parameters()]
-    model.eval()
-    try:
-        for batch in batches:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            with torch.enable_grad():
-                _scalar(model, loss(model, batch)).backward()
-            pruner.observe()
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-
-def _scalar(model: nn.Module, value: Any) -> Tensor:
-    """Return what a loss returned, if gradients of it can be had."""
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = (
-            f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        )
-        raise ConfigError(f"loss=… must return a tensor of one number (mean() one), not {shape}")
-    if not value.requires_grad:
-        why = "it was computed under no_grad or inference_mode, or detached"
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            why = "every parameter is frozen: model.requires_grad_(True) before"
-        raise ConfigError(f"the criterion needs gradients, and the loss has none: {why}")
-    return value

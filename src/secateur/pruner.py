@@ -25,6 +25,7 @@ from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
 from .scoring.schedules import schedules
 from .selection.budget import Budget
+from .selection.calibration import Loss, observe_forwards
 from .selection.decision import Decision, decide
 from .selection.running import RunningScores
 from .selection.targets import Selectable, check_scorable
@@ -185,12 +186,14 @@ class Pruner:
         with torch.no_grad():
             given = self.method.scores()
             check_scorable([s for s in self.selectables if s.name not in given], tensors)
+            self.statistics.notes.clear()
             scores = [
                 given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
                 for s in self.selectables
             ]
             made = decide(self.selectables, scores, self.budget, tensors, share)
-            made = replace(made, masks=self.method.complete(made.masks))
+            notes = [*made.notes, *self.statistics.notes]
+            made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)
         self.decision = made
         return made.masks
@@ -214,6 +217,40 @@ class Pruner:
         only = None if parameters is None else {id(p) for p in parameters}
         named = self.model.named_parameters()
         self.statistics.observe({n: p for n, p in named if only is None or id(p) in only})
+
+    @in_ordinary_mode
+    def calibrate(self, data: Iterable[Any], loss: Loss | None = None) -> None:
+        """Run the model on batches and collect what the criterion needs of its forwards.
+
+        Each call adds to the ones before, until the next pruning step: then the masks are others,
+        and the next call begins anew.  In eval mode; the model is as before.  Ranks may have
+        different batches.  Norms and means need one number per input feature of a layer, ``energy``
+        and ``obs`` a matrix of ``features²`` numbers for each input of a layer.
+
+        Args:
+            data: batches of inputs: tensors, tuples of positional or dicts of keyword arguments.
+                Positions that an ``attention_mask`` among them hides do not count.
+            loss: ``(model, batch) → scalar``, for criteria that need gradients; then a batch is
+                whatever it takes.
+
+        Raises:
+            ConfigError: there are no batches, the model refuses one, or the criterion needs
+                gradients and there is no ``loss``.
+
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> pruner = Pruner(net, Config(criterion="wanda", sparsity=0.5), torch.zeros(1, 8))
+        >>> pruner.calibrate(torch.randn(4, 32, 8))
+        >>> pruner.step()["sparsity"]
+        0.5
+        """
+        needed = bool(self.statistics.parts)
+        if needed and loss is None:
+            raise ConfigError(
+                "data=… need loss=…, a function of (model, batch) that returns a loss: the "
+                "criterion needs gradients"
+            )
+        differentiated = self.observe if needed else None
+        observe_forwards(self.model, data, self.statistics.calibration, loss, differentiated)
 
     def _before_optimizer(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -21,6 +21,7 @@ from secateur.scoring.criteria import (
     needs,
     random,
 )
+from tests.statistics import made_up
 
 module = import_module("secateur.scoring.criteria")
 
@@ -32,8 +33,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def call(name: str, rows: Tensor) -> Tensor:
-    wanted = {"generator": seeded(), "grad": torch.randn(rows.shape, generator=seeded(1))}
-    return criteria[name](rows, **{key: wanted[key] for key in needs(criteria[name])})
+    return criteria[name](rows, **made_up(name, rows))
 
 
 def all_distances(rows: Tensor) -> Tensor:
@@ -137,12 +137,20 @@ def test_random_when_seeded_alike_then_alike_and_otherwise_different():
 
 def test_needs_when_asked_then_reads_the_signature():
     assert {name: needs(criteria[name]) for name in criteria} == {
+        "activation": ("input_norm",),
+        "apoz": ("input_zeros",),
+        "energy": ("input_moments",),
+        "fluctuation": ("input_variance",),
         "fpgm": (),
+        "frequency": ("input_rows",),
         "l1": (),
         "l2": (),
         "magnitude": (),
+        "mean_activation": ("input_mean",),
+        "obs": ("input_inverse",),
         "random": ("generator",),
         "taylor": ("grad",),
+        "wanda": ("input_norm",),
     }
 
 

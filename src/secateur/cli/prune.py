@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
-from secateur.one_shot import calibrate
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
 from secateur.runtime.measure import latency
@@ -91,7 +90,10 @@ def _calibrate(pruner: Pruner, given: Calibration, source: Source) -> None:
     if given.data is None:
         return
     batches = read_data(given.data, pruner.model, source.model, given.batch_size)
-    calibrate(pruner, batches, imported(given.loss) if given.loss else usual_loss)
+    loss = imported(given.loss) if given.loss else None
+    if loss is None and pruner.statistics.parts:
+        loss = usual_loss
+    pruner.calibrate(batches, loss)
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:

@@ -1,10 +1,10 @@
-"""How a run of your own loop goes, on a terminal."""
+"""How a run goes, on a terminal: of your own loop, and over calibration batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from rich import progress
 from rich.console import Console
@@ -26,6 +26,29 @@ class Steps(Protocol):
     @property
     def progress(self) -> str:
         """Where the run is, in one line."""
+
+
+T = TypeVar("T")
+
+
+def shown(items: Iterable[T], doing: str, console: Console | None = None) -> Iterator[T]:
+    """Yield items with a bar that grows, once it takes longer than a moment, on a terminal.
+
+    >>> list(shown([1, 2], "counting"))
+    [1, 2]
+    """
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield from items
+        return
+    columns = (
+        progress.TextColumn(doing),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        yield from bar.track(items, total=len(items) if isinstance(items, Sized) else None)
 
 
 class Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
+from secateur.replacements import in_plain_operations
+from secateur.runtime.batches import call, checked, padding
 from secateur.runtime.distributed import summed
+from secateur.runtime.forward import evaluating, undisturbed
+from secateur.runtime.progress import shown
 from secateur.scoring.arrangement import Arrangement, Span
 from secateur.scoring.criteria import criteria
 from secateur.scoring.readings import Reading
@@ -19,6 +23,7 @@ from secateur.scoring.watching import Watch
 
 from .targets import Part, Selectable
 
+Loss = Callable[[nn.Module, Any], Tensor]
 Sums = dict[str, Tensor]
 Key = tuple[str, Arrangement]
 """A statistic, and how a part of a parameter is read."""
@@ -115,6 +120,59 @@ class Calibration:
             (each["statistic"], _arrangement(each["arrangement"])): dict(each["sums"])
             for each in state.get("sums", ())
         }
+
+
+def observe_forwards(
+    model: nn.Module,
+    batches: Iterable[Any],
+    calibration: Calibration,
+    loss: Loss | None = None,
+    differentiated: Callable[[], None] | None = None,
+) -> None:
+    """Run the model on batches in eval mode and add what its weights multiply; it stays as it is.
+
+    Args:
+        model: any module, with or without masks on.
+        batches: of inputs, as ``secateur.runtime.batches`` has them; with ``loss`` of anything.
+        calibration: what is added to.
+        loss: ``(model, batch) → scalar``, which calls the model itself.
+        differentiated: called after each backward of the loss, while the gradients are there.
+
+    Raises:
+        ConfigError: there are no batches, one is none, the model refuses it, or a loss is none.
+    """
+    seen = 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with undisturbed(model), evaluating(model), in_plain_operations(model):
+        watch = calibration.watching(model)
+        for batch in shown(batches if loss else checked(batches), "calibrating"):
+            watch.start(padding(model, batch))
+            with torch.set_grad_enabled(differentiated is not None), watch:
+                out = loss(model, batch) if loss else call(model, batch, seen)
+            if differentiated is not None:
+                for parameter in parameters:
+                    parameter.grad = None
+                _scalar(model, out).backward()
+                differentiated()
+            seen += 1
+        if not seen:
+            raise ConfigError("data: there are no batches in it")
+        calibration.finish(seen)
+
+
+def _scalar(model: nn.Module, value: Any) -> Tensor:
+    """Return what a loss returned, if gradients of it can be had."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = (
+            f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        )
+        raise ConfigError(f"loss=… must return a tensor of one number (mean() one), not {shape}")
+    if not value.requires_grad:
+        why = "it was computed under no_grad or inference_mode, or detached"
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            why = "every parameter is frozen: model.requires_grad_(True) before"
+        raise ConfigError(f"the criterion needs gradients, and the loss has none: {why}")
+    return value
 
 
 def _add(total: Sums, more: Mapping[str, Tensor]) -> None:
