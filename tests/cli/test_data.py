@@ -276,3 +276,9 @@ def test_prune_when_data_is_a_file_then_criterion_sees_it(
     assert cli.main(["prune", *CONV, *words, *data]) == cli.DONE, capsys.readouterr().err
     assert cli.main(["prune", *CONV, *words, "--data", "x.pt"]) == cli.FAILED
     assert "can run code" in capsys.readouterr().err
+    np.savez(tmp_path / "images.npz", images)
+    words[1], data[1] = "activation", str(tmp_path / "images.npz")
+    assert cli.main(["prune", *CONV, *words, *data]) == cli.DONE, capsys.readouterr().err
+    data[1] = str(tmp_path / "labelled.npz")
+    assert cli.main(["prune", *CONV, *words, *data]) == cli.FAILED
+    assert "2 inputs, and Sequential takes 1" in capsys.readouterr().err
