@@ -210,3 +210,10 @@ def test_prune_when_the_model_copes_with_nan_then_it_is_pruned():
 def test_prune_when_the_example_is_none_then_the_error_is_ours(example):
     with pytest.raises(SecateurError):
         sc.prune(net(), example, sparsity=0.5)
+
+
+@pytest.mark.parametrize("loss", [None, lambda model, batch: model(batch).sum()])
+def test_prune_when_data_is_one_tensor_then_it_is_not_taken_apart_into_samples(loss):
+    criterion = "taylor" if loss else "activation"
+    with pytest.raises(ConfigError, match=r"data: a tensor .* is no list of batches: give x.split"):
+        sc.prune(net(), X, 0.5, criterion, data=X, loss=loss)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections import UserDict, namedtuple
+from collections import UserDict, defaultdict, namedtuple
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ def test_call_when_there_are_two_inputs_then_each_arrives_as_itself(batch):
         (({"x": X},), lambda one: one["x"]),
         ((UserDict(x=X),), lambda one: one["x"]),
         ({1: X}, lambda one: one[1]),
+        ((defaultdict(list, x=X),), lambda one: one["x"]),
     ],
 )
 def test_call_when_it_is_one_argument_then_it_keeps_its_kind_and_holds_copies(batch, inner):
@@ -93,6 +95,17 @@ def test_call_when_it_is_one_argument_then_it_keeps_its_kind_and_holds_copies(ba
     assert torch.equal(inner(given), X)
     assert inner(one) is X
     assert inner(given) is not X
+
+
+def test_call_when_a_mapping_cannot_be_written_to_then_its_copy_is_a_dict():
+    given = call(OfOne(), (MappingProxyType({"x": X}),))
+    assert torch.equal(given["x"], X)
+    assert given["x"] is not X
+
+
+def test_call_when_the_model_refuses_a_nested_tensor_then_that_is_named():
+    with pytest.raises(ConfigError, match="data: this batch, nested tensor: Conv2d refuses it"):
+        call(nn.Conv2d(1, 1, 1), torch.nested.nested_tensor([X, X[:1]], layout=torch.jagged))
 
 
 def test_call_when_it_is_a_packed_sequence_then_it_is_one_argument():
@@ -275,6 +288,8 @@ def test_checked_when_it_is_no_batch_then_the_error_says_which_and_what_to_give(
         [(X, ADDED)],  # a mask may hold infinite numbers
         [{"x": X.to_sparse()}],
         [{"x": torch.ones(0, 3)}],
+        [X.to(torch.float8_e4m3fn)],
+        [torch.nested.nested_tensor([X, X[:1]], layout=torch.jagged)],
     ],
 )
 def test_checked_when_they_are_batches_then_each_is_passed_on_as_it_is(batches):

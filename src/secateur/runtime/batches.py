@@ -191,6 +191,8 @@ def _copied(x: Any, device: torch.device | None, seen: dict[int, Tensor]) -> Any
         for name in x:
             twin[name] = _copied(x[name], device, seen)
         return twin
+    if isinstance(x, Mapping):
+        return {name: _copied(inner, device, seen) for name, inner in x.items()}
     if isinstance(x, tuple | list):
         parts = [_copied(part, device, seen) for part in x]
         return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)

@@ -82,7 +82,9 @@ def shapes_of(batch: Any) -> str:
 
 
 def _shape(x: Any) -> str:
-    return str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return "nested tensor" if x.is_nested else str(tuple(x.shape))
 
 
 def _is_iterable(x: Any) -> bool:
@@ -131,5 +133,6 @@ def _with_nan(named: Mapping[str, Any]) -> list[str]:
         if isinstance(x, Tensor) and x.layout is torch.strided and not (x.is_nested or x.is_meta):
             real = torch.view_as_real(x) if x.is_complex() else x
             if real.is_floating_point() and real.numel():
-                lows[name] = real.detach().aminmax().min  # NaN if any is
+                wide = real.float() if real.itemsize == 1 else real
+                lows[name] = wide.detach().aminmax().min  # NaN if any is
     return [n for n, low in zip(lows, numbers(lows.values()), strict=True) if low != low]

@@ -14,6 +14,7 @@ from secateur.replacements import in_plain_operations
 from secateur.runtime.batches import call, checked, padding
 from secateur.runtime.distributed import summed
 from secateur.runtime.forward import evaluating, undisturbed
+from secateur.runtime.no_batch import check_iterable
 from secateur.runtime.progress import shown
 from secateur.scoring.arrangement import Arrangement, Span
 from secateur.scoring.criteria import criteria
@@ -141,6 +142,7 @@ def observe_forwards(
     Raises:
         ConfigError: there are no batches, one is none, the model refuses it, or a loss is none.
     """
+    check_iterable(batches)
     seen = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     with undisturbed(model), evaluating(model), in_plain_operations(model):
