@@ -10,6 +10,9 @@ from torch import nn
 from .config import Config
 from .errors import ConfigError
 from .pruner import Pruner
+from .repair import repairs
+from .runtime.batches import held
+from .runtime.copying import copied
 from .runtime.ordinary import in_ordinary_mode
 from .selection.calibration import Loss
 from .settings import pattern_share
@@ -29,6 +32,7 @@ def prune(
     verify: bool = True,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    repair: str | None = None,
     batches: Iterable[Any] | None = None,
     **settings: Any,
 ) -> Result:
@@ -46,6 +50,9 @@ def prune(
             ``Pruner.calibrate``.
         loss: ``(model, batch) → scalar``, for a criterion that needs gradients; then a batch of
             ``data`` is whatever it takes.
+        repair: how what stays makes up for what goes, from ``data``: "least_squares", "bias" or
+            "sparse"; "none" for nothing.  By default "least_squares" where there is ``data``
+            without ``loss``; see ``Pruner.repair``.
         batches: the older name of ``data``.
         settings: any other field of ``Config``: ``of="macs"``, ``scope="global"``, ``round_to=8``,
             ``exclude=["fc"]``, ``inexact=True``, …
@@ -64,12 +71,52 @@ def prune(
     """
     named = {"sparsity": sparsity, "criterion": criterion}
     given = {name: value for name, value in named.items() if value is not None}
-    pruner = Pruner(model, _config(config, {**settings, **given}), example_inputs)
     data = batches if data is None else data
+    how = _repair(repair, data, loss)
+    chosen = _config(config, {**settings, **given})
+    if how is not None:
+        assert data is not None
+        data = held(data)  # it is read again
+        if not inplace:
+            model, inplace = copied(model), True
+    pruner = Pruner(model, chosen, example_inputs)
     if data is not None:
         pruner.calibrate(data, loss)
     pruner.decide()
-    return pruner.finish(inplace=inplace, verify=verify)
+    if how is None:
+        return pruner.finish(inplace=inplace, verify=verify)
+    return _repaired(pruner, data, how, verify)
+
+
+def _repaired(pruner: Pruner, data: Any, how: str, verify: bool) -> Result:
+    """Repair and cut a model in place; on failure its weights are as before."""
+    state = {name: tensor.clone() for name, tensor in pruner.model.state_dict().items()}
+    try:
+        pruner.repair(data, how)
+        return pruner.finish(verify=verify)
+    except BaseException:
+        pruner.model.load_state_dict(state)
+        raise
+
+
+def _repair(how: str | None, data: Any, loss: Loss | None) -> str | None:
+    """Return the repair that was asked for, or None.
+
+    Raises:
+        ConfigError: it needs data, and there is none, or labelled data.
+    """
+    if how in (None, "none"):
+        return "least_squares" if how is None and data is not None and loss is None else None
+    assert how is not None
+    repairs[how]
+    if data is None:
+        raise ConfigError(f"repair={how!r} needs data=…, batches of inputs")
+    if loss is not None:
+        raise ConfigError(
+            f"repair={how!r} needs data of inputs alone, and with loss=… a batch is what the loss "
+            "takes: use Pruner, whose calibrate() and repair() take batches of their own"
+        )
+    return how
 
 
 def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Config:

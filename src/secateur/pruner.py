@@ -19,6 +19,7 @@ from .masks import masking
 from .masks.classes import fill
 from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step
 from .masks.resume import read_state, write_state
+from .repair import Repair, repair, repairs
 from .runtime.copying import copied
 from .runtime.distributed import check_same, rank, whole
 from .runtime.model import check_model
@@ -65,6 +66,7 @@ class Pruner:
 
     Attributes:
         decision: of the last pruning step.
+        repaired: the record of the last repair.
         on_prune: functions that are called with ``metrics()`` after each pruning step.
 
     Raises:
@@ -109,6 +111,7 @@ class Pruner:
         self.statistics = RunningScores(self.selectables)
         self.scaler = scaler
         self.decision = Decision()
+        self.repaired: Repair | None = None
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
         self._optimizer = LastStep()
@@ -251,6 +254,53 @@ class Pruner:
             )
         differentiated = self.observe if needed else None
         observe_forwards(self.model, data, self.statistics.calibration, loss, differentiated)
+
+    @in_ordinary_mode
+    def repair(self, data: Iterable[Any], how: str = "least_squares") -> Repair:
+        """Let what stays make up for what is masked: new weights, under the same masks.
+
+        Every layer that reads what is masked is fitted so that its outputs stay the dense model's,
+        in the order in which layers run.  Biases, and the means of batch norms, take what is
+        constant; norms' statistics are estimated anew where that brings the outputs nearer.  Of
+        four batches one is held out: it chooses how strongly weights are held to their old values,
+        and says how well it went.  The model needs room for two copies of it meanwhile.
+
+        Call it after ``step`` or ``decide`` and before ``finish``.  A change of masks later keeps
+        the new weights.
+
+        Args:
+            data: batches of inputs, as for ``calibrate``; read once.
+            how: a name in ``secateur.repairs``: "least_squares", "bias" (means only) or "sparse"
+                (for masks of single weights).
+
+        Returns:
+            What was refitted, and how far the outputs are from the dense model's.
+
+        Raises:
+            ConfigError: nothing is masked yet, or there are no batches that the model takes.
+            UnknownNameError: there is no such repair.  The model is unchanged in each case.
+
+        He et al., 2017, arXiv:1707.06168; Frantar and Alistarh, 2023, arXiv:2301.00774
+        """
+        repairs[how]
+        if not self.keeps:
+            raise ConfigError("nothing is masked yet: call step() or decide() before repair()")
+        if self.structure is None:
+            raise ConfigError("repair() needs the example inputs that the pruner was made without")
+        on = self._on()
+        masking.take_off(self.model, bake=False)
+        try:
+            values, record = repair(self.model, self.masks, self.structure, data, how)
+        finally:
+            if on:
+                masking.put_on(self.model, on, differentiable=self.method.learns_masks)
+        with torch.no_grad():
+            state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+            for name, value in values.items():
+                where = self.masks.get(name, torch.ones_like(value, dtype=torch.bool))
+                fill(state[name], where.to(value.device), value[where.to(value.device)])
+        self.repaired = record
+        return record
 
     def _before_optimizer(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -397,6 +447,9 @@ class Pruner:
             raise
         if inplace:
             self._unwatch()
+        result.repair = self.repaired
+        if self.repaired is not None:
+            result.notes += self.repaired.notes
         missed = self.budget.missed(result.plan.counts) if self.share == 1 else ""
         if short := self.budget.unmet or missed:
             result.warnings.insert(0, short)

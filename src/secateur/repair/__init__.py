@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from secateur.registry import import_all
 
+from .norms import reestimate_norms as reestimate_norms
+from .report import Distance as Distance
+from .report import Refit as Refit
+from .report import Repair as Repair
+from .run import repair as repair
 from .system import System as System
 from .table import repairs as repairs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from .arrangement import Arrangement, View, of_kernel, of_matrix
 
 Reduce = Callable[[Tensor, tuple[int, ...]], Tensor]
 """A function of a tensor and the dimensions that it sums over."""
+
+PLACES = 64
+"""Of the output of a convolution for each image that become rows, at least."""
 
 CHUNK = 1 << 24
 """Elements of the patches of a convolution that exist at once: 64 MiB."""
@@ -40,6 +44,9 @@ class Reading:
     """The indices that its rows were chosen by: two forwards may have chosen others."""
     chosen_of: float | None = field(default=None, kw_only=True)
     """From how many rows they were chosen: what an expert did not see counts as well."""
+
+    ends: list[int] = field(default_factory=list, kw_only=True)
+    """Where the rows of each system end, if the forward itself has sorted them."""
 
     def whole(self) -> Tensor:
         """Return how many rows there were to read, ``(1,)``."""
@@ -78,7 +85,7 @@ class Reading:
     def chunks(self, output: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Yield systems, their inputs ``(systems, rows, features)`` and what came out of those.
 
-        All rows come, except of convolutions, of which ``places`` takes a sample.
+        All rows come, but of a convolution over many places a sample.
         """
         raise NotImplementedError
 
@@ -117,7 +124,6 @@ class Routed(Reading):
     """Rows sorted by the matrix of a stack that they meet: the tokens of experts."""
 
     x: Tensor  # (rows, features)
-    ends: list[int]  # of each system's rows
     valid: Tensor | None = None
 
     @property
@@ -156,7 +162,20 @@ class Patches(Reading):
     transposed: bool
     output_padding: tuple[int, ...]
     bias: Tensor | None
-    places: Tensor | None = None  # of the output, flattened: those that become rows
+
+    @cached_property
+    def places(self) -> Tensor | None:
+        """Which places of each output, flattened, become rows; None for all.
+
+        A sample knows as much: what lies side by side is alike, and images are many.
+        """
+        many = self._windows(self._planes(self.x[:1])).shape[2 : 2 + len(self.kernel)].numel()
+        wanted = max(PLACES, -(-4 * self.features // max(1, len(self.x))))
+        if many <= wanted:
+            return None
+        generator = torch.Generator().manual_seed(many)
+        chosen = torch.randperm(many, generator=generator)[:wanted].sort().values
+        return chosen.to(self.x.device)
 
     @property
     def _geometry(self) -> Any:
@@ -171,9 +190,8 @@ class Patches(Reading):
         return torch.full((self.groups,), float(places), device=self.x.device)
 
     def chunks(self, output: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        planes = self._planes(self.x[:1])
         taps = torch.Size(self.kernel).numel()
-        places = planes.shape[2:].numel() if self.places is None else len(self.places)
+        places = self.x[0, 0].numel() if self.places is None else len(self.places)
         step = max(1, CHUNK // max(1, self.x.shape[1] * taps * places))
         for start in range(0, len(self.x), step):
             x = self._unfolded(self._planes(self.x[start : start + step]))
@@ -197,18 +215,24 @@ class Patches(Reading):
             x, [n for p, a in zip(pads[::-1], after[::-1], strict=True) for n in (p, p + a)]
         )
 
-    def _unfolded(self, x: Tensor) -> Tensor:
-        """Return ``(groups, rows, channels of a group · taps)``."""
+    def _windows(self, x: Tensor) -> Tensor:
+        """Return ``(N, channels, *places, *kernel)``, a view."""
         for i, (size, dilation) in enumerate(zip(self.kernel, self.dilation, strict=True)):
             step = 1 if self.transposed else self.stride[i]
             x = x.unfold(2 + i, dilation * (size - 1) + 1, step)[..., ::dilation]
-        rank = len(self.kernel)
+        return x
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """Return ``(groups, rows, channels of a group · taps)``."""
+        x, rank = self._windows(x), len(self.kernel)
+        if self.places is not None:  # before anything is copied
+            at = torch.unravel_index(self.places, x.shape[2 : 2 + rank])
+            x = x[(slice(None), slice(None), *at)]  # type: ignore[index]
+            x = x.reshape(*x.shape[:3], *[1] * (rank - 1), *x.shape[3:])
         if self.transposed:  # it meets its kernel the other way round
             x = x.flip([*range(-rank, 0)])
         batch, channels = x.shape[:2]
         x = x.reshape(batch, self.groups, channels // self.groups, -1, *x.shape[2 + rank :])
-        if self.places is not None:
-            x = x.index_select(3, self.places)
         return x.movedim(3, 2).movedim(0, 1).flatten(1, 2).flatten(2)
 
     def _outputs(self, output: Tensor) -> Tensor:
@@ -306,7 +330,7 @@ def _grouped(
     view = find(weight)
     if view is None or offsets is None or x.ndim != 2:
         return None
-    return Routed(of_matrix(view, 0, 2, 1), x, view, x, offsets.tolist())
+    return Routed(of_matrix(view, 0, 2, 1), x, view, x, ends=offsets.tolist())
 
 
 @reads("convolution")

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from secateur.graph.cost import Cost, human
+from secateur.repair.report import Repair
 from secateur.runtime.shown import Shown
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -61,6 +62,7 @@ class Result(Shown):
     rebuilt: bool = False  # such a model was built, and computes the same
     warnings: list[str] = field(default_factory=list)
     compared_with: str = "the masked model"
+    repair: Repair | None = None  # how what stays makes up for what went, if it was asked to
 
     def __post_init__(self) -> None:
         if squeezed := self.squeezed:
@@ -127,6 +129,8 @@ class Result(Shown):
             many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
             yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
         yield from _checked(self.verification, self.compared_with)
+        if self.repair is not None:
+            yield escape(str(self.repair))
         yield f"loads with: {self.loads_with}"
         for note in self.notes:
             yield f"[yellow]note[/] {escape(note)}"

@@ -1,0 +1,157 @@
+"""Calibration batches run through the dense and the pruned model, side by side.
+
+Both stop at each reader: the pruned model before it, with the inputs that it has by then, the dense
+one behind it, with the outputs that it should have.  ``in_step`` lets all batches come to one
+reader, refits it, and goes on: one pass for the whole model, and one reader's moments at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.runtime.batches import call, padding
+from secateur.runtime.distributed import reduced
+from secateur.runtime.in_step import Turns
+from secateur.scoring.arrangement import Arrangement
+from secateur.scoring.readings import Reading
+from secateur.scoring.watching import Watch
+
+from .moments import per_system
+from .readers import Reader, named_weights
+
+Readers = Mapping[Arrangement, Reader]
+LAST = 1 << 30
+"""The order of what comes after every reader."""
+
+
+@dataclass
+class Batch:
+    """Calibration inputs, and whether they fit or judge."""
+
+    inputs: Any
+    held: bool
+
+
+def one_by_one(
+    dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch], readers: Readers
+) -> None:
+    """Sum the moments of readers over all batches, one batch after the other."""
+    for batch in batches:
+        with _Pair(dense, pruned, batch, readers) as pair:
+            while pair.advance() is not None:
+                pass
+
+
+def in_step(
+    dense: nn.Module,
+    pruned: nn.Module,
+    batches: Sequence[Batch],
+    readers: Readers,
+    solve: Callable[[Reader], None],
+) -> None:
+    """Sum the moments of each reader over all batches, and solve it before any goes on.
+
+    Args:
+        readers: each is read once in a forward.
+        solve: changes the pruned model's weight.
+    """
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(_Pair(dense, pruned, b, readers)) for b in batches]
+        waiting = {pair: pair.advance() for pair in pairs}
+        while True:
+            orders = [LAST if found is None else found.order for found in waiting.values()]
+            least = torch.tensor(-min(orders, default=LAST), dtype=torch.float64)
+            order = -int(reduced(least, "max"))  # the same reader on all ranks
+            if order == LAST:
+                return
+            solve(next(reader for reader in readers.values() if reader.order == order))
+            for pair, found in waiting.items():
+                if found is not None and found.order == order:
+                    waiting[pair] = pair.advance()
+
+
+class _Pair:
+    """One batch in both models: its pruned forward leads, and its dense one follows."""
+
+    def __init__(self, dense: nn.Module, pruned: nn.Module, batch: Batch, readers: Readers):
+        self.readers = readers
+        self.batch = batch
+        self.pruned = Turns(lambda meet: self._forward(pruned, meet, before=True))
+        self.dense = Turns(lambda meet: self._forward(dense, meet, before=False))
+        self.dense_model = dense
+        self._behind: tuple[Reading, Tensor] | None = None
+
+    def __enter__(self) -> _Pair:
+        self.pruned.__enter__()
+        self.dense.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.pruned.__exit__(*error)
+        self.dense.__exit__(*error)
+
+    def advance(self) -> Reader | None:
+        """Go on to the next reader, add its moments, and return it; None at the end."""
+        found = self.pruned.next()
+        if found is None:
+            return None
+        reading: Reading = found
+        reader = self.readers[reading.arrangement]
+        with torch.no_grad():
+            self._add(reader, reading, self._target(reader))
+        return reader
+
+    def _target(self, reader: Reader) -> tuple[Reading, Tensor] | None:
+        """Return what the dense model does at a reader, or None if it does not come there."""
+        while not self.dense.over:
+            if self._behind is None:
+                self._behind = self.dense.next()
+                continue
+            order = self.readers[self._behind[0].arrangement].order
+            if order > reader.order:
+                return None
+            found, self._behind = self._behind, None
+            if order == reader.order:
+                return found
+        return None
+
+    def _add(self, reader: Reader, reading: Reading, target: Any) -> None:
+        parts = reader.held if self.batch.held else reader.fit
+        if target is not None and _same_rows(reading, target[0]):
+            pairs = zip(reading.chunks(), target[0].chunks(target[1]), strict=True)
+            for (where, x, _), (_, _, y) in pairs:
+                per_system(parts, x, y, where)
+            return
+        reader.unlike = True
+        weight = reader.arrangement.of(self.dense_model.get_parameter(reader.tensor).detach())
+        for where, x, _ in reading.chunks():
+            per_system(parts, x, torch.matmul(x, weight[where].mT.to(x.dtype)), where)
+
+    def _forward(self, model: nn.Module, meet: Callable[[Any], None], *, before: bool) -> None:
+        def due(reading: Reading) -> None:
+            if before and reading.arrangement in self.readers:
+                meet(reading)
+
+        def seen(reading: Reading, output: Tensor) -> None:
+            if not before and reading.arrangement in self.readers:
+                meet((reading, output))
+
+        watch = Watch(named_weights(model), seen, due)
+        watch.start(padding(model, self.batch.inputs))
+        with torch.no_grad(), watch:
+            call(model, self.batch.inputs)
+
+
+def _same_rows(one: Reading, other: Reading) -> bool:
+    """Tell whether rows of two forwards are of the same tokens."""
+    if type(one) is not type(other) or len(one.routes) != len(other.routes):
+        return False
+    if one.source.shape != other.source.shape or one.ends != other.ends:
+        return False
+    return all(torch.equal(a, b) for a, b in zip(one.routes, other.routes, strict=True))

@@ -1,0 +1,110 @@
+"""The readers of what was pruned: found in one forward, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.runtime.batches import call, padding
+from secateur.scoring.arrangement import Arrangement
+from secateur.scoring.readings import Reading
+from secateur.scoring.watching import Watch
+from secateur.structure import Structure
+from secateur.types import Masks
+
+from .moments import Moments, kept_features
+
+
+@dataclass
+class Reader:
+    """A part of a parameter that loses inputs, and what is summed of it.
+
+    ``times`` is how often one forward reads it: of one that is read again and again, such as a
+    recurrent layer's, nothing can be solved before the forward is over.  ``chosen`` tells whether
+    its rows are chosen by the forward itself, as an expert's are.
+    """
+
+    arrangement: Arrangement
+    order: int
+    times: int
+    chosen: bool
+    original: bool
+    mask: Tensor  # bool (systems, out, features)
+    fit: list[Moments] = field(default_factory=list)
+    held: list[Moments] = field(default_factory=list)
+    unlike: bool = False
+    """The dense model's rows were others."""
+
+    def __post_init__(self) -> None:
+        outputs = self.mask.shape[1]
+        kept = list(kept_features(self.mask))
+        self.fit = [Moments(each, outputs) for each in kept]
+        self.held = [Moments(each, outputs) for each in kept]
+
+    @property
+    def tensor(self) -> str:
+        return self.arrangement.name
+
+
+def named_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the parameters that may multiply something, by name."""
+    return [(name, p) for name, p in model.named_parameters() if p.ndim > 1]
+
+
+def scout(model: nn.Module, batch: Any, masks: Masks) -> list[Reader]:
+    """Return the readers of one forward that lose inputs of outputs that they keep."""
+    seen: dict[Arrangement, Reading] = {}
+    times: Counter[Arrangement] = Counter()
+
+    def look(reading: Reading, _: Tensor) -> None:
+        times[reading.arrangement] += 1
+        if reading.arrangement not in seen:
+            seen[reading.arrangement] = reading
+            reading.source = torch.empty(0)
+
+    watch = Watch(named_weights(model), look)
+    watch.start(padding(model, batch))
+    with torch.no_grad(), watch:
+        call(model, batch)
+    found: list[Reader] = []
+    for arrangement, reading in seen.items():
+        if arrangement.name not in masks:
+            continue
+        mask = arrangement.of(masks[arrangement.name])
+        live = mask.any(2, keepdim=True)
+        if bool((live & ~mask).any()):
+            chosen = bool(reading.routes or reading.ends)
+            made = Reader(
+                arrangement,
+                len(found),
+                times[arrangement],
+                chosen,
+                reading.view.original,
+                mask,
+            )
+            found.append(made)
+    return found
+
+
+def postponed(structure: Structure, readers: list[Reader]) -> tuple[set[str], set[str]]:
+    """Return parameters whose masks can wait until the end, and the readers that need that.
+
+    What experts should give is only known from what their own tokens carry, removed features too:
+    the dense model may route other tokens to them.  A group that only parameters read can be masked
+    in the columns of those as well as where it is made.
+    """
+    chosen = {reader.tensor for reader in readers if reader.chosen}
+    makers: set[str] = set()
+    able: set[str] = set()
+    for group in structure.groups:
+        reading = {m.tensor for m in group.members if m.role == "in"}
+        if not (reading & chosen) or not group.exact:
+            continue
+        if all(site.weight is not None for site in structure.inferred.sites_of(group.atom)):
+            makers |= {m.tensor for m in group.members if m.role == "out"}
+            able |= reading
+    return makers, able

@@ -1,0 +1,215 @@
+"""Refit every reader of what was pruned, in execution order, on the dense shape.
+
+The pruned model's inputs and the dense model's outputs are what each reader is fitted to: errors of
+the readers before it are made up for, and do not add up with depth.  Masked weights stay masked, so
+that what is cut afterwards is exactly what was masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import nan
+
+import torch
+from torch import Tensor, nn
+
+from secateur.replacements import in_plain_operations
+from secateur.runtime.forward import evaluating, undisturbed
+from secateur.structure import Structure
+from secateur.types import Masks
+
+from .damping import best
+from .intercepts import Intercepts
+from .moments import Moments
+from .passes import Batch, in_step, one_by_one
+from .readers import Reader, postponed, scout
+from .report import Refit
+
+Solve = Callable[..., Tensor]
+
+UNJUDGED = 1e-2
+"""The damping where no batch was held out to choose it."""
+ENOUGH = 1.0
+"""Rows of inputs that a reader needs for each of its features."""
+
+
+@dataclass
+class Refitting:
+    """One repair of one model.
+
+    Args:
+        dense: the model without masks; it is not touched.
+        pruned: a copy of it, which becomes the repaired one: masked, and with new weights.
+        structure: of the dense model.
+        masks: parameter name → bool tensor of its shape.
+        solve: of ``secateur.repairs``.
+    """
+
+    dense: nn.Module
+    pruned: nn.Module
+    structure: Structure
+    masks: Masks
+    solve: Solve
+    refits: list[Refit] = field(default_factory=list)
+    moved: set[str] = field(default_factory=set)
+    """The tensors that have new values."""
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Refit all readers."""
+        with ExitStack() as stack:
+            for model in (self.dense, self.pruned):
+                stack.enter_context(undisturbed(model))
+                stack.enter_context(evaluating(model))
+                stack.enter_context(in_plain_operations(model))
+            self._intercepts = Intercepts(self.structure)
+            readers = scout(self.dense, batches[0].inputs, self.masks)
+            later, self._able = postponed(self.structure, readers)
+            self._mask([name for name in self.masks if name not in later])
+            for reader in readers:
+                if reader.tensor in later:  # its outputs are wanted until the readers had them
+                    columns = reader.mask.any(1, keepdim=True)
+                    reader.mask = columns.expand(reader.mask.shape).clone()
+            for alone, stage in groupby(readers, key=self._alone):
+                self._stage([*stage], alone, batches)
+        self._mask(list(self.masks))
+
+    def _alone(self, reader: Reader) -> tuple[bool, int]:
+        """Tell whether a reader needs passes of its own, and which."""
+        again = reader.times > 1 or self.structure.inferred.recording.stateful
+        return again, reader.order if again else 0
+
+    def _stage(
+        self, stage: list[Reader], alone: tuple[bool, int], batches: Sequence[Batch]
+    ) -> None:
+        known = {reader.arrangement: reader for reader in stage}
+        if not alone[0]:
+            in_step(self.dense, self.pruned, batches, known, self._refit)
+            return
+        one_by_one(self.dense, self.pruned, batches, known)
+        for reader in stage:
+            self._refit(reader)
+
+    @torch.no_grad()
+    def _mask(self, names: Sequence[str]) -> None:
+        parameters = dict(self.pruned.named_parameters())
+        for name in names:
+            parameters[name].mul_(self.masks[name].to(parameters[name].device))
+
+    @torch.no_grad()
+    def _refit(self, reader: Reader) -> None:
+        """Solve a reader whose moments are summed, and give the pruned model its new weights."""
+        arrangement = reader.arrangement
+        dense = self.dense.get_parameter(reader.tensor).detach()
+        device = dense.device
+        fit = [part.reduced(device) for part in reader.fit]
+        held = [part.reduced(device) for part in reader.held]
+        reader.fit, reader.held = [], []
+        weights = arrangement.of(dense)
+        masks = reader.mask.to(device)
+        whole = weights.numel() == dense.numel()  # else the intercept has other rows' too
+        intercept = self._intercepts.of(reader.tensor) if whole else None
+        new, shift = weights * masks, []
+        done, why = [], self._obstacle(reader, fit)
+        for i, (part, judge) in enumerate(zip(fit, held, strict=True)):
+            if why or not part.rows or not len(part.kept):
+                done.append(_asis(part, judge, weights[i], masks[i]))
+                shift.append(torch.zeros(weights.shape[1], dtype=torch.float64, device=device))
+                continue
+            solved = _solved(self.solve, part, judge, weights[i], masks[i], bool(intercept))
+            done.append(solved)
+            new[i][:, part.kept] = solved.weight.to(new.dtype)
+            shift.append(solved.shift * masks[i].any(1))
+        if not why:
+            arrangement.put(self.pruned.get_parameter(reader.tensor).data, new)
+            self.moved.add(reader.tensor)
+            if intercept is not None:
+                tensor = _named(self.pruned, intercept.tensor)
+                tensor += intercept.sign * torch.cat(shift).to(tensor)
+                self.moved.add(intercept.tensor)
+        self.refits.append(_told(reader, done, fit, why))
+
+    def _obstacle(self, reader: Reader, fit: Sequence[Moments]) -> str:
+        """Say why a reader is left as it is, if it is."""
+        if not reader.original:
+            return "the forward multiplies by a copy of it"
+        if reader.unlike and reader.chosen and reader.tensor not in self._able:
+            return "the dense model chooses other rows for it"
+        if reader.unlike and not reader.chosen:
+            return "the dense model does not come to it with as many rows"
+        rows, need = max((p.rows for p in fit), default=0), max(len(p.kept) for p in fit)
+        if rows < ENOUGH * need:
+            return f"{rows} rows of data are too few for {need} features"
+        return ""
+
+
+@dataclass
+class _Solved:
+    weight: Tensor
+    shift: Tensor
+    before: float
+    after: float
+    energy: float
+    damping: float | None
+
+
+def _solved(
+    solve: Solve, fit: Moments, held: Moments, weight: Tensor, mask: Tensor, centred: bool
+) -> _Solved:
+    """Return one system's weights, fitted to all rows with the damping that held-out ones chose."""
+    whole = fit.together(held) if held.rows else fit
+    system = whole.system(weight, mask, centred=centred)
+    if not held.rows:
+        new = solve(system, damping=UNJUDGED)
+        return _Solved(new, _shift(whole, new, centred), nan, nan, nan, UNJUDGED)
+    judge = held.system(weight, mask, centred=centred)
+    chosen = best(solve, fit.system(weight, mask, centred=centred), judge)
+    new = judge.weight * judge.mask
+    if chosen.damping is not None:
+        new = solve(system, damping=chosen.damping)
+    raw = held.system(weight, mask, centred=False)
+    before = float(raw.error(raw.weight * raw.mask).sum())
+    spread = float(_spread(held))
+    return _Solved(new, _shift(whole, new, centred), before, chosen.error, spread, chosen.damping)
+
+
+def _shift(moments: Moments, weight: Tensor, centred: bool) -> Tensor:
+    shift = moments.intercept(weight)
+    return shift if centred else torch.zeros_like(shift)
+
+
+def _spread(moments: Moments) -> Tensor:
+    """Return the summed variances of the outputs."""
+    mean, square = (moments.sums[name] / moments.rows for name in ("y", "energy"))
+    return (square - mean.square()).clamp(min=0).sum()
+
+
+def _asis(fit: Moments, held: Moments, weight: Tensor, mask: Tensor) -> _Solved:
+    """Return the record of a system that keeps its masked weights."""
+    kept = (weight * mask)[:, fit.kept]
+    nothing = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+    if not held.rows:
+        return _Solved(kept, nothing, nan, nan, nan, None)
+    raw = held.system(weight, mask, centred=False)
+    error = float(raw.error(raw.weight * raw.mask).sum())
+    return _Solved(kept, nothing, error, error, float(_spread(held)), None)
+
+
+def _told(reader: Reader, done: Sequence[_Solved], fit: Sequence[Moments], why: str) -> Refit:
+    judged = [each for each in done if each.energy == each.energy]
+    energy = sum(each.energy for each in judged)
+    before, after = (
+        sum(getattr(each, name) for each in judged) / energy if energy > 0 else nan
+        for name in ("before", "after")
+    )
+    dampings = [each.damping for each in done if each.damping is not None]
+    damping = None if why or not dampings else max(dampings)
+    return Refit(reader.tensor, before, after, damping, sum(p.rows for p in fit), why)
+
+
+def _named(model: nn.Module, name: str) -> Tensor:
+    path, _, last = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), last)
+    return tensor.data

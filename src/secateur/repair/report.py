@@ -1,0 +1,74 @@
+"""What a repair did, and how far the pruned model is from the dense one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One reader of what was pruned: its outputs' error on batches that were held out.
+
+    Errors are shares of the variance of the dense model's outputs; NaN where nothing was held out.
+
+    Attributes:
+        tensor: the reader's weight.
+        before: error with the masked weight, behind readers that are repaired already.
+        after: error with the new one.
+        damping: how strongly it was held to its old weights; None where it was left as it was.
+        rows: how many rows of inputs were fitted.
+        why: why it was left as it was.
+    """
+
+    tensor: str
+    before: float
+    after: float
+    damping: float | None
+    rows: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a model's outputs are from the dense model's, on held-out batches.
+
+    ``error`` is the root mean square of the difference as a share of the outputs' own spread.
+    ``kl`` is the mean Kullback-Leibler divergence of the predictions in nats, None where the
+    outputs are no logits.
+    """
+
+    error: float
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The record of one repair.
+
+    Attributes:
+        how: the name of the repair.
+        refits: one for each reader, in the order in which they run.
+        before: of the masked model.
+        after: of the repaired one.
+        norms: whether norms got new statistics.
+        notes: what a user should know.
+    """
+
+    how: str
+    refits: tuple[Refit, ...]
+    before: Distance
+    after: Distance
+    norms: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        done = [refit for refit in self.refits if refit.damping is not None]
+        kl = ""
+        if self.before.kl is not None and self.after.kl is not None:
+            kl = f", KL {self.before.kl:.3g} -> {self.after.kl:.3g}"
+        norms = ", norms re-estimated" if self.norms else ""
+        return (
+            f"repair {self.how!r}: {len(done)} of {len(self.refits)} readers refitted{norms}; "
+            f"outputs' error on held-out batches {self.before.error:.1%} -> "
+            f"{self.after.error:.1%}{kl}"
+        )

@@ -1,0 +1,114 @@
+"""One repair, from a dense model and masks to new values for its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError
+from secateur.runtime.batches import held
+from secateur.runtime.copying import copied
+from secateur.structure import Structure
+from secateur.types import Masks
+
+from .norms import norms_of, reestimate_norms
+from .passes import Batch
+from .quality import distance
+from .refit import Refitting
+from .report import Distance, Repair
+from .table import repairs
+
+HELD = 4
+"""Every so many-th batch judges, and fits nothing."""
+
+
+def repair(
+    model: nn.Module, masks: Masks, structure: Structure, data: Iterable[Any], how: str
+) -> tuple[dict[str, Tensor], Repair]:
+    """Return new values of parameters and buffers of a masked model, and the record.
+
+    Args:
+        model: the dense model, without masks; it is not touched.
+        masks: parameter name → bool tensor of its shape.
+        structure: of the dense model.
+        data: batches of inputs; of four, one is held out to judge.
+        how: a name in ``secateur.repairs``.
+
+    Raises:
+        UnknownNameError: there is no such repair.
+        ConfigError: there are no batches, or the model refuses one.
+    """
+    solve = repairs[how]
+    batches = [Batch(x, i % HELD == HELD - 1) for i, x in enumerate(held(data))]
+    if len(batches) in (2, 3):
+        batches[-1].held = True
+    judged = [b.inputs for b in batches if b.held] or [b.inputs for b in batches]
+    pruned = copied(model)
+    before = distance(model, _masked(copied(model), masks), judged)
+    job = Refitting(model, pruned, structure, masks, solve)
+    job.run(batches)
+    after = distance(model, pruned, judged)
+    norms, after = _norms(model, pruned, [b.inputs for b in batches if not b.held], judged, after)
+    values = {name: _value(pruned, name) for name in job.moved}
+    values |= {name: _value(pruned, name) for name in norms}
+    notes = _notes(job, batches)
+    return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
+
+
+def _norms(
+    dense: nn.Module, pruned: nn.Module, fit: Sequence[Any], judged: Sequence[Any], now: Distance
+) -> tuple[list[str], Distance]:
+    """Re-estimate norms where that brings the outputs nearer to the dense model's."""
+    norms = norms_of(pruned)
+    if not norms:
+        return [], now
+    old = {name: tensor.clone() for name, tensor in pruned.named_buffers()}
+    try:
+        reestimate_norms(pruned, fit)
+        then = distance(dense, pruned, judged)
+    except ConfigError:  # batches of one sample: there is nothing to estimate from
+        then = now
+    if _better(then, now):
+        return [f"{path}.{n}" for path, norm in norms for n, _ in norm.named_buffers()], then
+    with torch.no_grad():
+        for name, tensor in pruned.named_buffers():
+            tensor.copy_(old[name])
+    return [], now
+
+
+def _better(then: Distance, now: Distance) -> bool:
+    """Compare predictions where there are any, and outputs elsewhere."""
+    if then.kl is not None and now.kl is not None:
+        return then.kl < now.kl
+    return then.error < now.error
+
+
+@torch.no_grad()
+def _masked(model: nn.Module, masks: Masks) -> nn.Module:
+    for name, parameter in model.named_parameters():
+        if name in masks:
+            parameter.mul_(masks[name].to(parameter.device))
+    return model
+
+
+def _value(model: nn.Module, name: str) -> Tensor:
+    path, _, last = name.rpartition(".")
+    value: Tensor = getattr(model.get_submodule(path), last)
+    return value.detach()
+
+
+def _notes(job: Refitting, batches: Sequence[Batch]) -> tuple[str, ...]:
+    notes = []
+    if not any(batch.held for batch in batches):
+        notes.append(
+            "repair: with one batch nothing can be held out: how strongly weights are held to "
+            "their old values was not chosen by data, and errors are of the batch that was fitted"
+        )
+    for why in dict.fromkeys(refit.why for refit in job.refits if refit.why):
+        names = [refit.tensor for refit in job.refits if refit.why == why]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        notes.append(f"repair: {', '.join(names[:3])}{more} left as they are: {why}")
+    return tuple(notes)
