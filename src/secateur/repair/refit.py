@@ -74,6 +74,10 @@ class Refitting:
                     reader.mask = columns.expand(reader.mask.shape).clone()
             for alone, stage in groupby(readers, key=self._alone):
                 self._stage([*stage], alone, batches)
+            values = {name: _named(self.pruned, name).clone() for name in self.moved}
+        with torch.no_grad():  # what was undisturbed has its old values again
+            for name, value in values.items():
+                _named(self.pruned, name).copy_(value)
         self._mask(list(self.masks))
 
     def _alone(self, reader: Reader) -> tuple[bool, int]:

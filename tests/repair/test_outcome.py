@@ -1,0 +1,62 @@
+"""What a repair is for: the smaller model is nearer to the dense one, on inputs it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.repair import repairs
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), (8,)),
+    "three layers": (
+        lambda: nn.Sequential(
+            nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 24), nn.GELU(), nn.Linear(24, 4)
+        ),
+        (8,),
+    ),
+    "no bias": (
+        lambda: nn.Sequential(
+            nn.Linear(8, 32, bias=False), nn.ReLU(), nn.Linear(32, 4, bias=False)
+        ),
+        (8,),
+    ),
+    "convolutions": (
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)),
+        (3, 8, 8),
+    ),
+}
+
+
+def error(dense: nn.Module, smaller: nn.Module, x: Tensor) -> float:
+    """Return the root mean square difference of outputs, as a share of the dense one's spread."""
+    with torch.no_grad():
+        a, b = dense(x), smaller(x)
+    return float(((a - b).square().mean() / a.var(0).mean()).sqrt())
+
+
+@pytest.mark.parametrize("how", [*repairs])
+@pytest.mark.parametrize("name", NETS)
+def test_prune_when_repaired_then_outputs_on_other_inputs_are_nearer(name: str, how: str) -> None:
+    torch.manual_seed(0)
+    build, shape = NETS[name]
+    dense = build().eval()
+    data = [torch.randn(64, *shape) + 0.5 for _ in range(8)]
+    before = {n: p.clone() for n, p in dense.named_parameters()}
+    fresh = torch.randn(256, *shape) + 0.5
+    errors = {}
+    for each in ("none", how):
+        result = sc.prune(dense, data[0][:2], 0.5, "activation", data=data, repair=each)
+        errors[each] = error(dense, result.model, fresh)
+    if (name, how) == ("no bias", "bias"):  # there is nothing to put a mean into
+        assert errors["bias"] == errors["none"]
+        return
+    assert errors[how] < (0.99 if how == "bias" else 0.8) * errors["none"]
+    assert result.repair is not None
+    assert result.repair.after.error < result.repair.before.error
+    assert result.repair.after.error == pytest.approx(errors[how], rel=0.3)
+    assert all(torch.equal(p, before[n]) for n, p in dense.named_parameters())
