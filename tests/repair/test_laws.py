@@ -19,7 +19,7 @@ from secateur.repair.polish import polish
 from tests.repair.systems import columns, correlated, damped_error, everything, optimum, systems
 
 DAMPINGS = st.sampled_from([1e-4, 1e-2, 1.0])
-few = settings(max_examples=25)
+few = settings(max_examples=20)
 every_repair = pytest.mark.parametrize("name", list(repairs))
 
 
@@ -106,6 +106,7 @@ def test_repair_when_solved_then_the_output_is_no_worse_than_by_the_mask_alone(
 
 
 @pytest.mark.parametrize("name", ["least_squares", "sparse"])
+@few
 @given(seed=st.integers(0, 99), features=st.integers(2, 12), damping=st.just(1e-9))
 def test_repair_when_the_removed_are_combinations_of_the_kept_then_no_output_changes(
     name: str, seed: int, features: int, damping: float
@@ -124,6 +125,7 @@ def test_repair_when_the_removed_are_combinations_of_the_kept_then_no_output_cha
 
 
 @pytest.mark.parametrize("solve", [least_squares, None], ids=["least_squares", "polish"])
+@few
 @given(data=st.data(), damping=DAMPINGS)
 def test_solve_when_compared_with_numpy_then_it_is_the_optimum(solve, data, damping) -> None:
     system = data.draw(systems(whole=solve is not None))
@@ -141,6 +143,7 @@ def test_solve_when_compared_with_numpy_then_it_is_the_optimum(solve, data, damp
     assert not new[rows].any()
 
 
+@few
 @given(system=systems(), damping=st.sampled_from([0.0, 1e-3]), seed=st.integers(0, 99))
 def test_polish_when_started_anywhere_then_no_output_gets_worse(system, damping, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -163,7 +166,7 @@ def test_polish_when_given_more_steps_then_it_comes_nearer() -> None:
     assert errors[-1] < 0.5 * errors[0]
 
 
-@settings(max_examples=30)
+@few
 @given(system=systems(whole=True))
 def test_least_squares_when_the_rank_is_too_low_and_nothing_damps_then_it_still_fits(system):
     new = least_squares(system, damping=0.0)
@@ -218,6 +221,7 @@ def test_best_when_inputs_are_correlated_then_the_held_out_error_falls() -> None
     assert found.error == min(float(held.error(each).sum()) for each in tried)
 
 
+@few
 @given(seed=st.integers(0, 99), features=st.integers(1, 20), rank=st.integers(0, 20))
 def test_damped_factor_when_rounding_leaves_negative_eigenvalues_then_it_is_near(
     seed: int, features: int, rank: int
@@ -244,6 +248,7 @@ def test_system_when_a_number_is_not_finite_then_is_refused(wrong: str, value: f
         replace(system, **{wrong: spoilt})
 
 
+@few
 @given(system=systems(own=False), seed=st.integers(0, 99))
 def test_error_when_compared_with_the_rows_themselves_then_it_is_their_mean(system, seed) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -16,7 +16,7 @@ from secateur.repair import System
 from secateur.repair.sparse import obs_mask, obs_update, sparse
 from tests.repair.systems import Array, correlated, systems
 
-few = settings(max_examples=25)
+few = settings(max_examples=20)
 
 
 def random_system(out: int, features: int, seed: int = 0) -> System:
@@ -26,24 +26,25 @@ def random_system(out: int, features: int, seed: int = 0) -> System:
     return System.of(weight, torch.ones(out, features).bool(), x)
 
 
-def damped(system: System, damping: float) -> Array:
+def first_rows(system: System, damping: float) -> list[Array]:
+    """The first row of the inverse of the damped Gram matrix of each input and those behind it."""
     gram = system.gram.numpy()
-    return gram + damping * gram.diagonal().mean() * np.eye(len(gram))
+    gram = gram + damping * gram.diagonal().mean() * np.eye(len(gram))
+    return [np.linalg.inv(gram[j:, j:])[0] for j in range(len(gram))]
 
 
 def surgery(system: System, damping: float) -> Array:
     """Remove the masked weights from left to right; those behind move as their inverse says."""
-    gram = damped(system, damping)
+    inverse = first_rows(system, damping)
     new = system.weight.numpy().copy()
     for row, kept in zip(new, system.mask.numpy(), strict=True):
         for j in np.flatnonzero(~kept):
-            inverse = np.linalg.inv(gram[j:, j:])
-            row[j:] -= row[j] / inverse[0, 0] * inverse[0]
+            row[j:] -= row[j] / inverse[j][0] * inverse[j]
             row[j] = 0
     return new
 
 
-@pytest.mark.parametrize("features", [1, 2, 7, 130, 150])
+@pytest.mark.parametrize("features", [1, 2, 7, 130])
 def test_update_when_a_mask_is_given_then_each_removal_is_made_up_for_by_those_behind(
     features: int,
 ) -> None:
@@ -56,6 +57,7 @@ def test_update_when_a_mask_is_given_then_each_removal_is_made_up_for_by_those_b
     torch.testing.assert_close(obs_update(system, damping=1e-2), wanted)
 
 
+@few
 @given(system=systems(), damping=st.sampled_from([1e-4, 1e-2, 1.0]))
 def test_update_when_compared_with_the_mask_alone_then_no_output_is_worse(system, damping) -> None:
     masked = system.error(system.weight * system.mask)
@@ -140,22 +142,21 @@ def test_mask_when_some_are_masked_already_then_they_stay_so_and_count(remove) -
 
 def chosen_one_by_one(system: System, n: int, m: int, damping: float) -> Tensor:
     """Of every m weights the n that cost least, with all before them removed and made up for."""
-    gram = damped(system, damping)
+    inverse = first_rows(system, damping)
     weight, mask = system.weight.numpy().copy(), np.ones(system.weight.shape, dtype=bool)
     for row, kept in zip(weight, mask, strict=True):
         for start in range(0, len(row), m):
-            inverses = [np.linalg.inv(gram[j:, j:]) for j in range(start, start + m)]
-            cost = [row[start + i] ** 2 / inverses[i][0, 0] for i in range(m)]
-            kept[start + np.argsort(cost, kind="stable")[:n]] = False
-            for i in range(m):
-                if not kept[start + i]:
-                    row[start + i :] -= row[start + i] / inverses[i][0, 0] * inverses[i][0]
+            cost = [row[j] ** 2 / inverse[j][0] for j in range(start, start + m)]
+            gone = sorted(start + np.argsort(cost, kind="stable")[:n])
+            kept[gone] = False
+            for j in gone:
+                row[j:] -= row[j] / inverse[j][0] * inverse[j]
     return torch.from_numpy(mask)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 3), (4, 5)])
 def test_mask_when_n_of_m_go_then_they_are_the_cheapest_after_what_went_before(n, m) -> None:
-    system = random_system(2, 136 // m * m)
+    system = random_system(2, 128 // m * m + m)
     mask, weight = obs_mask(system, (n, m), damping=1e-2)
     wanted = chosen_one_by_one(system, n, m, 1e-2)
     assert torch.equal(mask, wanted)

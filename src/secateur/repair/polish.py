@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .system import System
 
-TOLERANCE = 1e-12
-"""Outputs whose squared gradient fell by so much are done."""
+TOLERANCE = 1e-8
+"""A step that takes less than this share of an output's energy off its error is the last."""
 
 
-def polish(system: System, weight: Tensor, *, damping: float = 1e-2, steps: int = 64) -> Tensor:
+def polish(system: System, weight: Tensor, *, damping: float = 1e-2, steps: int = 32) -> Tensor:
     r"""Return weights with a smaller error than the given ones, zero where those of a mask are.
 
     Each output minimises :math:`\|Xv - y\|^2 / n + \lambda \|v - w\|^2` over the inputs that its
@@ -43,15 +43,14 @@ def polish(system: System, weight: Tensor, *, damping: float = 1e-2, steps: int 
     left *= system.mask
     ahead = left * preconditioner
     power = (left * ahead).sum(1)
-    enough = TOLERANCE * power
     for _ in range(steps):
-        if bool((power <= enough).all()):
-            break
         image = (ahead @ system.gram + ridge * ahead) * system.mask
         bend = (ahead * image).sum(1)
-        length = _ratio(power, bend)[:, None]
-        now += length * ahead
-        left -= length * image
+        length = _ratio(power, bend)
+        now += length[:, None] * ahead
+        if bool((length * power <= TOLERANCE * system.energy).all()):
+            break
+        left -= length[:, None] * image
         scaled = left * preconditioner
         before, power = power, (left * scaled).sum(1)
         ahead = scaled + _ratio(power, before)[:, None] * ahead

@@ -51,10 +51,7 @@ def obs_update(system: System, *, damping: float = 1e-2) -> Tensor:
     An output never gets worse than by its mask alone.
     """
     mask = system.mask.T
-    weight, _ = _sweep(system, damping, BLOCK, lambda cost, at: mask[at : at + len(cost)])
-    masked = system.weight * system.mask
-    better = system.error(weight) < system.error(masked)
-    return torch.where(better[:, None], weight, masked)
+    return _sweep(system, damping, BLOCK, lambda cost, at: mask[at : at + len(cost)])[1]
 
 
 def obs_mask(
@@ -75,8 +72,8 @@ def obs_mask(
         damping: at least 0, in shares of the inputs' mean second moment.
 
     Returns:
-        A bool mask and weights, both ``(out, features)``.  Of equal costs the first input's, then
-        the first output's, goes.
+        A bool mask and weights, both ``(out, features)``; no output is worse than by its mask
+        alone.  Of equal costs the first input's, then the first output's, goes.
 
     Raises:
         MaskError: there are not so many weights, or m does not divide the inputs.
@@ -93,8 +90,7 @@ def obs_mask(
         if not 0 <= remove <= outputs * features:
             raise MaskError(f"cannot remove {remove} of {outputs * features} weights")
         size, choose = BLOCK, _lowest_of_block(remove, system.mask.T)
-    weight, mask = _sweep(system, damping, size, choose)
-    return mask, weight
+    return _sweep(system, damping, size, choose)
 
 
 def _lowest_of_block(remove: int, allowed: Tensor) -> Choose:
@@ -124,10 +120,10 @@ def _lowest_of_each(n: int, allowed: Tensor) -> Choose:
 
 
 def _sweep(system: System, damping: float, size: int, choose: Choose) -> tuple[Tensor, Tensor]:
-    """Go through the inputs, removing what is chosen every ``size`` of them; weights and mask.
+    """Go through the inputs, removing what is chosen every ``size`` of them; mask and weights.
 
-    Weights are held as ``(features, out)``.  Row j of the upper factor of the inverse Gram matrix
-    says how those after j move when j does, with all before j settled.
+    Inside, weights are held as ``(features, out)``.  Row j of the upper factor of the inverse Gram
+    matrix says how those after j move when j does, with all before j settled.
     """
     gram, ridge = exact(system.gram), exact(system.ridge(damping))
     weight = exact(system.weight).T.clone()
@@ -151,5 +147,7 @@ def _sweep(system: System, damping: float, size: int, choose: Choose) -> tuple[T
             moved[j] = part[j].masked_fill(mask[start + j], 0) / inner[j, j]
             part[j:] -= torch.outer(inner[j, j:], moved[j])
         weight[stop:] -= upper[start:stop, stop:].T @ moved
-    weight = (weight * mask).T.to(system.weight.dtype).contiguous()
-    return weight, mask.T.contiguous()
+    kept = mask.T.contiguous()
+    new, masked = (weight.T * kept).to(system.weight.dtype), system.weight * kept
+    better = system.error(new) < system.error(masked)
+    return kept, torch.where(better[:, None], new, masked)
