@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -282,3 +283,77 @@ def test_prune_when_data_is_a_file_then_criterion_sees_it(
     data[1] = str(tmp_path / "labelled.npz")
     assert cli.main(["prune", *CONV, *words, *data]) == cli.FAILED
     assert "2 inputs, and Sequential takes 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    """Return a file of 48 images without labels."""
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {"input": torch.randn(48, 3, 12, 12, generator=generator)}, tmp_path / "x.safetensors"
+    )
+    return str(tmp_path / "x.safetensors")
+
+
+def repaired(tmp_path: Path, *words: str) -> Any:
+    """Prune the network on the command line and return what the report says of the repair."""
+    out = tmp_path / "small"
+    assert cli.main(["prune", *CONV, "--sparsity", "0.5", "--out", str(out), *words]) == cli.DONE
+    return json.loads((out / "report.json").read_text())["repair"]
+
+
+@pytest.mark.parametrize("asked", [[], ["--repair", "least_squares"], ["--repair", "bias"]])
+def test_prune_when_there_are_inputs_then_what_stays_makes_up_for_what_goes(
+    tmp_path: Path, images: str, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = repaired(tmp_path, "--criterion", "l2", "--data", images, *asked)
+    assert facts["how"] == (asked[1] if asked else "least_squares")
+    assert {each["tensor"] for each in facts["refits"]} == {"3.weight", "7.weight"}
+    assert facts["after"]["error"] < facts["before"]["error"]
+    printed = capsys.readouterr().out
+    assert "repair" in printed
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert "What stays makes up for it" in page
+
+
+def test_prune_when_no_repair_is_asked_for_then_weights_stay_as_they_are(
+    tmp_path: Path, images: str
+) -> None:
+    assert (
+        repaired(tmp_path, "--criterion", "activation", "--data", images, "--repair", "none")
+        is None
+    )
+    assert repaired(tmp_path) is None
+
+
+def test_prune_when_single_weights_are_masked_then_a_repair_adjusts_the_others(
+    tmp_path: Path, images: str
+) -> None:
+    words = ["--criterion", "wanda", "--granularity", "element", "--repair", "sparse"]
+    facts = repaired(tmp_path, *words, "--data", images)
+    assert facts["how"] == "sparse"
+    assert facts["after"]["error"] < facts["before"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--repair", "bias"], "--repair bias needs --data"),
+        (["--repair", "least_square", "--data", "x.npz"], "Did you mean 'least_squares'?"),
+        (
+            ["--repair", "bias", "--criterion", "taylor", "--data", f"{NETWORKS}:batches"],
+            "--repair bias needs batches of inputs alone",
+        ),
+        (
+            ["--repair", "bias", "--loss", f"{NETWORKS}:squares", "--data", f"{NETWORKS}:features"],
+            "--repair bias needs batches of inputs alone",
+        ),
+    ],
+)
+def test_prune_when_a_repair_cannot_be_then_one_line_says_what_to_give(
+    tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--sparsity", "0.5", "--out", str(tmp_path / "small")]
+    assert cli.main(["prune", *CONV, *out, *words]) == cli.FAILED
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()

@@ -18,6 +18,7 @@ from secateur.demo.digits import DigitsNet
 from secateur.report import report_of, write
 from secateur.runtime.measure import Latency
 
+from . import repaired
 from .browser import CHROMIUM, Browser, browser
 
 pytestmark = [
@@ -75,8 +76,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(0)
         dense, deep = DigitsNet(), Deep()
     times = {"before": Latency(379, 350, 392, 15, 1), "after": Latency(159, 139, 178, 15, 1)}
+    smaller = prune(dense, torch.rand(1, 1, 8, 8), sparsity=0.7, of="macs")
+    smaller.repair = repaired(*(n for n, p in dense.named_parameters() if p.dim() > 1))
     full = report_of(
-        prune(dense, torch.rand(1, 1, 8, 8), sparsity=0.7, of="macs"),
+        smaller,
         dense,
         latency=times,
         scores={"before": {"accuracy, %": 99.67}, "after": {"accuracy, %": 99.33}},
@@ -87,7 +90,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         config={"sparsity": 0.7, "of": "macs"},
         reproduce="secateur demo --seed 0",
     )
-    long = report_of(prune(deep, torch.rand(1, 16), sparsity=0.5), deep)
+    narrow = prune(deep, torch.rand(1, 16), sparsity=0.5)
+    narrow.repair = repaired(*(n for n, p in deep.named_parameters() if p.dim() > 1))
+    long = report_of(narrow, deep)
     return {name: write(folder / name, r) for name, r in (("full", full), ("long", long))}
 
 

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secateur.repair.report import Distance, Refit, Repair
 from secateur.report.facts import GroupFact, Slice
-from secateur.report.figures import MOST_PIECES, curves, decade, strip
+from secateur.report.figures import MOST_PIECES, curves, decade, refitted, strip
 from secateur.report.map import _lanes, _stops
+from secateur.report.repaired import repair_facts
 
 
 def group(name: str, size: int = 4, kept: tuple[tuple[int, int], ...] | None = None) -> GroupFact:
@@ -67,3 +69,23 @@ def test_lanes_when_groups_overlap_then_never_in_the_same_lane(
         for other in lines[i + 1 :]:
             apart = one.stops[-1].row < other.stops[0].row or other.stops[-1].row < one.stops[0].row
             assert one.lane != other.lane or apart
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), max_size=9))
+def test_refitted_when_errors_are_of_any_size_then_bars_stay_in_the_box_and_in_order(
+    errors: list[tuple[float, float]],
+) -> None:
+    facts = repair_facts(
+        Repair(
+            "bias",
+            tuple(Refit(str(i), b, a, 0.1, 9) for i, (b, a) in enumerate(errors)),
+            Distance(1.0),
+            Distance(0.5),
+        )
+    )
+    drawn = refitted(facts)
+    assert [each.name for each in drawn] == [str(i) for i in range(len(errors))]
+    assert all(0 <= each.before <= 100 + 1e-9 and 0 <= each.after <= 100 + 1e-9 for each in drawn)
+    if any(max(pair) > 0 for pair in errors):
+        assert max(max(each.before, each.after) for each in drawn) == pytest.approx(100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from torch import nn
 
 from secateur import Config, Pruner, drop_blocks, prune
 from secateur.errors import FileError, MissingExtraError
+from secateur.repair.report import Distance, Refit, Repair
 from secateur.report import Report, read, report_of, to_markdown, write, write_page
 from secateur.report.page import to_html
 from secateur.runtime.measure import Latency
+from tests.report import repaired
 
 
 def network() -> nn.Module:
@@ -29,8 +32,10 @@ def report() -> Report:
     """Return a report in which every section has something to show."""
     torch.manual_seed(0)
     dense, example = network(), torch.randn(2, 3, 8, 8)
+    result = prune(dense, example, sparsity=0.5)
+    result.repair = repaired("3.weight", "5.weight")
     return report_of(
-        prune(dense, example, sparsity=0.5),
+        result,
         dense,
         latency={
             "before": Latency(2.0, 1.9, 2.2, 15, 1),
@@ -48,6 +53,32 @@ def test_page_when_written_then_holds_the_facts(report: Report) -> None:
     for words in ("8 → <b>4</b>", "exact", "91.50", "2.00× as fast", "secateur prune net.py:Net"):
         assert words in page
     assert page.count('class="curve"') == 2
+
+
+def test_page_when_repaired_then_each_readers_error_before_and_after_and_the_models(
+    report: Report,
+) -> None:
+    page = to_html(report)
+    assert "off by 6.7 % of their spread; without the repair it was 42 %" in page
+    assert "diverge by 0.0123 nats in the mean, from 0.31" in page
+    assert "25 % → <b>0.5 %</b>" in page
+    assert 'title="12 rows are too few for 64 features"' in page
+    assert "estimated batch norms again" in page
+    assert "not.measured" not in page
+    assert "Repair `least_squares`: On inputs that were held out" in to_markdown(report)
+    assert "What stays makes up for it" not in to_html(report.model_copy(update={"repair": None}))
+
+
+@pytest.mark.parametrize("unknown", [nan, inf])
+def test_page_when_nothing_was_held_out_then_it_says_so(unknown: float) -> None:
+    dense = network()
+    result = prune(dense, torch.randn(2, 3, 8, 8), sparsity=0.5)
+    nothing = Distance(unknown, unknown)
+    result.repair = Repair("bias", (Refit("3.weight", unknown, unknown, 0.1, 8),), nothing, nothing)
+    found = Report.from_text(report_of(result, dense).to_text(), "here")
+    assert found.repair is not None
+    assert found.repair.after.error is found.repair.refits[0].after is None
+    assert "No batch was left over" in to_html(found)
 
 
 def test_page_when_opened_then_needs_nothing_from_anywhere(report: Report) -> None:

@@ -63,11 +63,15 @@ class Calibration:
     loss
         module:function of (model, batch) that returns a loss. By default model(**batch).loss for
         dicts, and the cross entropy of model(inputs) for (inputs, labels).
+    repair
+        How what stays makes up for what goes: least_squares, bias, sparse or none. By default
+        least_squares, where --data gives inputs without labels and nothing is trained.
     """
 
     data: str | None = None
     batch_size: int = 8
     loss: str | None = None
+    repair: str | None = None
 
 
 UNKNOWN = Calibration()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from cyclopts import Parameter
 from rich.console import Group as Lines
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
@@ -27,7 +25,7 @@ from secateur.shrinking.exports import exports_of
 from secateur.structure import Structure
 from secateur.types import Example
 
-from .data import read_data
+from .calibrate import calibrate, repair_asked
 from .models import Source, keywords, load, remember
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
 from .places import imported
@@ -70,11 +68,14 @@ def prune(
     loaded = load(model, given)
     dense = loaded.model if dry_run else copied(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example)
-    _calibrate(pruner, calibration, loaded.source)
+    how = repair_asked(pruner, calibration, trains=train is not None)
+    batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
     history = _decided(pruner, None if dry_run else train)
     if out is None or dry_run:
         _show_plan(pruner, as_json)
     else:
+        if how is not None and batches is not None:
+            pruner.repair(batches, how)
         result = pruner.finish()
         _save(result, out, loaded.source)
         show(*_reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
@@ -83,17 +84,6 @@ def prune(
 def _check_place(out: Path | None, dry_run: bool) -> None:
     if out is None and not dry_run:
         raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
-
-
-def _calibrate(pruner: Pruner, given: Calibration, source: Source) -> None:
-    """Let the pruner see the calibration inputs, where there are any."""
-    if given.data is None:
-        return
-    batches = read_data(given.data, pruner.model, source.model, given.batch_size)
-    loss = imported(given.loss) if given.loss else None
-    if loss is None and pruner.statistics.parts:
-        loss = usual_loss
-    pruner.calibrate(batches, loss)
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
@@ -143,19 +133,6 @@ def _reported(
         page = str(error)
     lines = Lines(result, f"saved in {out}; report: {page}")
     return lines, report.model_dump(mode="json", by_alias=True)
-
-
-def usual_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss of a dict of keyword arguments, or of (inputs, labels)."""
-    if isinstance(batch, Mapping):
-        return model(**batch).loss
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, labels = batch
-        return torch.nn.functional.cross_entropy(model(inputs), labels)
-    raise ConfigError(
-        f"--data gives batches of type {type(batch).__name__}, neither dicts nor (inputs, labels): "
-        "say what their loss is with --loss module:function"
-    )
 
 
 def _trained(pruner: Pruner, train: Any) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from secateur.errors import FileError
@@ -23,13 +23,10 @@ from secateur.shrinking import Result
 from secateur.shrinking.plan import Plan
 from secateur.structure import Structure
 
+from .fact import Fact
+from .repaired import RepairFacts, repair_facts
+
 SCHEMA = 1
-
-
-class Fact(BaseModel):
-    """Read as it was written: strict, whole, and no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Slice(Fact):
@@ -132,6 +129,7 @@ class Report(Fact):
     after: Side
     tensors: tuple[TensorFact, ...]
     check: Check | None
+    repair: RepairFacts | None = None
     notes: tuple[str, ...] = ()
     loads_with: str
     history: tuple[dict[str, float], ...] = ()
@@ -248,6 +246,7 @@ def report_of(
             inputs=verification.inputs,
             passed=verification.passed,
         ),
+        repair=result.repair and repair_facts(result.repair),
         notes=(*result.warnings, *result.notes),
         loads_with=result.loads_with,
         history=tuple(dict(step) for step in history),

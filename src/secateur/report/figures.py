@@ -10,6 +10,7 @@ from secateur.graph.cost import human
 from secateur.runtime.measure import figure
 
 from .facts import GroupFact, Report
+from .repaired import RepairFacts
 
 MOST_PIECES = 160
 """Of one strip: more pieces than this cannot be told apart on a screen, and swell the page."""
@@ -172,6 +173,62 @@ def spreads(report: Report) -> list[Spread]:
         )
         for name, each in known
     ]
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """Errors of a reader before and after, in % of the widest, and as they are written."""
+
+    name: str
+    before: float
+    after: float
+    text: tuple[str, str]
+    why: str
+
+
+def refitted(repair: RepairFacts) -> list[Refitted]:
+    """Return the readers whose errors were measured, in the order in which they run."""
+    known = [
+        (each, each.before, each.after)
+        for each in repair.refits
+        if each.before is not None and each.after is not None
+    ]
+    widest = max((max(before, after) for _, before, after in known), default=0.0) or 1.0
+    return [
+        Refitted(
+            each.tensor,
+            100 * before / widest,
+            100 * after / widest,
+            (percent(before), percent(after)),
+            each.why,
+        )
+        for each, before, after in known
+    ]
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 in %, with as many digits as can matter.
+
+    >>> percent(0.4237), percent(0.0424), percent(0.00001), percent(0.0)
+    ('42 %', '4.2 %', '< 0.1 %', '0 %')
+    """
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return f"{100 * share:.{1 if 0 < share < 0.1 else 0}f} %"
+
+
+def quality(repair: RepairFacts) -> str:
+    """Return how far the whole model's outputs are from the dense model's, in one sentence."""
+    before, after = repair.before, repair.after
+    if before.error is None or after.error is None:
+        return "No batch was left over to measure the whole model on."
+    said = (
+        f"On inputs that were held out, the model's outputs are off by {percent(after.error)} of "
+        f"their spread; without the repair it was {percent(before.error)}."
+    )
+    if before.kl is not None and after.kl is not None:
+        said += f" Predictions diverge by {after.kl:.3g} nats in the mean, from {before.kl:.3g}."
+    return said
 
 
 def decade(value: float) -> float:

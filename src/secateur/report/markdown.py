@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from secateur.graph.cost import human
 
 from .facts import Report
-from .figures import change, headline, measures
+from .figures import change, headline, measures, quality
 
 
 def to_markdown(report: Report) -> str:
@@ -25,6 +25,8 @@ def to_markdown(report: Report) -> str:
             f"Check: outputs differ from the masked model's by {report.check.difference:.1e} of "
             f"the largest, on {report.check.inputs} inputs ({kind})."
         )
+    if report.repair:
+        parts.append(f"Repair `{report.repair.how}`: {quality(report.repair)}")
     groups = [
         [f"`{g.name}`", str(g.size), str(g.left), change(g.size, g.left), human(g.macs)]
         for g in report.structure.groups

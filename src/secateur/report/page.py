@@ -9,7 +9,7 @@ from importlib.resources import files
 from secateur.errors import MissingExtraError
 
 from .facts import Report
-from .figures import curves, decade, headline, measures, spreads, strip
+from .figures import curves, decade, headline, measures, quality, refitted, spreads, strip
 from .map import LANE, ROW, map_of
 
 MANY = 60
@@ -57,6 +57,8 @@ def to_html(report: Report) -> str:
         many=MANY,
         curves=curves(report.history),
         spreads=spreads(report),
+        refitted=refitted(report.repair) if report.repair else [],
+        quality=quality(report.repair) if report.repair else "",
         reasons=reasons,
         config={name: _word(value) for name, value in report.config.items()},
     )
