@@ -271,56 +271,40 @@ def reading(func: Any, args: Sequence[Any], kwargs: dict[str, Any], find: Find) 
     return None if function is None else function(find, *args, **kwargs)
 
 
-@reads("mm")
-def _mm(find: Find, x: Tensor, y: Tensor) -> Reading | None:
-    return _product(find, x[None], y[None], None)
+@reads("mm mv bmm")
+def _product(find: Find, x: Tensor, y: Tensor, bias: Tensor | None = None) -> Reading | None:
+    """``x @ y``, a matrix or a batch of them each, in which one of the two is a parameter."""
+    left, right = _batched(x), _batched(y if y.ndim > 1 else y[:, None])
+    in_left, in_right = find(left), find(right)
+    turned = in_right is None
+    view = in_left if turned else in_right
+    if view is None or (not turned and in_left is not None):
+        return None
+    given = right.transpose(1, 2) if turned else left
+    if not view.dims[0]:  # one matrix for the whole batch
+        if turned and len(given) > 1:
+            return None  # outputs of a batch lie apart
+        given = given.reshape(1, -1, given.shape[-1])
+    arrangement = of_matrix(view, 0, 1, 2) if turned else of_matrix(view, 0, 2, 1)
+    source = y if turned else x
+    return Rows(arrangement, source, view, given, turned=turned, before=bias)
 
 
-@reads("addmm")
-def _addmm(find: Find, bias: Tensor, x: Tensor, y: Tensor, **scales: Any) -> Reading | None:
-    return None if scales else _product(find, x[None], y[None], bias)
+def _batched(matrix: Tensor) -> Tensor:
+    return matrix if matrix.ndim == 3 else matrix[None]
+
+
+@reads("addmm addmv baddbmm")
+def _added(find: Find, bias: Tensor, x: Tensor, y: Tensor, **scales: Any) -> Reading | None:
+    return None if scales else _product(find, x, y, bias)
 
 
 @reads("linear")
 def _linear(find: Find, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Reading | None:
-    return _product(find, x.reshape(1, -1, x.shape[-1]), weight.t()[None], bias)
-
-
-@reads("mv")
-def _mv(find: Find, x: Tensor, y: Tensor) -> Reading | None:
-    return _product(find, x[None], y[None, :, None], None)
-
-
-@reads("addmv")
-def _addmv(find: Find, bias: Tensor, x: Tensor, y: Tensor, **scales: Any) -> Reading | None:
-    return None if scales else _product(find, x[None], y[None, :, None], bias)
-
-
-@reads("bmm")
-def _bmm(find: Find, x: Tensor, y: Tensor) -> Reading | None:
-    return _product(find, x, y, None)
-
-
-@reads("baddbmm")
-def _baddbmm(find: Find, bias: Tensor, x: Tensor, y: Tensor, **scales: Any) -> Reading | None:
-    return None if scales else _product(find, x, y, bias)
-
-
-def _product(find: Find, x: Tensor, y: Tensor, bias: Tensor | None) -> Reading | None:
-    """``x (b, n, k) @ y (b, k, m)``, in which one of the two is a parameter."""
-    right, left = find(y), find(x)
-    if (right is None) == (left is None):
-        return None
-    turned = right is None
-    view = left if right is None else right
-    assert view is not None
-    given = y.transpose(1, 2) if turned else x
-    if not view.dims[0]:  # one matrix for the whole batch
-        given = given.reshape(1, -1, given.shape[-1])
-    arrangement = of_matrix(view, 0, 1, 2) if turned else of_matrix(view, 0, 2, 1)
-    if turned and len(given) == 1 and len(x) > 1:
-        return None  # outputs of a batch lie apart
-    return Rows(arrangement, y if turned else x, view, given, turned=turned, before=bias)
+    found = _product(find, x.reshape(-1, x.shape[-1]), weight.t(), bias)
+    if found is not None:
+        found.source = x
+    return found
 
 
 @reads("_grouped_mm")
