@@ -32,7 +32,6 @@ class ByHand(nn.Module):
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "LayerNorm": nn.LayerNorm,
     "LayerNorm without affine": lambda n: nn.LayerNorm(n, elementwise_affine=False),
-    "RMSNorm": nn.RMSNorm,
     "a layer norm by hand": lambda n: ByHand(n, centred=True),
     "a root mean square by hand": lambda n: ByHand(n, centred=False),
     "GroupNorm": lambda n: nn.GroupNorm(1, n),
@@ -153,6 +152,29 @@ def test_shrink_when_every_slice_is_masked_then_that_is_the_request():
     assert result.plan.counts == {"emb": HIDDEN - len(GONE)}
     assert not result.verification.exact
     assert any(note.startswith("inexact: emb:") for note in result.notes)
+
+
+@places
+def test_shrink_when_a_root_mean_square_takes_the_factor_up_then_zero_positions_go_unasked(before):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Stream(lambda n: nn.RMSNorm(n, eps=1e-2), before, bias=False).double().eval()
+        x = torch.randn(4, 5).double()
+    masks = rows(model, *SOURCES)
+    result = shrink(model, masks, x)
+    assert result.plan.counts == {"emb": HIDDEN - len(GONE)}
+    assert result.verification.exact
+    assert gap(model, masks, result.model, x) < 1e-10
+
+
+@places
+def test_shrink_when_a_bias_is_left_before_a_root_mean_square_then_the_positions_stay(before):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Stream(lambda n: nn.RMSNorm(n, eps=1e-2), before, bias=True).double().eval()
+        x = torch.randn(4, 5).double()
+    result = shrink(model, rows(model, *SOURCES), x)
+    assert not result.plan.keep
 
 
 class Gated(nn.Module):

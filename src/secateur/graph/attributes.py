@@ -1,7 +1,7 @@
-"""The integers that a model holds: while it is watched, each remembers which attribute it is.
+"""The numbers that a model holds: while it is watched, each remembers which attribute it is.
 
-They are those of its modules, and of the plain objects that these hold (a config).  Afterwards
-every attribute is as it was.
+They are integers, and floats that may be an epsilon, of its modules and of the plain objects that
+these hold (a config).  Afterwards every attribute is as it was.
 """
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from .floats import Spending, TracedFloat
 from .integers import Notes, TracedInt
 from .origins import Attribute, Origin
 
 
+class Watcher(Notes, Spending, Protocol):
+    """Is told what the code does with the numbers that the model holds."""
+
+
 @contextmanager
-def traced_attributes(model: nn.Module, note: Notes) -> Iterator[None]:
-    """Replace every integer that the model holds by a ``TracedInt``; put all back afterwards.
+def traced_attributes(model: nn.Module, note: Watcher) -> Iterator[None]:
+    """Replace every number that the model holds by a traced one; put all back afterwards.
 
     Those of its modules, and of the objects that hang on them: of an object that several modules
-    share, each integer is one attribute.  What the forward itself stores is the caller's to undo.
+    share, each number is one attribute.  What the forward itself stores is the caller's to undo.
     """
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
     for path, prefix, held in list(_holders(model)):
@@ -64,10 +69,12 @@ def _is_plain_object(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict)
 
 
-def _trace(value: Any, attribute: Attribute, note: Notes) -> Any:
+def _trace(value: Any, attribute: Attribute, note: Watcher) -> Any:
     if type(value) is int:
         held = Attribute(attribute.path, attribute.name, attribute.index, value)
         return TracedInt(value, Origin.of(held), note)
+    if type(value) is float and 0 < value < 1 and attribute.index is None:
+        return TracedFloat(value, attribute, note)
     if type(value) is dict and attribute.index is None:
         return _trace_dict(value, attribute, note)
     several = type(value) in (tuple, list) and attribute.index is None
@@ -77,7 +84,7 @@ def _trace(value: Any, attribute: Attribute, note: Notes) -> Any:
     return type(value)(_trace(v, part, note) for v, part in zip(value, parts, strict=True))
 
 
-def _trace_dict(value: dict[Any, Any], attribute: Attribute, note: Notes) -> Any:
+def _trace_dict(value: dict[Any, Any], attribute: Attribute, note: Watcher) -> Any:
     """Sizes by name, as in ``{"heads": 4}``: each is one attribute."""
     if not any(type(v) is int for v in value.values()):
         return value

@@ -154,6 +154,11 @@ def atoms(axis: Axis) -> Iterator[Atom]:
             stack.extend(reversed(axis.parts))
 
 
+def contains(axis: Axis, atom: Atom) -> bool:
+    """Tell whether an axis mentions an atom."""
+    return any(found is atom for found in atoms(axis))
+
+
 def _define(atom: Atom, meaning: Axis) -> None:
     atom.link = meaning
     if atom.frozen is not None:

@@ -1,4 +1,4 @@
-"""The torch function that is running, and the integers that it was given.
+"""The torch function that is running, and the numbers that it was given.
 
 ``Call`` holds them, so that a rule can ask where the ``64`` in ``view(2, 12, 64)`` came from;
 ``x.shape`` hands out integers that remember it.
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .floats import TracedFloat
 from .integers import Notes, TracedInt, origin_of
-from .origins import Origin, Size
+from .origins import Attribute, Origin, Size
 
 
 class Call:
-    """The name of the running torch function, and the integers that it was given, in order."""
+    """The name of the running torch function, and the numbers that it was given, in order."""
 
     def __init__(
         self,
@@ -29,13 +30,25 @@ class Call:
         options: dict[str, Any] | None = None,
     ):
         self.name = name
-        self.integers: list[int] = list(_integers((arguments, list((options or {}).values()))))
+        given = (arguments, list((options or {}).values()))
+        self.integers: list[int] = list(_integers(given))
+        self._floats = tuple(_floats(given))
         self._places = dict(enumerate(arguments)) | (options or {})
 
     def argument(self, keyword: str, place: int) -> Origin | None:
         """Return the origin of one argument, or None if it is no integer or was not given."""
         value = self._places.get(keyword, self._places.get(place))
         return _absolute(value) if isinstance(value, int) else None
+
+    @property
+    def floats(self) -> tuple[Attribute, ...]:
+        """The attributes that the function was given as floats."""
+        return tuple(dict.fromkeys(x.attribute for x in self._floats))
+
+    def float_of(self, number: float) -> Attribute | None:
+        """Return the attribute that a number of an operation is, or None."""
+        found = {x.attribute for x in self._floats if x.stands_for(number)}
+        return found.pop() if len(found) == 1 else None
 
     def one(self, size: int) -> Origin | None:
         """Return the origin of one size: an expression, a literal, or None if not given."""
@@ -89,14 +102,26 @@ def _integers(value: Any) -> Iterator[int]:
         yield from _integers((value.start, value.stop, value.step))
 
 
+def _floats(value: Any) -> Iterator[TracedFloat]:
+    if isinstance(value, TracedFloat):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _floats(part)
+
+
 class CallWatcher(TorchFunctionMode):
-    """Keeps ``current``, the running torch function's integers, and makes shapes remember."""
+    """Keeps ``current``, the running torch function's numbers, and makes shapes remember.
+
+    ``given`` are the calls so far that were given a float of an attribute.
+    """
 
     def __init__(self, value_of: Callable[[Tensor], int | None], note: Notes):
         super().__init__()
         self.value_of = value_of
         self.note = note
         self.current: Call = Call()
+        self.given: list[Call] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -123,6 +148,8 @@ class CallWatcher(TorchFunctionMode):
         closed = func is F.multi_head_attention_forward
         name = getattr(func, "__name__", "")
         self.current = _Closed() if closed else Call(name, self._given(func, args, kwargs), kwargs)
+        if self.current.floats:
+            self.given.append(self.current)
         try:
             return func(*args, **(kwargs or {}))
         finally:

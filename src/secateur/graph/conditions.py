@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .axes import Atom, Axis
+from .axes import Atom, Axis, contains
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +116,13 @@ def holds(
         return known[c]
 
     return ask(condition)
+
+
+def zero_when_masked(condition: Condition, atom: Atom) -> bool:
+    """Tell whether a position of an atom is zero for sure once all its slices are masked."""
+    single = Atom(1)  # the answer is the same for every position
+
+    def mentions(axis: Axis, _: Atom) -> bool:
+        return contains(axis, atom)
+
+    return bool(holds(condition, single, mentions, lambda *_: torch.ones(1, dtype=torch.bool)))

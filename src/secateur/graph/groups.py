@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Literal
 
-import torch
-
 from .axes import Atom, Axis, Product, atoms, find
-from .conditions import holds
+from .conditions import zero_when_masked
 from .infer import Inferred
 from .lengths import now
 from .typing import Reason, Site
@@ -103,11 +101,6 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
     return free, frozen
 
 
-def contains(axis: Axis, atom: Atom) -> bool:
-    """Tell whether an axis mentions an atom."""
-    return any(found is atom for found in atoms(axis))
-
-
 def _state(inferred: Inferred) -> Iterator[tuple[str, int, bool]]:
     """Yield (name, value, is parameter) of all state in the order of first use."""
     r = inferred.recording
@@ -139,15 +132,10 @@ def _inexact(inferred: Inferred, free: list[Atom]) -> dict[int, Reason]:
     """Return for each atom why its removal changes the result, where it does."""
     found: dict[int, Reason] = {}
     for atom in free:
-        single = Atom(1)  # the answer is the same for every position
-
-        def mentions(axis: Axis, _: Atom, atom: Atom = atom) -> bool:
-            return contains(axis, atom)
-
         for site in inferred.sites_of(atom):
             if site.harm:
                 found.setdefault(id(atom), _because(site, site.harm))
-            elif not holds(site.zero, single, mentions, lambda *_: torch.ones(1, dtype=torch.bool)):
+            elif not zero_when_masked(site.zero, atom):
                 why = site.reason.why or "is summed over positions that are not zero when masked"
                 found.setdefault(id(atom), _because(site, why))
     return found

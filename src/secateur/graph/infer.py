@@ -14,8 +14,9 @@ import torch
 from secateur.errors import AxisError, RuleError
 
 from .axes import Atom, Axis, atoms, find, freeze
-from .conditions import ALWAYS, Masked, every
+from .conditions import ALWAYS, Masked, every, zero_when_masked
 from .equations import Named, solve
+from .gains import absorb
 from .lengths import Sizing
 from .origins import Attribute, Factor, Origin, Size
 from .partial import freeze_tables, freeze_trained
@@ -43,6 +44,7 @@ class Inferred:
         self.typing.tables.lengths = frozenset((*recording.given, *of_inputs)) - {0, 1}
         self.unknown: dict[str, Reason] = {}
         self.sizing = Sizing()
+        self._averages: dict[int, list[Site]] = {}
         self._start()
         for forward in recording.forwards:
             self._run(forward)
@@ -54,6 +56,7 @@ class Inferred:
         self.attributes = solve(t.names, t.pairs, self._axis_of, self.sizing, t.tables)
         self._keep_larger()
         self._numbers()
+        self._absorb()
 
     def _run(self, forward: Recording) -> None:
         """Apply the rules to one forward.
@@ -69,6 +72,8 @@ class Inferred:
             self._apply(op)
             if not used:  # its sizes must fit, but what it computes does not matter
                 del t.sites[known:]
+            elif means := [site for site in t.sites[known:] if site.average]:
+                self._averages[op.outputs[0].value] = means
         for value in forward.outputs:
             if value in self.types:
                 reason = self._maker(forward, value)
@@ -186,6 +191,28 @@ class Inferred:
                     seen.add(id(axis))
                     self.typing.sites.append(Site(axis, ALWAYS, ALWAYS, reason, reason.why))
 
+    def _absorb(self) -> None:
+        """An average whose factor something takes up does no harm; of others say why nothing does.
+
+        ``rescaled`` is what takes them up; ``epsilons`` are all floats that operations are given.
+        """
+        given = (a for call in self.recording.given_floats for a in call.floats)
+        self.epsilons = tuple(dict.fromkeys(given))
+        zero = {
+            value: sites
+            for value, sites in self._averages.items()
+            if all(zero_when_masked(s.zero, a) for s in sites for a in _free(s.axis))
+        }
+        absorbed = absorb(self.recording, zero, self.sizing)
+        self.rescaled = absorbed.rescaled
+        why: dict[int, str | None] = {}
+        for value, sites in zero.items():
+            why |= dict.fromkeys(map(id, sites), absorbed.stuck.get(value))
+        self.typing.sites = [
+            _absorbed(site, why[id(site)]) if id(site) in why else site
+            for site in self.typing.sites
+        ]
+
     def _type(self, x: Any) -> Any:
         if isinstance(x, Ref):
             if x.value not in self.types:  # a tensor that the code holds outside of the state
@@ -271,6 +298,16 @@ class Inferred:
         for x in _tensors([args, kwargs]):
             self.typing.freeze(x, why)
         return [self.typing.opaque(shape, why) for shape in self.typing.out]
+
+
+def _free(axis: Axis) -> Iterator[Atom]:
+    return (atom for atom in atoms(axis) if atom.frozen is None)
+
+
+def _absorbed(site: Site, obstacle: str | None) -> Site:
+    if obstacle is None:
+        return replace(site, harm=None, steady=None)
+    return replace(site, harm=f"{site.harm}, and nothing takes that up: {obstacle}")
 
 
 def _number(origin: Origin) -> Fraction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -107,6 +107,8 @@ class Recording:
     whole: list[Whole] = field(default_factory=list)
     lengths: list[Origin] = field(default_factory=list)  # that ``len`` took out of sight
     given: set[int] = field(default_factory=set)  # numbers among the inputs, or read from tensors
+    given_floats: Sequence[Provenance] = ()  # calls, of all forwards
+    spent: set[Attribute] = field(default_factory=set)  # floats that the code computes with
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
     stateful: bool = False  # it changed what the model holds, which another call reads
@@ -143,6 +145,7 @@ class Recording:
             parameters=self.parameters,
             buffers=self.buffers,
             given=self.given,
+            spent=self.spent,
             names=self.names,
         )
 

@@ -81,6 +81,10 @@ class _Recorder(TorchDispatchMode):
         if origin.factors:
             self.recording.numbers.append(Number(origin, self.modules[-1], _line()))
 
+    def spent(self, attribute: Attribute) -> None:
+        """Write down that the code computes a number from a float, which must stay."""
+        self.recording.spent.add(attribute)
+
     def whole(self, tensor: Tensor, dim: int, bound: int) -> None:
         """Write down that all of a dimension is asked for, by a bound."""
         if (value := self.values.get(tensor)) is not None:
@@ -316,6 +320,7 @@ def _record(
         if recording.unread():
             _record_training(recorder, model, args, kwargs)
     recording.stateful = apart.changed
+    recording.given_floats = recorder.calls.given
     return recording
 
 

@@ -91,6 +91,7 @@ class Site:
     harm: str | None = None
     weight: tuple[str, int] | None = None  # the consumer, where a constant could be folded
     steady: Condition | None = None  # where it harms: when the position is constant
+    average: bool = False  # the harm is a factor, which something after it may take up
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,15 @@ class Limit:
 
 
 class Provenance(Protocol):
-    """Where the integers of the call being typed came from (see ``attributes``)."""
+    """Where the numbers of the call being typed came from (see ``attributes``)."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def floats(self) -> tuple[Attribute, ...]: ...
+
+    def float_of(self, number: float) -> Attribute | None: ...
 
     def one(self, size: int) -> Origin | None: ...
 
@@ -227,10 +233,14 @@ class Typing:
         site = Site(x.axis, zero, const, self.reason, weight=weight.source)
         self.sites.append(site)
 
-    def reduce(self, dim: Dim, harm: str | None = None) -> None:
-        """Say that a dimension is summed away; ``harm`` says what its size changes besides."""
+    def reduce(self, dim: Dim, harm: str | None = None, *, average: bool = False) -> None:
+        """Say that a dimension is summed away; ``harm`` says what its size changes besides.
+
+        For an ``average`` that is a factor, and no harm where ``gains`` finds what takes it up.
+        """
         steady = dim.const if harm else None
-        self.sites.append(Site(dim.axis, dim.zero, dim.zero, self.reason, harm, steady=steady))
+        site = Site(dim.axis, dim.zero, dim.zero, self.reason, harm, steady=steady, average=average)
+        self.sites.append(site)
 
     def limit(self, dim: Dim, least: int = 1, step: int = 1) -> None:
         """Say that a dimension keeps at least so many positions, or a multiple of ``step``."""

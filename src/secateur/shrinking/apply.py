@@ -18,10 +18,11 @@ from secateur.types import Example, Masks
 from .cut import Surgery
 from .expressed import expressed, rebuilt
 from .files import load_plans
-from .history import History
+from .history import Changes, History
 from .older import outdate
 from .operation import Operation
 from .plan import Plan
+from .rescale import rounded
 from .result import Result
 from .verify import Check
 
@@ -152,7 +153,10 @@ def cut_and_verify(
         done.masks,
         structure,
         done.verification,
-        notes=[*notes, *structure.notes, *done.notes, *_inexact(structure, done.plan)],
+        notes=[
+            *(*notes, *structure.notes, *done.notes),
+            *(*_inexact(structure, done.plan), *rounded(model, surgery.rescaled)),
+        ],
         attributes=done.attributes,
         folded=done.folded,
         config=config,
@@ -173,15 +177,16 @@ def _inexact(structure: Structure, plan: Plan) -> Iterator[str]:
 
 def _configured(
     model: nn.Module, structure: Structure, surgery: Surgery, check: Check | None
-) -> tuple[dict[str, tuple[int | None, int]] | None, bool]:
+) -> tuple[Changes | None, bool]:
     """Let the model's config say the new sizes, where it can.
 
     Returns:
-        The integers that changed, or None; and whether a model that was built from them was seen
+        The numbers that changed, or None; and whether a model that was built from them was seen
         to compute the same.
     """
     dense = History.of(model).shapes
-    changes = expressed(model, dense, surgery.shapes, structure.inferred.attributes)
+    numbers = structure.inferred.attributes, structure.inferred.epsilons
+    changes = expressed(model, dense, surgery.shapes, *numbers)
     if changes is None or check is None:
         return changes, False
     expected = check.expect(model, check.trials[1:2])

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import MaskError, did_you_mean
-from secateur.graph.axes import Atom, Ragged, atoms, find
+from secateur.graph.axes import Atom, Ragged, atoms, contains, find
 from secateur.graph.conditions import Condition, holds
-from secateur.graph.groups import Group, contains
+from secateur.graph.groups import Group
 from secateur.graph.layout import Along, labels, rows
 from secateur.graph.typing import Site
 from secateur.structure import Structure

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,8 +21,9 @@ from secateur.runtime.values import not_finite
 from secateur.structure import Structure
 
 from .describe import descriptions
-from .history import HELD_AS, History, Passing, Shape
+from .history import HELD_AS, Changes, History, Passing, Shape
 from .plan import Plan
+from .rescale import rescaled_floats, rescaled_tensors
 from .slices import Slices, laid_out_as
 
 FAST = (torch.float32, torch.float64)
@@ -35,6 +37,7 @@ class Surgery:
         self.model = model
         self._undo: list[Callable[[], None]] = []
         self.shapes: dict[str, tuple[Shape, Shape]] = {}  # before and after the cut
+        self.rescaled: dict[str, Tensor] = {}  # parameters, by their values before rounding
 
     def mark(self) -> int:
         """Return how many changes were made, for ``undo``."""
@@ -147,7 +150,7 @@ class Surgery:
             tensor = getattr(self.model.get_submodule(path), last)
             self.set_data(tensor, tensor.data + amount)
 
-    def cut(self, structure: Structure, plan: Plan) -> dict[str, tuple[int, int]]:
+    def cut(self, structure: Structure, plan: Plan) -> Changes:
         """Apply a plan; return attribute → (before, after).
 
         Raises:
@@ -155,7 +158,8 @@ class Surgery:
         """
         plan.check(structure)
         shapes = self.shapes = self._cut_tensors(Slices(structure, plan))
-        changed = self._set_sizes(structure, structure.counter(plan))
+        count = structure.counter(plan)
+        changed: Changes = {**self._set_sizes(structure, count), **self._rescale(structure, count)}
         changed |= self._hand_on_first_place(plan.drop)
         blocks = map(structure.block, plan.drop)
         dropped: dict[str, Passing] = {b.name: (b.position, b.returns) for b in blocks}
@@ -166,7 +170,7 @@ class Surgery:
         self.set_attribute(self.model, HELD_AS, history)
         return changed
 
-    def configure(self, changes: Mapping[str, tuple[int | None, int]]) -> None:
+    def configure(self, changes: Changes) -> None:
         """Let the model's config say other numbers, and the history that it does."""
         named = {f"config.{key}": change for key, change in changes.items()}
         for name, (_, after) in named.items():
@@ -184,6 +188,17 @@ class Surgery:
             for name, held in [*module._parameters.items(), *module._buffers.items()]:
                 if held is not None:
                     self.set_attribute(module, name, None)
+
+    @contextmanager
+    def spelled_out(self, structure: Structure, plan: Plan) -> Iterator[None]:
+        """Let the epsilons that a cut will change be numbers: a check computes in another type."""
+        start, count = self.mark(), structure.counter(plan)
+        for attribute, held, _ in rescaled_floats(self.model, structure.inferred.rescaled, count):
+            self.set_size(attribute, held)
+        try:
+            yield
+        finally:
+            self.undo(start)
 
     def _hand_on_first_place(self, dropped: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Give the first block that is left the number of the first that was: 0.
@@ -245,8 +260,23 @@ class Surgery:
                     changed.pop(str(Attribute(path, name)), None)
         return changed
 
-    def set_size(self, attribute: Attribute, size: int) -> None:
-        """Set an integer that a module, or an object of it, keeps alone, in a tuple or a dict."""
+    def _rescale(self, structure: Structure, count: Callable[[Atom], int]) -> Changes:
+        """Let scales and epsilons take up the factors of averages over what was cut."""
+        found = structure.inferred.rescaled
+        changed: Changes = {}
+        for attribute, _, after in rescaled_floats(self.model, found, count):
+            before = attribute.held_by(self.model.get_submodule(attribute.path))
+            self.set_size(attribute, after)
+            changed[str(attribute)] = (before, after)
+        state = dict(self.model.named_parameters())
+        self.rescaled = dict(rescaled_tensors(state, found, count))
+        for name, values in self.rescaled.items():
+            tensor = state[name]
+            self.set_data(tensor, laid_out_as(values.to(tensor.dtype), tensor))
+        return changed
+
+    def set_size(self, attribute: Attribute, size: float) -> None:
+        """Set a number that a module, or an object of it, keeps alone, in a tuple or a dict."""
         *way, name = attribute.name.split(".")
         held = vars(self.model.get_submodule(attribute.path))
         for step in way:

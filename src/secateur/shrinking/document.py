@@ -30,8 +30,8 @@ class _Reshaped(_Part):
 
 
 class _Changed(_Part):
-    before: int | None
-    after: int
+    before: int | float | None
+    after: int | float
 
 
 class _Passing(_Part):

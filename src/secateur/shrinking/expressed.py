@@ -20,14 +20,11 @@ from torch import nn
 from secateur.graph.origins import Attribute
 from secateur.runtime.forward import random_kept
 
-from .history import Shape
+from .history import Changes, Shape
 
 MOST_BUILDS = 60
 MOST_COMBINED = 256
 MOST_BYTES = 2**31  # of a model that is built again with its weights, to see that it is the same
-
-Changes = dict[str, tuple[int | None, int]]
-"""Number of a config → before, None where it was not there, and after."""
 
 
 def expressed(
@@ -35,23 +32,27 @@ def expressed(
     shapes: Mapping[str, tuple[Shape, Shape]],
     now: Mapping[str, tuple[Shape, Shape]],
     read: Iterable[Attribute],
+    epsilons: Iterable[Attribute] = (),
 ) -> Changes | None:
-    """Return which integers of ``model.config`` must change, or None where none can say it.
+    """Return which numbers of ``model.config`` must change, or None where none can say it.
 
     Args:
         model: the smaller model; its config still says the old sizes.
         shapes: what was cut → shape in the dense model and after.
         now: likewise, of the last cut alone: the config may know of those before it.
         read: the integers that the forward reads; all must be the same in both.
+        epsilons: likewise floats.
     """
     if not shapes or not _is_config(getattr(model, "config", None)) or not _uniform(shapes):
         return None
-    search = _Search(model, [*shapes.values(), *now.values()], read)
+    search = _Search(model, [*shapes.values(), *now.values()], read, epsilons)
     config = search.found()
+    config = config and search.with_epsilons(config)
     if config is None:
         return None
     old, new = vars(model.config), vars(config)
-    changed = (k for k, value in new.items() if type(value) is int and old.get(k) != value)
+    numbers = (k for k, value in new.items() if type(value) in (int, float))
+    changed = (k for k in numbers if old.get(k) != new[k])
     return {key: (old.get(key), new[key]) for key in changed}
 
 
@@ -64,8 +65,11 @@ def rebuilt(model: nn.Module, changes: Changes) -> nn.Module | None:
         setattr(config, key, after)
     with random_kept():
         new = type(model)(config)
-    first = next(model.parameters())
-    new.to(device=first.device, dtype=first.dtype).load_state_dict(model.state_dict())
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in (*new.named_parameters(), *new.named_buffers()):
+        if name in held:  # some stay in float32: a table of frequencies
+            tensor.data = tensor.data.to(device=held[name].device, dtype=held[name].dtype)
+    new.load_state_dict(model.state_dict())
     return new.train(model.training)
 
 
@@ -73,11 +77,16 @@ class _Search:
     """Looks for numbers of a config that make a model of the wanted shapes and integers."""
 
     def __init__(
-        self, model: Any, changes: Iterable[tuple[Shape, Shape]], read: Iterable[Attribute]
+        self,
+        model: Any,
+        changes: Iterable[tuple[Shape, Shape]],
+        read: Iterable[Attribute],
+        epsilons: Iterable[Attribute],
     ):
         self.model = model
         self.wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self.read = [a for a in read if not a.name.startswith("config.")]
+        self.epsilons = [a for a in epsilons if not a.name.startswith("config.")]
         self.builds = 0
         pairs = {
             (old, new)
@@ -146,7 +155,7 @@ class _Search:
                 config = without
         return config
 
-    def _with(self, config: Any, settings: Mapping[str, int | None]) -> Any:
+    def _with(self, config: Any, settings: Mapping[str, float | None]) -> Any:
         config = copy.deepcopy(config)
         for key, value in settings.items():
             setattr(config, key, value)
@@ -180,13 +189,35 @@ class _Search:
     def same_integers(self, config: Any) -> bool:
         """Tell whether the model that a config makes also holds the integers that are read."""
         built = self.build(config)
-        if built is None:
-            return False
+        return built is not None and not any(self._others(built, self.read))
+
+    def with_epsilons(self, config: Any) -> Any:
+        """Return a config of whose model the epsilons are this model's too, or None."""
+        built = self.build(config)
+        wanted = dict(self._others(built, self.epsilons)) if built is not None else {}
+        settings = {
+            key: wanted[value]
+            for key, value in vars(config).items()
+            if type(value) is float and value in wanted
+        }
+        for key in [None, *settings]:  # all of them; then without those that change nothing
+            fewer = {k: value for k, value in settings.items() if k != key}
+            built = self.build(self._with(config, fewer))
+            if built is not None and not any(self._others(built, self.epsilons)):
+                settings = fewer
+            elif key is None:
+                return None
+        return self._with(config, settings)
+
+    def _others(
+        self, built: nn.Module, attributes: Iterable[Attribute]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield numbers that another model holds, and those of this one, where they differ."""
         here, there = dict(self.model.named_modules()), dict(built.named_modules())
-        return all(
-            a.path in there and a.held_by(here[a.path]) == a.held_by(there[a.path])
-            for a in self.read
-        )
+        for a in attributes:
+            other, mine = a.held_by(there.get(a.path)), a.held_by(here[a.path])
+            if other != mine or a.path not in there:
+                yield other, mine
 
 
 def _is_config(config: Any) -> bool:

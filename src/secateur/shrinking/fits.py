@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 
 from torch import Tensor, nn
 
@@ -110,16 +111,31 @@ def _other_values(history: History, model: nn.Module) -> Iterator[str]:
             continue
         value = attribute.held_by(modules[attribute.path])
         if before is None:
-            if not attribute.name.startswith("config.") or after < 1:
+            if not _can_be_given(modules[attribute.path], attribute, after):
                 yield f"{text} cannot be given to a model that has none"
             elif value is not None and value != after:
                 yield f"{text} is {value!r} in this model, and the dense one had none"
-        elif type(value) is not int:
-            yield f"this model has no integer {text!r}"
+        elif type(value) is not type(before):
+            kind = "integer" if type(before) is int else "float"
+            yield f"this model has no {kind} {text!r}"
         elif value != before:
             yield f"{text} is {value} in this model, and was {before} in the dense one"
-        elif not (0 if history.dropped else 1) <= after <= before:
+        elif type(after) is not type(before) or not _sensible(before, after, history):
             yield f"{text} cannot become {after}: it is {before}"
+
+
+def _can_be_given(module: nn.Module, attribute: Attribute, after: float) -> bool:
+    """Tell whether a number can be given: a size to a config, or an epsilon instead of None."""
+    if isinstance(after, float):
+        return hasattr(module, attribute.name) and 0 < after < inf
+    return attribute.name.startswith("config.") and after >= 1
+
+
+def _sensible(before: float, after: float, history: History) -> bool:
+    """Tell whether a size became smaller, or an epsilon larger or smaller."""
+    if isinstance(before, int):
+        return (0 if history.dropped else 1) <= after <= before
+    return 0 < after < inf
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from torch import nn
 from .plan import Plan
 
 Shape = tuple[int, ...]
+Changes = dict[str, tuple[float | None, float]]
+"""Attribute → the number that it was, None where a config did not have it, and that it is."""
 Passing = tuple[int | str, tuple[bool, ...] | None]  # argument, and parts of a tuple (see Block)
 
 HELD_AS = "_pruning_history"  # an attribute of the model, which survives a deep copy
@@ -32,7 +34,7 @@ class History:
 
     steps: tuple[Plan, ...] = ()
     shapes: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    attributes: Mapping[str, tuple[int | None, int]] = field(default_factory=dict)
+    attributes: Mapping[str, tuple[float | None, float]] = field(default_factory=dict)
     dropped: Mapping[str, Passing] = field(default_factory=dict)
 
     @classmethod
@@ -40,7 +42,7 @@ class History:
         """Return the history of a model; that of a dense one is empty."""
         return vars(model).get(HELD_AS, cls())
 
-    def with_attributes(self, changes: Mapping[str, tuple[int | None, int]]) -> History:
+    def with_attributes(self, changes: Mapping[str, tuple[float | None, float]]) -> History:
         """Return this history with more attributes that changed on the way."""
         return replace(self, attributes=_chain(self.attributes, changes))
 
@@ -48,7 +50,7 @@ class History:
         self,
         plan: Plan,
         shapes: Mapping[str, tuple[Shape, Shape]],
-        attributes: Mapping[str, tuple[int | None, int]],
+        attributes: Mapping[str, tuple[float | None, float]],
         dropped: Mapping[str, Passing],
     ) -> History:
         """Return this history with one plan more, and what it changed."""

@@ -6,6 +6,7 @@ Exactness is never given up: what is left of a plan has passed the check whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from secateur.types import Example, Masks
 
 from .culprits import innocent, joined, named, parts
 from .cut import Surgery
+from .history import Changes
 from .locate import first_difference
 from .plan import Plan
+from .rescale import unrounded
 from .trials import Trial
 from .verify import Check, Verification
 
@@ -29,7 +32,7 @@ class Done:
 
     plan: Plan
     masks: Masks
-    attributes: dict[str, tuple[int, int]]
+    attributes: Changes
     verification: Verification | None
     folded: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -141,9 +144,12 @@ class Operation:
         ways = [way for trial in self.check.trials for way in trial]
         way = next((way for way in ways if way.name == error.trial), ways[0])
         self._mask(plan)
-        masked = self.check.watched(self.model, way)
+        with self.surgery.spelled_out(self.structure, plan):
+            masked = self.check.watched(self.model, way)
         self.surgery.cut(self.structure, plan)
-        smaller, allowed = self.check.watched(self.model, way), self.check.precision.tolerance
+        allowed = self.check.precision.tolerance
+        with self._unrounded(self.check):
+            smaller = self.check.watched(self.model, way)
         path = first_difference(self.structure, plan, masked, smaller, allowed)
         kind = type(self.model.get_submodule(path)).__name__
         where = f"{path!r} ({kind})" if path else f"{kind} itself"
@@ -157,11 +163,14 @@ class Operation:
             trials: what to compare on besides the example; nothing is everything.
         """
         done = self._mask(plan)
-        expected = self.check.expect(self.model, trials) if self.check else None
+        with self.surgery.spelled_out(self.structure, plan):
+            expected = self.check.expect(self.model, trials) if self.check else None
         done.attributes = self.surgery.cut(self.structure, plan)
         if self.check and expected:
             exact = all(map(self._exact, parts(self.structure, plan)))
-            done.verification = found = self.check.compare(self.model, expected, exact=exact)
+            with self._unrounded(self.check):
+                found = self.check.compare(self.model, expected, exact=exact)
+            done.verification = found
             if not found.passed:
                 raise VerificationError(
                     f"the smaller {self.structure.model} differs from the masked one by "
@@ -170,6 +179,9 @@ class Operation:
                     found.worst,
                 )
         return done
+
+    def _unrounded(self, check: Check) -> AbstractContextManager[None]:
+        return unrounded(self.model, self.surgery.rescaled, check.precision.dtype)
 
     def _mask(self, plan: Plan) -> Done:
         """Take back what was done before, and mask what a plan removes."""

@@ -21,7 +21,7 @@ from secateur.structure import Structure
 from secateur.types import Masks
 
 from .files import save_pruned
-from .history import History
+from .history import Changes, History
 from .plan import Plan
 from .verify import Verification
 
@@ -56,9 +56,7 @@ class Result(Shown):
     notes: list[str] = field(default_factory=list)
     attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
-    config: dict[str, tuple[int | None, int]] | None = (
-        None  # integers that say the new shapes, if any do
-    )
+    config: Changes | None = None  # numbers that say the new shapes, if any do
     rebuilt: bool = False  # such a model was built, and computes the same
     warnings: list[str] = field(default_factory=list)
     compared_with: str = "the masked model"

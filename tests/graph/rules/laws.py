@@ -20,9 +20,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from secateur.graph.axes import Atom, atoms, positions
+from secateur.graph.axes import Atom, atoms, contains, positions
 from secateur.graph.conditions import ALWAYS, holds
-from secateur.graph.groups import Group, contains
+from secateur.graph.groups import Group
 from secateur.graph.infer import Inferred
 from secateur.graph.layout import among, labels
 from secateur.graph.outputs import tensors_of

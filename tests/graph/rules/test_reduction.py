@@ -13,10 +13,11 @@ CASES = {
     "sum": features(lambda m, x: x * x.sum(1, keepdim=True)),
     "norm": features(lambda m, x: x * x.norm(dim=1, keepdim=True)),
     "norm-infinite": features(lambda m, x: x * x.norm(p=float("inf"), dim=1, keepdim=True)),
+    "mean-taken-up": features(lambda m, x: x * x.mean(1, keepdim=True)),
     **{
         name: features(lambda m, x, f=f: x * f(x), exact={}, inexact={"first": why})
         for name, f, why in (
-            ("mean", lambda x: x.mean(1, keepdim=True), "averages"),
+            ("mean", lambda x: x.mean(1, keepdim=True).sigmoid(), "averages"),
             ("mean-by-hand", lambda x: x.sum(1, keepdim=True) / x.shape[1], "computes a number"),
             ("mean-of-all", lambda x: x.sum() / x.numel(), "computes a number"),
             ("count", lambda x: x.sum() * (1 / torch.numel(input=x)), "computes a number"),
@@ -169,7 +170,9 @@ LAWS = {
             "sum": lambda m: (m.x.sum(1), m.x.sum((0, 2), keepdim=True), m.x.sum()),
             "nansum": lambda m: m.x.nansum(1),
             "count_nonzero": lambda m: m.x.count_nonzero(1),
-            "mean": lambda m: (m.x.mean(1), m.x.mean((0, 2), True), m.x.mean()),
+            "mean": lambda m: (  # which the sigmoid keeps from being taken up
+                *(m.x.mean(1).sigmoid(), m.x.mean((0, 2), True).sigmoid(), m.x.mean().sigmoid()),
+            ),
             "norm": lambda m: (m.x.norm(dim=1), m.x.norm(p=1, dim=(0, 1)), m.x.norm()),
             "vector_norm": lambda m: torch.linalg.vector_norm(m.x, 3, 1),
             "logsumexp": lambda m: m.x.logsumexp(1),

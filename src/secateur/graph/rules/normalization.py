@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from secateur.graph.conditions import either, every
+from secateur.graph.conditions import Shared, either, every
 from secateur.graph.typing import Dim, Typed, Typing
 
 from .table import rule
@@ -62,7 +62,7 @@ def _with_statistics(t: Typing, out: Typed, channel: Dim) -> tuple[Any, ...]:
     return (out, *rest)
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@rule("native_layer_norm", "layer_norm")
 def layer_norm(
     t: Typing,
     x: Typed,
@@ -85,6 +85,27 @@ def layer_norm(
     kept = tuple(t.never_zero(d) for d in x.dims[:first])
     ones = tuple(t.fresh(1) for _ in normalized_shape)
     return (out, *(Typed(kept + ones) for _ in t.out[1:]))
+
+
+@rule("_fused_rms_norm", "rms_norm")
+def rms_norm(
+    t: Typing, x: Typed, normalized_shape: Sequence[int], weight: Typed | None = None, *_: Any
+) -> tuple[Any, ...]:
+    """The root of the mean of squares over the trailing dimensions: zeros stay zero."""
+    first = len(x) - len(normalized_shape)
+    dims = [replace(d, source=None) for d in x.dims]
+    for i, origin in enumerate(t.origins_of(normalized_shape)):
+        dim, scale = x[first + i], _at(weight, i)
+        t.reduce(dim, "averages squares over the axis", average=True)
+        t.name(dim.axis, origin)
+        if scale is not None:
+            t.same(dim, scale)
+        zero = dim.zero if scale is None else either(dim.zero, scale.zero)
+        steady = every(dim.const, Shared(dim.axis))  # the root is of all positions
+        dims[first + i] = Dim(dim.axis, zero, either(steady, zero))
+    root = tuple(t.never_zero(d) for d in x.dims[:first])
+    ones = tuple(t.fresh(1) for _ in normalized_shape)
+    return (Typed(tuple(dims)), *(Typed(root + ones) for _ in t.out[1:]))
 
 
 @rule("native_group_norm", "group_norm")

@@ -11,9 +11,12 @@ from secateur.graph.typing import Dim, Typed, Typing
 from .table import rule
 
 Dims = int | Sequence[int] | None
+AVERAGES = "averages over the axis"
 
 
-def _reduce(t: Typing, x: Typed, dims: Dims, keepdim: bool, harm: str | None) -> Typed:
+def _reduce(
+    t: Typing, x: Typed, dims: Dims, keepdim: bool, harm: str | None, *, average: bool = False
+) -> Typed:
     if dims is None or (isinstance(dims, (list, tuple)) and not dims):
         dims = tuple(range(len(x)))
     gone = {d % max(len(x), 1) for d in ([dims] if isinstance(dims, int) else dims)}
@@ -23,7 +26,7 @@ def _reduce(t: Typing, x: Typed, dims: Dims, keepdim: bool, harm: str | None) ->
             kept.append(replace(dim, source=None))
             continue
         if dim.size > 1:
-            t.reduce(dim, harm)
+            t.reduce(dim, harm, average=average)
         if keepdim:
             kept.append(t.fresh(1))
     return Typed(tuple(kept), x.static)
@@ -46,13 +49,18 @@ def norm(
     return Typed(tuple(map(t.never_zero, out.dims)), out.static) if smallest else out
 
 
-@rule("mean", "nanmean")
+@rule("mean")
 def mean(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
     if t.called == "rms_norm" and isinstance(dim, (list, tuple)):  # torch composes it from a mean
         shape = [x[d].size for d in dim]
         for d, origin in zip(dim, t.origins_of(shape), strict=True):
             t.name(x[d].axis, origin)
-    return _reduce(t, x, dim, keepdim, "averages over the axis")
+    return _reduce(t, x, dim, keepdim, AVERAGES, average=True)
+
+
+@rule("nanmean")
+def nanmean(t: Typing, x: Typed, dim: Dims = None, keepdim: bool = False, **_: Any) -> Typed:
+    return _reduce(t, x, dim, keepdim, AVERAGES)
 
 
 @rule("logsumexp")
