@@ -153,10 +153,7 @@ def cut_and_verify(
         done.masks,
         structure,
         done.verification,
-        notes=[
-            *(*notes, *structure.notes, *done.notes),
-            *(*_inexact(structure, done.plan), *rounded(model, surgery.rescaled)),
-        ],
+        notes=[*notes, *structure.notes, *done.notes, *_changed(structure, done.plan, surgery)],
         attributes=done.attributes,
         folded=done.folded,
         config=config,
@@ -165,14 +162,15 @@ def cut_and_verify(
     )
 
 
-def _inexact(structure: Structure, plan: Plan) -> Iterator[str]:
-    """Yield what a plan removes that changes what is computed."""
+def _changed(structure: Structure, plan: Plan, surgery: Surgery) -> Iterator[str]:
+    """Yield what a plan removes that changes what is computed, and what that rounds."""
     for name in plan.keep:
         if not structure[name].exact:
             yield f"inexact: {name}: {structure[name].inexact}"
     for name in plan.drop:
         if not structure.block(name).exact:
             yield f"inexact: {name}: what it adds cannot be masked by parameters"
+    yield from rounded(surgery.model, surgery.rescaled)
 
 
 def _configured(
