@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -48,6 +48,9 @@ class ModelSpeedup:
             it (not in NNI, which drops it unsaid); see ``secateur.shrink``.
         inexact: cut also positions that are masked wherever they are made, though a norm makes them
             anew (not in NNI, which always does); the result says how far the outputs go.
+        data: batches of inputs, from which what stays makes up for what goes (not in NNI): the
+            layers that read it are refitted to what the model computes without masks.
+        repair: how; see ``secateur.shrink``.
         batch_dim, batch_size, customized_mask_updaters, customized_replacers, graph_module,
             garbage_collect_values, logger: accepted for NNI's signature, and not needed.
 
@@ -71,6 +74,8 @@ class ModelSpeedup:
         verify: bool = True,
         constants: Literal["fold", "mask"] = "fold",
         inexact: bool = False,
+        data: Iterable[Any] | None = None,
+        repair: str = "least_squares",
     ):
         replacers = [
             r
@@ -92,6 +97,8 @@ class ModelSpeedup:
         self.verify = verify
         self.constants = constants
         self.inexact = inexact
+        self.data = data
+        self.repair = repair
         self.result: Result | None = None
 
     def speedup_model(self) -> nn.Module:
@@ -114,6 +121,8 @@ class ModelSpeedup:
                 verify=self.verify,
                 constants=self.constants,
                 inexact=self.inexact,
+                data=self.data,
+                repair=self.repair,
             )
         except BaseException:
             masking.put_on(self.model, on)

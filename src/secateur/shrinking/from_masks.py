@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from .apply import cut_and_verify
 from .completion import Completion, check_masks, complete, group_masks
 from .cut import Surgery
 from .plan import Plan
+from .repaired import repaired
 from .result import Result
 from .verify import Check
 
@@ -36,6 +37,8 @@ def shrink(
     verify: bool = True,
     constants: Literal["fold", "mask"] = "fold",
     inexact: bool = False,
+    data: Iterable[Any] | None = None,
+    repair: str = "least_squares",
 ) -> Result:
     """Remove what masks have made superfluous.
 
@@ -56,9 +59,13 @@ def shrink(
         inexact: remove also positions that are masked wherever they are made, though a norm over
             all of them makes them anew (hidden positions of a transformer).  The outputs change,
             and the result says by how much.
+        data: batches of inputs, from which what stays makes up for what goes; the model must have
+            its dense weights still.  See ``Pruner.repair``.
+        repair: how, a name in ``secateur.repairs``; not without ``data``.
 
     Raises:
         MaskError: a mask fits no parameter.
+        ConfigError: ``data`` is empty, or the model refuses a batch; ``model`` is unchanged.
         VerificationError, ShrinkError: nothing can be cut; ``model`` is unchanged.
 
     >>> import torch
@@ -72,7 +79,14 @@ def shrink(
     check_model(model)
     surgery = Surgery(model if inplace else copied(model))
     try:
-        return _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
+        if data is None:
+            return _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
+        structure = structure or analyze(surgery.model, example_inputs)
+        masks, record = repaired(surgery, masks, structure, data, repair, inexact=inexact)
+        result = _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
+        result.repair = record
+        result.notes += record.notes
+        return result
     except BaseException:
         surgery.undo()
         raise
