@@ -197,6 +197,11 @@ class Config(Target):
     of: Literal["channels", "params", "macs"] = Field(
         "channels", description="what the sparsity is a share of"
     )
+    alike: bool = Field(
+        False,
+        description="to params or macs all groups lose the same share; else widths inside of "
+        "blocks go first, and what blocks share when half of these are gone",
+    )
     round_to: Count = Field(1, description="kept counts are multiples of this")
     uniform: bool = Field(False, description="the same kept count for all groups of one kind")
     grid: Literal["fine", "coarse"] = Field(

@@ -15,6 +15,7 @@ from .runtime.batches import held
 from .runtime.copying import copied
 from .runtime.ordinary import in_ordinary_mode
 from .selection.calibration import Loss
+from .selection.tokens import random_tokens
 from .settings import pattern_share
 from .shrinking import Result
 from .types import Example
@@ -42,7 +43,8 @@ def prune(
         model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         sparsity: the share to remove, of channels or of what ``of`` says.
-        criterion: a name in ``secateur.criteria``; "l2" if none is given.
+        criterion: a name in ``secateur.criteria``.  If none is given, "activation" with ``data``
+            or, on random tokens, for a model that takes tokens; else "l2".
         config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
         inplace: cut this very model; by default a deep copy, so that the dense one is there still.
         verify: compare the smaller with the masked model.
@@ -79,10 +81,11 @@ def prune(
         data = held(data)  # it is read again
         if not inplace:
             model, inplace = copied(model), True
-    pruner = Pruner(model, chosen, example_inputs)
+    pruner, notes = by_default(Pruner(model, chosen, example_inputs), has_data=data is not None)
     if data is not None:
         pruner.calibrate(data, loss)
     pruner.decide()
+    pruner.notes.extend(notes)
     if how is None:
         return pruner.finish(inplace=inplace, verify=verify)
     return _repaired(pruner, data, how, verify)
@@ -117,6 +120,41 @@ def _repair(how: str | None, data: Any, loss: Loss | None) -> str | None:
             "takes: use Pruner, whose calibrate() and repair() take batches of their own"
         )
     return how
+
+
+WITH_DATA = "activation"
+"""The criterion where there is data and none is named."""
+
+
+def _has_criterion(config: Config) -> bool:
+    """Tell whether a criterion was named, or single weights are pruned: then it is the config's."""
+    return any(
+        "criterion" in target.model_fields_set or target.granularity != "group"
+        for target in (config, *config.targets)
+    )
+
+
+def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
+    """Return the pruner that scores as well as can be where no criterion is named, and a note.
+
+    With data that is ``activation``.  Without, a model that takes tokens is watched on random ones:
+    weights alone choose worse than chance there (benchmarks/results/defaults.md).
+    """
+    if _has_criterion(pruner.config):
+        return pruner, []
+    assert pruner.structure is not None
+    tokens = [] if has_data else random_tokens(pruner.example, pruner.structure)
+    if not has_data and not tokens:
+        return pruner, []
+    config = pruner.config.replace(criterion=WITH_DATA)
+    watching = Pruner(pruner.model, config, pruner.example, structure=pruner.structure)
+    if has_data:
+        return watching, []
+    try:
+        watching.calibrate(tokens)
+    except ConfigError as error:
+        return pruner, [f"scored by weights alone: on random tokens the model fails ({error})"]
+    return watching, ["scored on random tokens: data=[batches of real ones] says more"]
 
 
 def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Config:

@@ -16,6 +16,7 @@ from torch import nn
 from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
 from secateur.graph.cost import human
+from secateur.one_shot import by_default
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
 from secateur.runtime.measure import latency
@@ -68,9 +69,13 @@ def prune(
     loaded = load(model, given)
     dense = loaded.model if dry_run else copied(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example)
+    notes = list[str]()
+    if train is None:
+        pruner, notes = by_default(pruner, has_data=calibration.data is not None)
     how = repair_asked(pruner, calibration, trains=train is not None)
     batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
     history = _decided(pruner, None if dry_run else train)
+    pruner.notes.extend(notes)
     if out is None or dry_run:
         _show_plan(pruner, as_json)
     else:

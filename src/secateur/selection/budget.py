@@ -22,6 +22,7 @@ from secateur.structure import Structure
 from .bisection import fewest, nearest, ratios_around
 from .reach import held_back, in_the_way
 from .select import Request, rungs, select, select_count
+from .shared import late, shared
 from .targets import Selectable, scored
 
 NEAR = 0.005
@@ -136,8 +137,12 @@ class Budget:
             return self._balanced(requests, names)
         allowed = (1 - requests[0].sparsity) * self.cost({})
 
+        later = self._later(requests)
+
         def at(ratio: float) -> tuple[list[Tensor], list[str]]:
-            return self._balanced([replace(r, sparsity=ratio) for r in requests], names)
+            shares = (late(ratio) if last else ratio for last in later)
+            pairs = zip(requests, shares, strict=True)
+            return self._balanced([replace(r, sparsity=share) for r, share in pairs], names)
 
         # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
@@ -145,16 +150,31 @@ class Budget:
             lambda ratio: self.cost(self._counts(at(ratio)[0])), allowed, finest
         )
         keeps, notes = at(high)
-        keeps = self._one_by_one(requests, at(low)[0], keeps, allowed)
+        keeps = self._one_by_one(requests, at(low)[0], keeps, allowed, later)
         return self._back(requests, keeps, allowed), notes
 
+    def _later(self, requests: Sequence[Request]) -> list[bool]:
+        """Return which of the requests lose positions later than the others, if any."""
+        assert self.structure is not None  # of what groups are of
+        if self.config.alike or any(r.pool is not None for r in requests):
+            return [False] * len(requests)
+        common = shared(self.structure)
+        later = [each.name in common for each in self.selectables]
+        return later if not all(later) else [False] * len(later)
+
     def _one_by_one(
-        self, requests: list[Request], more: list[Tensor], fewer: list[Tensor], allowed: float
+        self,
+        requests: list[Request],
+        more: list[Tensor],
+        fewer: list[Tensor],
+        allowed: float,
+        later: Sequence[bool],
     ) -> list[Tensor]:
         """Return the first keeps on the way from ``more`` to ``fewer`` that cost little enough.
 
         One ratio for all groups takes a position from many of them at once, which on a narrow
-        network is several percent; here they go in the order of the scores that are lost.
+        network is several percent; here they go in the order of the scores that are lost, those
+        that go later than others after these.
         """
         place = {s.name: i for i, s in enumerate(self.selectables)}
         units = [[place[n] for n in family if n in place] for family in self._families()]
@@ -165,8 +185,9 @@ class Budget:
             if any(not torch.equal(more[i], fewer[i]) for i in unit)
         ]
 
-        def lost(unit: list[int]) -> float:
-            return sum(float(requests[i].score[more[i] & ~fewer[i]].sum()) for i in unit)
+        def lost(unit: list[int]) -> tuple[bool, float]:
+            scores = (float(requests[i].score[more[i] & ~fewer[i]].sum()) for i in unit)
+            return any(later[i] for i in unit), sum(scores)
 
         changing.sort(key=lost)
 
