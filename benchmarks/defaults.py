@@ -148,8 +148,11 @@ def _text(found: list[dict[str, Any]]) -> str:
             arrow = "↑" if REAL[name].higher else "↓"
             lines.append([f"{name} {arrow}", f"{share:.0%}", f"{mean:.4g}", spread, *shown])
     measures = "; ".join(
-        f"{name}: {real.measure}, {SAMPLES[name]} held-out samples" for name, real in REAL.items()
+        f"{name}: {real.measure}, {SAMPLES[name]} held-out samples"
+        for name, real in REAL.items()
+        if any(row["model"] == name for row in found)
     )
+    missing = [name for name in REAL if not any(line[0].startswith(name) for line in lines)]
     return "\n\n".join(
         [
             "One shot, no training. ↑: more is better, ↓: less is. Random: mean and range of "
@@ -159,7 +162,7 @@ def _text(found: list[dict[str, Any]]) -> str:
             f"`data=` two images, sentences or windows, without repair. `taylor`: {LABELS} "
             "labelled samples, each layer for itself, or all ranked together.",
             table(["model", "MACs gone", "random", "range", *ways], lines),
-            f"{measures}.",
+            f"{measures}." + (f" Not whole yet: {', '.join(missing)}." if missing else ""),
         ]
     )
 
