@@ -52,6 +52,8 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.movement
+	$(BIN)/python -m benchmarks.repair
+	$(BIN)/python -m benchmarks.repair_cost
 
 clean: ## remove .venv and everything that a command made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build docs/_build docs/_generated $(OUT)
