@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from secateur.graph.macs import contracts
 from secateur.graph.program import Op, Ref
+from secateur.graph.sums import product_with
 from secateur.structure import Structure
 
 BIAS = {"addmm": 0, "addmv": 0, "baddbmm": 0, "convolution": 2, "linear": 2}
@@ -37,12 +37,10 @@ class Intercepts:
 
         None where nothing can, or where what can serves another product too.
         """
-        r = self._recording
-        value = r.parameters.get(r.names.get(weight, weight), -1)
-        ops = [op for op in r.ops if _multiplies(op) and value in {r.owner[v] for v in op.reads}]
-        if len(ops) != 1:
+        op = product_with(self._recording, weight)
+        if op is None:
             return None
-        return self._bias(ops[0]) if _bias_of(ops[0]) else self._mean(ops[0])
+        return self._bias(op) if _bias_of(op) else self._mean(op)
 
     def _bias(self, op: Op) -> Intercept | None:
         added = _bias_of(op)
@@ -70,10 +68,6 @@ class Intercepts:
 
     def _owner(self, value: int) -> int:
         return self._recording.owner[value]
-
-
-def _multiplies(op: Op) -> bool:
-    return contracts(getattr(op.func, "overloadpacket", None))
 
 
 def _bias_of(op: Op) -> Ref | None:

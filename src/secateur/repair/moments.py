@@ -63,13 +63,16 @@ class Moments:
         rows = int(reduced(torch.tensor(self.rows, dtype=torch.float64), "sum"))
         return Moments(self.kept, self.outputs, rows, total)
 
-    def system(self, weight: Tensor, mask: Tensor, *, centred: bool) -> System:
+    def system(
+        self, weight: Tensor, mask: Tensor, *, centred: bool, scale: Tensor | None = None
+    ) -> System:
         """Return what a repair solves, of the kept features.
 
         Args:
             weight: dense, ``(out, features)``.
             mask: bool, of its shape.
             centred: an intercept takes the means over.
+            scale: what is behind multiplies each output by it, ``(out,)``: an error counts as much.
         """
         kind = self.sums["gram"].dtype
         mean = {name: value / self.rows for name, value in self.sums.items()}
@@ -78,10 +81,11 @@ class Moments:
             x, y = mean["x"].to(kind), mean["y"].to(kind)
             gram, cross = gram - torch.outer(x, x), cross - torch.outer(x, y)
             energy = (energy - mean["y"].square()).clamp(min=0)
-        kept = self.kept
-        return System(
-            weight[:, kept].to(kind), gram, cross, energy.to(kind), mask[:, kept], self.rows
-        )
+        weight, mask = weight[:, self.kept].to(kind), mask[:, self.kept]
+        if scale is not None:
+            s = scale.to(kind)
+            weight, cross, energy = weight * s[:, None], cross * s, energy * s.square()
+        return System(weight, gram, cross, energy.to(kind), mask, self.rows)
 
     def intercept(self, weight: Tensor) -> Tensor:
         """Return what is left of the outputs' means with a weight ``(out, kept)``."""

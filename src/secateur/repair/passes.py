@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from .moments import per_system
 from .readers import Reader, named_weights
 
 Readers = Mapping[Arrangement, Reader]
+Seen = tuple[Reading, Tensor, Tensor | None]
+"""A reading of the dense model, what came out of it, and the other summand if that is known."""
 LAST = 1 << 30
 """The order of what comes after every reader."""
 
@@ -85,7 +88,8 @@ class _Pair:
         self.pruned = Turns(lambda meet: self._forward(pruned, meet, before=True))
         self.dense = Turns(lambda meet: self._forward(dense, meet, before=False))
         self.dense_model = dense
-        self._behind: tuple[Reading, Tensor] | None = None
+        self._others: dict[int, Tensor] = {}  # of the pruned forward: the latest other summands
+        self._behind: Seen | None = None
 
     def __enter__(self) -> _Pair:
         self.pruned.__enter__()
@@ -107,7 +111,7 @@ class _Pair:
             self._add(reader, reading, self._target(reader))
         return reader
 
-    def _target(self, reader: Reader) -> tuple[Reading, Tensor] | None:
+    def _target(self, reader: Reader) -> Seen | None:
         """Return what the dense model does at a reader, or None if it does not come there."""
         while not self.dense.over:
             if self._behind is None:
@@ -124,7 +128,8 @@ class _Pair:
     def _add(self, reader: Reader, reading: Reading, target: Any) -> None:
         parts = reader.held if self.batch.held else reader.fit
         if target is not None and _same_rows(reading, target[0]):
-            pairs = zip(reading.chunks(), target[0].chunks(target[1]), strict=True)
+            output = target[1] + self._missed(reader, target)
+            pairs = zip(reading.chunks(), target[0].chunks(output), strict=True)
             for (where, x, _), (_, _, y) in pairs:
                 per_system(parts, x, y, where)
             return
@@ -133,6 +138,14 @@ class _Pair:
         for where, x, _ in reading.chunks():
             per_system(parts, x, torch.matmul(x, weight[where].mT.to(x.dtype)), where)
 
+    def _missed(self, reader: Reader, target: Seen) -> Tensor | float:
+        """Return what the other summand lacks, which the reader's outputs can bring as well."""
+        dense, pruned = target[2], self._others.get(reader.order)
+        if dense is None or pruned is None or dense.shape != pruned.shape:
+            return 0.0
+        missed = (dense - pruned) * reader.scale_of(pruned)
+        return missed.reshape(target[1].shape)
+
     def _forward(self, model: nn.Module, meet: Callable[[Any], None], *, before: bool) -> None:
         def due(reading: Reading) -> None:
             if before and reading.arrangement in self.readers:
@@ -140,12 +153,20 @@ class _Pair:
 
         def seen(reading: Reading, output: Tensor) -> None:
             if not before and reading.arrangement in self.readers:
-                meet((reading, output))
+                order = self.readers[reading.arrangement].order
+                meet((reading, output, others.pop(order, None)))
 
-        watch = Watch(named_weights(model), seen, due)
+        others = self._others if before else {}
+        wanted = {
+            reader.other: partial(others.__setitem__, reader.order)
+            for reader in self.readers.values()
+            if reader.other is not None
+        }
+        program = next((r.program for r in self.readers.values()), ())
+        watch = Watch(named_weights(model), seen, due, program=program, wanted=wanted)
         watch.start(padding(model, self.batch.inputs))
-        with torch.no_grad(), watch:
-            call(model, self.batch.inputs)
+        with torch.no_grad():
+            call(model, self.batch.inputs, within=watch)
 
 
 def _same_rows(one: Reading, other: Reading) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.sums import product_with, sum_behind
 from secateur.runtime.batches import call, padding
+from secateur.runtime.model import scale_of_norm
 from secateur.scoring.arrangement import Arrangement
 from secateur.scoring.readings import Reading
 from secateur.scoring.watching import Watch
@@ -17,6 +20,9 @@ from secateur.structure import Structure
 from secateur.types import Masks
 
 from .moments import Moments, kept_features
+
+SMALLEST = 1e-3
+"""A norm that multiplies by less hides what its inputs would have to bring."""
 
 
 @dataclass
@@ -38,12 +44,23 @@ class Reader:
     held: list[Moments] = field(default_factory=list)
     unlike: bool = False
     """The dense model's rows were others."""
+    other: int | None = None
+    """The operation that makes what its outputs are added to, by its number in ``program``."""
+    scale: Tensor | None = None
+    """What a norm between multiplies each output by, ``(outputs,)``."""
+    program: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         outputs = self.mask.shape[1]
         kept = list(kept_features(self.mask))
         self.fit = [Moments(each, outputs) for each in kept]
         self.held = [Moments(each, outputs) for each in kept]
+
+    def scale_of(self, summand: Tensor) -> Tensor | float:
+        """Return what brings a summand to the scale of the outputs."""
+        if self.scale is None:
+            return 1.0
+        return (1 / self.scale).reshape(1, -1, *[1] * (summand.ndim - 2)).to(summand)
 
     @property
     def tensor(self) -> str:
@@ -88,6 +105,21 @@ def scout(model: nn.Module, batch: Any, masks: Masks) -> list[Reader]:
             )
             found.append(made)
     return found
+
+
+def beside(model: nn.Module, structure: Structure, readers: list[Reader]) -> None:
+    """Tell readers what their outputs are added to, where that is made before them."""
+    recording = structure.inferred.recording
+    program = [op.func for op in recording.ops]
+    for reader in readers:
+        product = product_with(recording, reader.tensor)
+        summed = sum_behind(recording, product) if product is not None else None
+        if summed is None or summed.other is None or reader.times > 1:
+            continue
+        scale = None if summed.norm is None else scale_of_norm(model, summed.norm)
+        if scale is not None and not bool((scale.abs() > SMALLEST).all()):
+            continue
+        reader.other, reader.scale, reader.program = summed.other, scale, program
 
 
 def postponed(structure: Structure, readers: list[Reader]) -> tuple[set[str], set[str]]:

@@ -25,8 +25,9 @@ from .damping import best
 from .intercepts import Intercepts
 from .moments import Moments
 from .passes import Batch, in_step, one_by_one
-from .readers import Reader, postponed, scout
+from .readers import Reader, beside, postponed, scout
 from .report import Refit
+from .system import System
 
 Solve = Callable[..., Tensor]
 
@@ -66,6 +67,7 @@ class Refitting:
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
             readers = scout(self.dense, batches[0].inputs, self.masks)
+            beside(self.dense, self.structure, readers)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])
             for reader in readers:
@@ -122,7 +124,10 @@ class Refitting:
                 done.append(_asis(part, judge, weights[i], masks[i]))
                 shift.append(torch.zeros(weights.shape[1], dtype=torch.float64, device=device))
                 continue
-            solved = _solved(self.solve, part, judge, weights[i], masks[i], bool(intercept))
+            scale = None if reader.scale is None else reader.scale.view(len(weights), -1)[i]
+            solved = _solved(
+                self.solve, part, judge, weights[i], masks[i], intercept is not None, scale
+            )
             done.append(solved)
             new[i][:, part.kept] = solved.weight.to(new.dtype)
             shift.append(solved.shift * masks[i].any(1))
@@ -160,23 +165,35 @@ class _Solved:
 
 
 def _solved(
-    solve: Solve, fit: Moments, held: Moments, weight: Tensor, mask: Tensor, centred: bool
+    solve: Solve,
+    fit: Moments,
+    held: Moments,
+    weight: Tensor,
+    mask: Tensor,
+    centred: bool,
+    scale: Tensor | None,
 ) -> _Solved:
     """Return one system's weights, fitted to all rows with the damping that held-out ones chose."""
+
+    def system(moments: Moments, centred: bool = centred) -> System:
+        return moments.system(weight, mask, centred=centred, scale=scale)
+
     whole = fit.together(held) if held.rows else fit
-    system = whole.system(weight, mask, centred=centred)
-    if not held.rows:
-        new = solve(system, damping=UNJUDGED)
-        return _Solved(new, _shift(whole, new, centred), nan, nan, nan, UNJUDGED)
-    judge = held.system(weight, mask, centred=centred)
-    chosen = best(solve, fit.system(weight, mask, centred=centred), judge)
-    new = judge.weight * judge.mask
-    if chosen.damping is not None:
-        new = solve(system, damping=chosen.damping)
-    raw = held.system(weight, mask, centred=False)
-    before = float(raw.error(raw.weight * raw.mask).sum())
-    spread = float(_spread(held))
-    return _Solved(new, _shift(whole, new, centred), before, chosen.error, spread, chosen.damping)
+    damping: float | None = UNJUDGED
+    before = after = spread = nan
+    if held.rows:
+        chosen = best(solve, system(fit), system(held))
+        raw = system(held, False)
+        before, after = float(raw.error(raw.weight * raw.mask).sum()), chosen.error
+        spread, damping = float(_spread(held, scale)), chosen.damping
+    whole_system = system(whole)
+    if damping is None:
+        new = whole_system.weight * whole_system.mask
+    else:
+        new = solve(whole_system, damping=damping)
+    if scale is not None:
+        new = new / scale.to(new)[:, None]
+    return _Solved(new, _shift(whole, new, centred), before, after, spread, damping)
 
 
 def _shift(moments: Moments, weight: Tensor, centred: bool) -> Tensor:
@@ -184,10 +201,11 @@ def _shift(moments: Moments, weight: Tensor, centred: bool) -> Tensor:
     return shift if centred else torch.zeros_like(shift)
 
 
-def _spread(moments: Moments) -> Tensor:
+def _spread(moments: Moments, scale: Tensor | None = None) -> Tensor:
     """Return the summed variances of the outputs."""
     mean, square = (moments.sums[name] / moments.rows for name in ("y", "energy"))
-    return (square - mean.square()).clamp(min=0).sum()
+    variance = (square - mean.square()).clamp(min=0)
+    return variance.sum() if scale is None else (variance * scale.square()).sum()
 
 
 def _asis(fit: Moments, held: Moments, weight: Tensor, mask: Tensor) -> _Solved:

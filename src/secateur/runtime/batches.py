@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,11 +55,17 @@ def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
     )
 
 
-def call(model: nn.Module, batch: Any, index: int | None = None) -> Any:
+def call(
+    model: nn.Module,
+    batch: Any,
+    index: int | None = None,
+    within: AbstractContextManager[Any] | None = None,
+) -> Any:
     """Return what a model makes of a batch, in whatever mode the model and torch are.
 
     Args:
         index: which batch it is, for the error.
+        within: entered for the forward alone, and not while the batch is copied.
 
     Raises:
         ConfigError: the model refuses the batch; the message has torch's own.
@@ -75,7 +82,8 @@ def call(model: nn.Module, batch: Any, index: int | None = None) -> Any:
             f"{what}: {len(args)} inputs, and {type(model).__name__} takes {most}: {SHORTEN}"
         )
     try:
-        return model(*args, **kwargs)
+        with within or nullcontext():
+            return model(*args, **kwargs)
     except (SecateurError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model's own code may raise anything

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateur.errors import ModelError
@@ -77,3 +77,11 @@ def _said(given: Any) -> str:
             "it calls, or make it the forward of one"
         )
     return f"{kind}: give a torch.nn.Module"
+
+
+def scale_of_norm(model: nn.Module, variance: str) -> Tensor:
+    """Return what a norm multiplies each channel by, from the name of its variance's buffer."""
+    norm = model.get_submodule(variance.rpartition(".")[0])
+    deviation = (model.get_buffer(variance) + getattr(norm, "eps", 0.0)).sqrt()
+    weight = getattr(norm, "weight", None)
+    return (1 if weight is None else weight.detach()) / deviation

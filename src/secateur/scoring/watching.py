@@ -89,6 +89,8 @@ class Watch(TorchDispatchMode):
         named: the parameters to look for, by name.
         seen: called with each reading and what came out of it.
         due: called with each reading before its operation runs; it may change the parameter.
+        program: the operations that the forward is known to run, in their order.
+        wanted: by their number among those, what is called with what an operation makes.
     """
 
     def __init__(
@@ -96,11 +98,18 @@ class Watch(TorchDispatchMode):
         named: Iterable[tuple[str, Tensor]],
         seen: Callable[[Reading, Tensor], None],
         due: Callable[[Reading], None] | None = None,
+        *,
+        program: Sequence[Any] = (),
+        wanted: Mapping[int, Callable[[Tensor], None]] | None = None,
     ):
         super().__init__()
         self.parameters = Parameters(named)
         self.seen = seen
         self.due = due
+        self.program = program
+        self.wanted = wanted or {}
+        self.step = 0
+        """How many operations ran; beyond ``program`` once one was another than there."""
         self.padding: Sequence[Tensor] = ()
         """Bool ``(batch, length)``: which positions of this forward's inputs are data."""
         self._origins: Mapping[Tensor, Origin] = WeakTensorKeyDictionary()
@@ -109,6 +118,7 @@ class Watch(TorchDispatchMode):
     def start(self, padding: Sequence[Tensor] = ()) -> None:
         """Say that another forward begins, and which positions of its inputs are data."""
         self.padding = padding
+        self.step = 0
         self._origins = WeakTensorKeyDictionary()
         self._chosen = False
 
@@ -122,11 +132,22 @@ class Watch(TorchDispatchMode):
             if self.due is not None:
                 self.due(found)
         out = func(*args, **kwargs)
+        if self.wanted and func.namespace != "prim":
+            self._count(func, out)
         if isinstance(out, Tensor):
             self._follow(func.overloadpacket, args, out)
         if found is not None:
             self.seen(found, out)
         return out
+
+    def _count(self, func: Any, out: Any) -> None:
+        """Show what a wanted operation made, as long as the forward runs as it is known to."""
+        if self.step < len(self.program) and self.program[self.step] == func:
+            if self.step in self.wanted and isinstance(out, Tensor):
+                self.wanted[self.step](out)
+            self.step += 1
+        else:  # it went another way, and what comes now may be anything
+            self.step = len(self.program)
 
     def _follow(self, packet: Any, args: tuple[Any, ...], out: Tensor) -> None:
         """Remember what an operation makes that stands for a parameter, or has chosen rows."""
