@@ -105,8 +105,10 @@ class Target(BaseModel):
     scope: Literal["local", "global"] = Field(
         "local", description="rank each tensor or group for itself, or all of them together"
     )
-    normalize: Literal["none", "mean", "max", "sum", "gaussian"] = Field(
-        "mean", description="how scores of different tensors are made comparable"
+    normalize: Literal["none", "mean", "max", "sum", "gaussian", "output"] = Field(
+        "mean",
+        description="how scores of different tensors are made comparable; output: as shares of "
+        "what a layer's outputs are added to, for criteria that are errors of outputs",
     )
 
     if not TYPE_CHECKING:  # editors and type checkers keep the fields as keywords

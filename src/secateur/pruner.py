@@ -253,7 +253,9 @@ class Pruner:
                 "criterion needs gradients"
             )
         differentiated = self.observe if needed else None
-        observe_forwards(self.model, data, self.statistics.calibration, loss, differentiated)
+        observe_forwards(
+            self.model, data, self.statistics.calibration, loss, differentiated, self.structure
+        )
 
     @in_ordinary_mode
     def repair(self, data: Iterable[Any], how: str = "least_squares") -> Repair:

@@ -35,7 +35,7 @@ def wanda(rows: Tensor, *, input_norm: Tensor) -> Tensor:
     return (rows.abs() * input_norm).sum(1)
 
 
-@criteria.register(of="readers")
+@criteria.register(of="readers", error="root")
 def activation(rows: Tensor, *, input_norm: Tensor) -> Tensor:
     r"""What a unit adds to its readers' outputs: :math:`\sqrt{\sum_j w_j^2 \|x_j\|^2}`.
 
@@ -51,7 +51,7 @@ def activation(rows: Tensor, *, input_norm: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows * input_norm, dim=1)
 
 
-@criteria.register(of="readers")
+@criteria.register(of="readers", error="root")
 def energy(rows: Tensor, *, input_moments: Function) -> Tensor:
     r"""Root mean square of what a unit adds to outputs: :math:`\sqrt{w_U G_{UU} w_U^T}`.
 
@@ -68,7 +68,7 @@ def energy(rows: Tensor, *, input_moments: Function) -> Tensor:
     return (rows * input_moments(rows)).sum(1).clamp(min=0).sqrt()
 
 
-@criteria.register(of="readers")
+@criteria.register(of="readers", error="root")
 def obs(rows: Tensor, *, input_inverse: Function) -> Tensor:
     r"""Root mean square error that is left when a unit goes and all others are refitted.
 
@@ -87,7 +87,7 @@ def obs(rows: Tensor, *, input_inverse: Function) -> Tensor:
     return (rows * input_inverse(rows)).sum(1).clamp(min=0).sqrt()
 
 
-@criteria.register(of="readers")
+@criteria.register(of="readers", error="square")
 def fluctuation(rows: Tensor, *, input_variance: Tensor) -> Tensor:
     r"""How much outputs vary with a unit: :math:`\sum_j \mathrm{var}(x_j) w_j^2`.
 

@@ -52,11 +52,14 @@ class Facts:
 
     ``of``: which slices of a group have scores: those that make its positions, those that read
     them, or both; where a group has no such slices, the others.  ``within``: whether single weights
-    are compared in a whole tensor, or among those of one output ("row").
+    are compared in a whole tensor, or among those of one output ("row").  ``error``: whether a
+    score is the root of a mean square error of outputs, or the mean square, or neither (None): only
+    the former can be a share of what the outputs are added to (``normalize="output"``).
     """
 
     of: Side = "makers"
     within: Literal["tensor", "row"] = "tensor"
+    error: Literal["root", "square"] | None = None
 
 
 class CriterionRegistry(Registry):

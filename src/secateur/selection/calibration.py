@@ -21,7 +21,9 @@ from secateur.scoring.criteria import criteria
 from secateur.scoring.readings import Reading
 from secateur.scoring.statistics import STATISTICS
 from secateur.scoring.watching import Watch
+from secateur.structure import Structure
 
+from .outputs import Outputs, add
 from .targets import Part, Selectable
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -43,20 +45,25 @@ class Calibration:
     def __init__(self) -> None:
         self.wanted: set[str] = set()
         self.batches = 0
+        self.outputs = Outputs()
         self._sums: dict[Key, Sums] = {}
         self._new: dict[Key, Sums] = {}
         self._outdated = False
         self._shared: tuple[Any, Tensor, dict[str, Sums]] | None = None
 
-    def watching(self, model: nn.Module) -> Watch:
+    def watching(self, model: nn.Module, structure: Structure | None) -> Watch:
         """Return what collects the sums of a forward that runs within it."""
         if self._outdated:  # the model has other masks than when these were collected
             self._sums, self.batches, self._outdated = {}, 0, False
+            self.outputs = Outputs()
         named = {n: p for n, p in model.named_parameters() if p.ndim > 1}
-        return Watch(named.items(), self._observe)
+        wanted = self.outputs.wanted(model, structure, set(named))
+        program = [op.func for op in structure.inferred.recording.ops] if structure else []
+        return Watch(named.items(), self._observe, program=program, wanted=wanted)
 
     @torch.no_grad()
-    def _observe(self, reading: Reading, _: Tensor) -> None:
+    def _observe(self, reading: Reading, out: Tensor) -> None:
+        self.outputs.observe(reading, out)
         shared = reading.shared
         if self._shared is None or self._shared[0] != shared:  # queries, keys, values: one input
             self._shared = shared, reading.source, {}
@@ -64,14 +71,16 @@ class Calibration:
         for name in self.wanted:
             if name not in found:
                 found[name] = STATISTICS[name].observe(reading)
-            _add(self._new.setdefault((name, reading.arrangement), {}), found[name])
+            add(self._new.setdefault((name, reading.arrangement), {}), found[name])
 
     def finish(self, batches: int) -> None:
         """Add what all ranks have seen of so many batches each."""
         self._shared = None
         for key, sums in summed(self._new).items():
-            _add(self._sums.setdefault(key, {}), sums)
-        self._new = {}
+            add(self._sums.setdefault(key, {}), sums)
+        for name, sums in summed(self.outputs.new).items():
+            add(self.outputs.sums.setdefault(name, {}), sums)
+        self._new, self.outputs.new = {}, {}
         self.batches += batches
 
     def outdate(self) -> None:
@@ -108,6 +117,7 @@ class Calibration:
         return {
             "batches": self.batches,
             "outdated": self._outdated,
+            "outputs": self.outputs.state_dict(),
             "sums": [
                 {"statistic": name, "arrangement": asdict(arrangement), "sums": dict(sums)}
                 for (name, arrangement), sums in self._sums.items()
@@ -117,6 +127,7 @@ class Calibration:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.batches = int(state.get("batches", 0))
         self._outdated = bool(state.get("outdated", False))
+        self.outputs.load_state_dict(state.get("outputs", {}))
         self._sums = {
             (each["statistic"], _arrangement(each["arrangement"])): dict(each["sums"])
             for each in state.get("sums", ())
@@ -129,6 +140,7 @@ def observe_forwards(
     calibration: Calibration,
     loss: Loss | None = None,
     differentiated: Callable[[], None] | None = None,
+    structure: Structure | None = None,
 ) -> None:
     """Run the model on batches in eval mode and add what its weights multiply; it stays as it is.
 
@@ -138,6 +150,7 @@ def observe_forwards(
         calibration: what is added to.
         loss: ``(model, batch) → scalar``, which calls the model itself.
         differentiated: called after each backward of the loss, while the gradients are there.
+        structure: of the model; then it is known what outputs are added to.
 
     Raises:
         ConfigError: there are no batches, one is none, the model refuses it, or a loss is none.
@@ -146,11 +159,15 @@ def observe_forwards(
     seen = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     with undisturbed(model), evaluating(model), in_plain_operations(model):
-        watch = calibration.watching(model)
+        watch = calibration.watching(model, structure)
         for batch in shown(batches if loss else checked(batches), "calibrating"):
             watch.start(padding(model, batch))
-            with torch.set_grad_enabled(differentiated is not None), watch:
-                out = loss(model, batch) if loss else call(model, batch, seen)
+            with torch.set_grad_enabled(differentiated is not None):
+                if loss is None:
+                    out = call(model, batch, seen, within=watch)
+                else:
+                    with watch:
+                        out = loss(model, batch)
             if differentiated is not None:
                 for parameter in parameters:
                     parameter.grad = None
@@ -175,11 +192,6 @@ def _scalar(model: nn.Module, value: Any) -> Tensor:
             why = "every parameter is frozen: model.requires_grad_(True) before"
         raise ConfigError(f"the criterion needs gradients, and the loss has none: {why}")
     return value
-
-
-def _add(total: Sums, more: Mapping[str, Tensor]) -> None:
-    for name, value in more.items():
-        total[name] = total[name].to(value.device) + value if name in total else value
 
 
 def _arrangement(state: Mapping[str, Any]) -> Arrangement:

@@ -25,6 +25,9 @@ FALLBACK = "l2"
 """Scores a group that no operation multiplies, such as a table that is only added."""
 
 
+OUTPUT = "output"
+
+
 class RunningScores:
     """The scores of selectables, with what their criteria need.
 
@@ -79,17 +82,27 @@ class RunningScores:
                 f"it is ranked by {FALLBACK!r}"
             )
             return replace(each, criterion=FALLBACK).score(tensors, generator)
-        return each.combine(
-            [
-                each.part_score(
-                    part,
-                    tensors[part.tensor],
-                    generator=generator,
-                    **self.calibration.values(each, part, tensors[part.tensor]),
-                )
-                for part in parts
-            ]
-        )
+        found = [self._of_forwards(each, part, tensors[part.tensor], generator) for part in parts]
+        return torch.stack(found).sum(0) if each.normalize == OUTPUT else each.combine(found)
+
+    def _of_forwards(
+        self, each: Selectable, part: Part, weight: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return the scores of a part; for "output" as mean squares, in shares of what is there."""
+        outputs, error = self.calibration.outputs, criteria.facts[each.criterion].error
+        given = outputs.scaled(part.tensor, weight) if error else weight
+        statistics = self.calibration.values(each, part, weight)
+        score = each.part_score(part, given, generator=generator, **statistics)
+        if each.normalize != OUTPUT:
+            return score
+        variance = outputs.variance(part.tensor)
+        if error is None or variance is None:
+            raise ConfigError(
+                f"normalize={OUTPUT!r} needs a criterion that is an error of outputs ("
+                f"{', '.join(n for n in criteria if criteria.facts[n].error)}), not "
+                f"{each.criterion!r}"
+            )
+        return (score.square() if error == "root" else score) / variance
 
     def _averaged(self, each: Selectable) -> Tensor:
         """Return the mean of the scores at the steps since the last pruning step."""

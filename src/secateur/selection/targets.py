@@ -121,7 +121,7 @@ def normalized(score: Tensor, how: str) -> Tensor:
     """
     if how == "gaussian":
         return (score - score.mean()) / score.std(correction=0).clamp(min=1e-12)
-    if how == "none":
+    if how in ("none", "output"):  # what is needed for the latter, the calibration knows
         return score
     scale = {"mean": score.mean(), "max": score.amax(), "sum": score.sum()}[how]
     return score / scale.clamp(min=1e-12)
