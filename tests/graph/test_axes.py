@@ -14,19 +14,22 @@ from secateur.errors import AxisError
 from secateur.graph.axes import (
     Atom,
     Axis,
+    Ragged,
     atoms,
     concat,
     cut,
     factor,
     find,
     freeze,
+    parts_of,
     positions,
     product,
     unify,
 )
+from secateur.graph.lengths import Sizing, now
 
 LARGEST = 48  # positions of one dimension of a random program
-STEPS = ("new", "cut", "concat", "product", "factor", "unify", "freeze")
+STEPS = ("new", "cut", "concat", "product", "factor", "unify", "shift", "freeze")
 PROGRAMS = st.lists(
     st.tuples(st.sampled_from(STEPS), *[st.integers(0, 2**16)] * 3), min_size=3, max_size=14
 )
@@ -128,6 +131,19 @@ class Model:
         except AxisError:
             return
         self.merge(a.labels, b.labels)
+
+    def shift(self, i: int, by: int, _: int) -> None:
+        """``x[by:] - x[:-by]``: each position is one further on."""
+        dim = self.pick(i)
+        if dim.axis.size > 1:
+            by = 1 + by % (dim.axis.size - 1)
+            _, tail = cut(dim.axis, by)
+            head, _ = cut(dim.axis, dim.axis.size - by)
+            try:
+                unify(tail, head)
+            except AxisError:
+                return
+            self.merge(dim.labels[by:], dim.labels[:-by])
 
     def freeze(self, i: int, sometimes: int, _: int) -> None:
         if sometimes % 4 == 0:
@@ -299,3 +315,134 @@ def test_unify_when_it_failed_half_way_then_what_was_found_equal_stays_so():
     with pytest.raises(AxisError):
         unify(concat(first, second), concat(left, product(Atom(6), Atom(4))))
     assert find(first) is find(left)
+
+
+def mentions_itself(axis: Axis) -> bool:
+    """Tell whether an axis is part of itself, by a walk that remembers the way down."""
+    walk, way = [iter([axis])], [Atom(0)]
+    while walk:
+        part = next(walk[-1], None)
+        if part is None:
+            walk.pop()
+            way.pop()
+        elif (found := find(part)) in way:
+            return True
+        else:
+            walk.append(iter(getattr(found, "parts", ())))
+            way.append(found)
+    return False
+
+
+class Mixed:
+    """Axes of three sizes of every kind, of which any two may meet; nothing else is looked at."""
+
+    def __init__(self, program: list[tuple[str, int, int, int]]):
+        self.axes: list[Axis] = [Atom(n) for n in (1, 1, 4, 4, 4, 8)]
+        for step, *choices in program:
+            self.step(step, *choices)
+            assert not any(map(mentions_itself, self.axes)), (step, choices)
+
+    def step(self, step: str, i: int, j: int, at: int) -> None:
+        a = self.axes[i % len(self.axes)]
+        alike = [axis for axis in self.axes if axis.size == a.size]
+        b = alike[j % len(alike)]
+        single = [axis for axis in self.axes if axis.size == 1]
+        try:
+            if step == "unify":
+                unify(a, b)
+            elif step == "bands":
+                self.axes.append(Ragged((a, b)))
+            elif step == "row":
+                self.axes.append(product(single[at % len(single)], a))
+            elif step == "cut" and a.size > 1:
+                self.axes += cut(a, 1 + at % (a.size - 1))
+            elif step == "ends" and a.size < LARGEST:
+                self.axes.append(concat(a, b))
+            elif step == "freeze":
+                freeze(a, "test")
+        except AxisError:
+            pass  # what was found equal until then stays, and is looked at
+
+
+MIXED = st.lists(
+    st.tuples(
+        st.sampled_from(("unify", "unify", "bands", "row", "cut", "ends", "freeze")),
+        *[st.integers(0, 2**16)] * 3,
+    ),
+    min_size=2,
+    max_size=20,
+)
+
+
+@quick
+@given(program=MIXED)
+def test_unify_when_any_axes_meet_in_any_order_then_none_is_part_of_itself(program):
+    Mixed(program)
+
+
+@quick
+@given(program=PROGRAMS)
+def test_program_when_it_ran_then_no_axis_is_part_of_itself(program):
+    assert not any(mentions_itself(dim.axis) for dim in Model(program).dims)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_unify_when_an_atom_is_a_band_of_the_other_then_they_do_not_meet(rows):
+    atom = Atom(4)
+    bands = Ragged((Atom(4), product(*[Atom(1)] * rows, atom)))
+    with pytest.raises(AxisError, match="is the axis of a band of the other"):
+        unify(atom, bands)
+    assert find(atom) is atom
+
+
+@pytest.mark.parametrize("reversed_", [False, True])
+@pytest.mark.parametrize("size", [4000])
+def test_axis_when_it_is_cut_at_every_position_then_nothing_goes_as_deep_as_it_is_long(
+    size, reversed_
+):
+    axis, left = Atom(size), []
+    rest: Axis = axis
+    for n in range(size - 1, 0, -1):
+        pair = cut(rest, n if reversed_ else 1)
+        left, rest = [*left[-1:], pair[reversed_]], pair[not reversed_]
+    assert len(parts_of(axis)) == size
+    assert repr(axis).startswith("[1 + 1 + ")
+    assert positions(axis, lambda atom: range(atom.size)) == list(range(size))
+    assert now(axis, lambda atom: 1) == size
+    assert sum(Sizing().length(axis).values()) == size
+    assert [a.size for a in cut(axis, size - 1)] == [size - 1, 1]
+    other = Atom(size)
+    unify(other, axis)
+    assert list(atoms(other)) == list(atoms(axis))
+    assert [a.size for a in factor(product(Atom(2), axis), size)] == [2, size]
+
+
+@pytest.mark.parametrize(("size", "by"), [(3000, 1), (3000, 7), (5, 3), (64, 16), (90, 60)])
+def test_unify_when_a_free_axis_meets_itself_shifted_then_it_repeats(size, by):
+    axis = Atom(size)
+    unify(cut(axis, by)[1], cut(axis, size - by)[0])
+    first = min(by, size)
+    kept = positions(axis, lambda atom: [])
+    assert kept == []
+    free = list(dict.fromkeys(atoms(axis)))
+    assert sum(atom.size for atom in free) == first
+    gone = free[0]
+    left = positions(axis, lambda atom: [] if atom is gone else range(atom.size))
+    assert left == [p for p in range(size) if p % by >= gone.size]
+
+
+@pytest.mark.parametrize(("size", "by"), [(4096, 1), (100_000, 1), (100_000, 17), (9, 4)])
+def test_unify_when_a_frozen_axis_meets_itself_shifted_then_it_stays_in_few_pieces(size, by):
+    axis, before, behind = Atom(size, frozen="why"), Atom(by), Atom(by)
+    unify(concat(before, axis), concat(axis, behind))
+    assert before.frozen == behind.frozen == "why"
+    assert len(parts_of(concat(before, axis, behind))) == 3
+
+
+def test_unify_when_a_frozen_axis_meets_itself_shifted_then_what_lies_outside_is_still_tied():
+    tokens, (first, before, last) = Atom(8, frozen="why"), map(Atom, (5, 2, 4))
+    other_first, behind, other_last = Atom(5), Atom(2), Atom(4)
+    unify(concat(first, before, tokens, last), concat(other_first, tokens, behind, other_last))
+    assert (find(first), find(last)) == (find(other_first), find(other_last))
+    frozen = [axis.frozen for axis in (first, before, tokens, behind, last)]
+    assert frozen == [None, "why", "why", "why", None]

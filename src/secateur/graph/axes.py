@@ -108,14 +108,36 @@ def find(axis: Axis) -> Axis:
 def _flat(kind: type[Product] | type[Concat], parts: Sequence[Axis]) -> list[Axis]:
     """Resolve parts and lift those of the same kind (a product in a product is one product)."""
     flat: list[Axis] = []
-    for part in map(find, parts):
-        flat.extend(_flat(kind, part.parts) if isinstance(part, kind) else [part])
+    stack = list(reversed(parts))
+    while stack:  # an axis that was cut at every position is as deep as it is long
+        part = find(stack.pop())
+        if isinstance(part, kind):
+            stack.extend(reversed(part.parts))
+        else:
+            flat.append(part)
     return flat
 
 
 def pieces(axis: Axis) -> list[Axis]:
     """Return the pieces that an axis is laid end to end of; itself, if it is no concatenation."""
     return _flat(Concat, [axis])
+
+
+def parts_of(axis: Axis) -> list[Axis]:
+    """Return what an axis is made of now, none of it of the axis's own kind; of an atom, nothing.
+
+    Whoever goes down an axis goes by these: ``parts`` nest as deep as an axis was cut often.
+
+    >>> channels = Atom(4)
+    >>> for _ in range(3):
+    ...     _, last = cut(channels if channels.link is None else last, 1)
+    >>> parts_of(channels)
+    [1, 1, 1, 1]
+    """
+    axis = find(axis)
+    if isinstance(axis, (Product, Concat)):
+        return _flat(type(axis), axis.parts)
+    return [find(part) for part in axis.parts] if isinstance(axis, Ragged) else []
 
 
 def product(*parts: Axis) -> Axis:
@@ -200,11 +222,12 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
 
 
 def _cut_concat(axis: Concat, at: int) -> tuple[Axis, Axis]:
+    parts = pieces(axis)
     whole = 0  # parts that lie before the cut
-    while axis.parts[whole].size <= at:
-        at -= axis.parts[whole].size
+    while parts[whole].size <= at:
+        at -= parts[whole].size
         whole += 1
-    before, rest = axis.parts[:whole], axis.parts[whole:]
+    before, rest = parts[:whole], parts[whole:]
     if not at:
         return concat(*before), concat(*rest)
     left, right = cut(rest[0], at)
@@ -232,7 +255,7 @@ def factor(axis: Axis, inner: int) -> tuple[Axis, Axis]:
         _define(axis, Product((column, row)))
         return column, row
     if isinstance(axis, Concat):
-        halves = [factor(part, inner) for part in axis.parts]
+        halves = [factor(part, inner) for part in pieces(axis)]
         for _, other in halves[1:]:
             unify(halves[0][1], other)
         return concat(*(outer for outer, _ in halves)), halves[0][1]
@@ -257,13 +280,20 @@ def unify(a: Axis, b: Axis) -> None:
             one of 6 rows of 4).  What was already found equal stays so: that is only a
             constraint more, never one less.
     """
+    meetings = [iter([(a, b)])]
     try:
-        _unify(find(a), find(b))
+        while meetings:
+            pair = next(meetings[-1], None)
+            if pair is None:
+                meetings.pop()
+            else:
+                meetings.append(_meet(find(pair[0]), find(pair[1])))
     except AxisError as error:
         raise AxisError(f"{a!r} and {b!r} are not the same axis: {error}") from None
 
 
-def _unify(a: Axis, b: Axis) -> None:
+def _meet(a: Axis, b: Axis) -> Iterator[tuple[Axis, Axis]]:
+    """Make two axes the same one, but for the pairs of their parts that are yielded."""
     if a is b:
         return
     if a.size != b.size:
@@ -273,26 +303,72 @@ def _unify(a: Axis, b: Axis) -> None:
     if isinstance(a, Atom):
         _bind(a, b)
     elif isinstance(a, Ragged) or isinstance(b, Ragged):
-        _unify_ragged(a, b)
+        if not isinstance(a, Ragged) or not isinstance(b, Ragged) or len(a.parts) != len(b.parts):
+            raise AxisError("only one of them is another axis in every band")
+        yield from zip(a.parts, b.parts, strict=True)
     elif isinstance(a, Concat) or isinstance(b, Concat):
-        pieces, other = (a.parts, b) if isinstance(a, Concat) else (b.parts, a)  # type: ignore[attr-defined]
-        for piece in pieces[:-1]:
-            left, other = cut(other, piece.size)
-            _unify(find(piece), find(left))
-        _unify(find(pieces[-1]), find(other))
+        shifted = _shifted(pieces(a), pieces(b))
+        yield from _around(a, b, *shifted) if shifted else _common_pieces(a, b)
     else:
-        _unify_products(a, b)  # type: ignore[arg-type]
+        yield from _meet_products(a, b)  # type: ignore[arg-type]
 
 
-def _unify_ragged(a: Axis, b: Axis) -> None:
-    if not isinstance(a, Ragged) or not isinstance(b, Ragged) or len(a.parts) != len(b.parts):
-        raise AxisError("only one of them is another axis in every band")
-    for one, other in zip(a.parts, b.parts, strict=True):
-        _unify(find(one), find(other))
+def _common_pieces(a: Axis, b: Axis) -> Iterator[tuple[Axis, Axis]]:
+    """Cut two axes wherever one of them is; yield the pieces, from the first to the last."""
+    ours, theirs = [a], [b]
+    while ours:
+        mine, other = _next_piece(ours), _next_piece(theirs)
+        if mine.size > other.size:
+            mine, rest = cut(mine, other.size)
+            ours.append(rest)
+        elif mine.size < other.size:
+            other, rest = cut(other, mine.size)
+            theirs.append(rest)
+        yield mine, other
+
+
+def _next_piece(stack: list[Axis]) -> Axis:
+    while isinstance(axis := find(stack.pop()), Concat):  # it may have been cut since
+        stack.extend(reversed(axis.parts))
+    return axis
+
+
+def _shifted(ours: list[Axis], theirs: list[Axis]) -> tuple[int, int, Any] | None:
+    """Return from where to where a frozen atom meets itself further on, and why it is frozen."""
+    starts: dict[Axis, int] = {}
+    at = 0
+    for piece in ours:
+        starts[piece] = at
+        at += piece.size
+    at = 0
+    for piece in theirs:
+        start = starts.get(piece, at)
+        if 0 < abs(start - at) < piece.size and isinstance(piece, Atom) and piece.frozen:
+            return min(start, at), max(start, at) + piece.size, piece.frozen
+        at += piece.size
+    return None
+
+
+def _around(a: Axis, b: Axis, start: int, stop: int, reason: Any) -> Iterator[tuple[Axis, Axis]]:
+    """Yield what lies before and behind an atom that meets itself, and freeze what meets it.
+
+    ``x[1:] - x[:-1]`` says that each position is the next one.  As they all stay, it is enough
+    that what they meet stays too, where to say which is which takes as many pieces as positions.
+    """
+    if stop < a.size:
+        (a, behind), (b, other) = cut(a, stop), cut(b, stop)
+        yield behind, other
+    if start:
+        (before, a), (other, b) = cut(a, start), cut(b, start)
+        yield before, other
+    for axis in (a, b):
+        freeze(axis, reason)
 
 
 def _bind(atom: Atom, axis: Axis) -> None:
     parts = _flat(Product, [axis])
+    if any(isinstance(part, Ragged) and atom in atoms(part) for part in parts):
+        raise AxisError("one is the axis of a band of the other")
     if atom not in parts:
         _define(atom, axis)
         return
@@ -302,7 +378,7 @@ def _bind(atom: Atom, axis: Axis) -> None:
             freeze(part, "a grid of one row is the row itself")
 
 
-def _unify_products(a: Product, b: Product) -> None:
+def _meet_products(a: Product, b: Product) -> Iterator[tuple[Axis, Axis]]:
     parts_a, parts_b = _flat(Product, [a]), _flat(Product, [b])
     for parts, others in ((parts_a, parts_b), (parts_b, parts_a)):
         if len(parts) != len(others):  # a free single position without a partner must stay
@@ -315,9 +391,9 @@ def _unify_products(a: Product, b: Product) -> None:
     if last_a.size > last_b.size:
         parts_a, parts_b, last_a, last_b = parts_b, parts_a, last_b, last_a
     outer, row = factor(product(*parts_b), last_a.size)
-    _unify(find(last_a), find(row))
+    yield last_a, row
     if len(parts_a) > 1:
-        _unify(find(product(*parts_a[:-1])), find(outer))
+        yield product(*parts_a[:-1]), outer
 
 
 def positions(axis: Axis, kept: Callable[[Atom], Sequence[int]]) -> list[int]:
@@ -335,13 +411,13 @@ def positions(axis: Axis, kept: Callable[[Atom], Sequence[int]]) -> list[int]:
     if isinstance(axis, Concat):
         found: list[int] = []
         start = 0
-        for part in axis.parts:
+        for part in pieces(axis):
             found += [start + p for p in positions(part, kept)]
             start += part.size
         return found
     assert isinstance(axis, Product)
-    grid = [positions(part, kept) for part in axis.parts]
+    grid = [positions(part, kept) for part in parts_of(axis)]
     steps = [1]
-    for part in reversed(axis.parts[1:]):
+    for part in reversed(parts_of(axis)[1:]):
         steps.insert(0, steps[0] * part.size)
     return [sum(map(int.__mul__, index, steps)) for index in cartesian(*grid)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Literal
 
-from .axes import Atom, Axis, Product, atoms, find
+from .axes import Atom, Axis, Product, atoms, find, parts_of
 from .conditions import zero_when_masked
 from .infer import Inferred
 from .lengths import now
@@ -161,7 +161,7 @@ def _limits(inferred: Inferred, sized: dict[int, list[Atom]]) -> dict[int, tuple
     for limit in inferred.typing.limits:
         axis = find(limit.axis)
         while limit.step > 1 and isinstance(axis, Product):
-            axis = find(axis.parts[-1])
+            axis = parts_of(axis)[-1]
         for atom in [a for a in atoms(axis) if a.frozen is None]:
             for tied in sized.get(id(atom), [atom]):
                 least, step = found.get(id(tied), (1, 1))
@@ -194,7 +194,7 @@ def _grids(inferred: Inferred) -> dict[int, set[int]]:
         axis = find(axis)
         if isinstance(axis, Atom):
             return {id(axis)} if axis.frozen is None else set()
-        inside = [visit(part) for part in axis.parts]  # type: ignore[attr-defined]
+        inside = [visit(part) for part in parts_of(axis)]
         if isinstance(axis, Product):
             for i, part in enumerate(inside):
                 others = set().union(*inside[:i], *inside[i + 1 :])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.scoring.granularity import Granularity
 
-from .axes import Atom, Axis, Concat, Ragged, atoms, find, pieces
+from .axes import Atom, Axis, Concat, Ragged, atoms, find, parts_of, pieces
 
 
 def labels(axis: Axis, atom: Atom) -> Tensor:
@@ -36,7 +36,7 @@ def labels(axis: Axis, atom: Atom) -> Tensor:
         return _end_to_end(axis, atom)
     found: list[Tensor] = []
     before, size = 1, axis.size
-    for part in [] if isinstance(axis, Atom) else axis.parts:  # type: ignore[attr-defined]
+    for part in parts_of(axis):
         after = size // (before * part.size) if size else 0
         for row in labels(part, atom):
             if bool((row >= 0).any()):

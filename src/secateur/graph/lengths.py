@@ -18,12 +18,13 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import reduce
 from typing import cast
 
-from .axes import Atom, Axis, Concat, Ragged, find
+from .axes import Atom, Axis, Concat, Ragged, find, parts_of
 
 # A polynomial: product of atoms (sorted by identity) → coefficient: an int where it can be, which
 # is ten times as fast as a Fraction.
@@ -73,19 +74,23 @@ class Sizing:
             return {(self.leader(axis),): 1}
         if isinstance(axis, Ragged):  # its parts are sized together
             return self.length(axis.parts[0])
-        total: Polynomial = {} if isinstance(axis, Concat) else {(): 1}
-        for part in axis.parts:  # type: ignore[attr-defined]
-            length = self.length(part)
-            total = add(total, length) if isinstance(axis, Concat) else multiply(total, length)
-        return total
+        lengths = [self.length(part) for part in parts_of(axis)]
+        if isinstance(axis, Concat):
+            return _sum(lengths)
+        return reduce(multiply, lengths, {(): 1})
+
+
+def _sum(lengths: Iterable[Polynomial]) -> Polynomial:
+    out: Polynomial = {}
+    for length in lengths:  # in place: there may be as many as positions
+        for term, c in length.items():
+            out[term] = out.get(term, 0) + c
+    return {term: c for term, c in out.items() if c}
 
 
 def add(a: Polynomial, b: Polynomial, sign: int = 1) -> Polynomial:
     """Return a + sign·b, without terms that cancel."""
-    out = dict(a)
-    for term, c in b.items():
-        out[term] = out.get(term, 0) + sign * c
-    return {term: c for term, c in out.items() if c}
+    return _sum([a, {term: sign * c for term, c in b.items()}])
 
 
 def multiply(a: Polynomial, b: Polynomial) -> Polynomial:
@@ -110,7 +115,7 @@ def now(axis: Axis, count: Callable[[Atom], int]) -> int:
     axis = find(axis)
     if isinstance(axis, Atom):
         return axis.size if axis.frozen is not None else count(axis)
-    lengths = [now(part, count) for part in axis.parts]  # type: ignore[attr-defined]
+    lengths = [now(part, count) for part in parts_of(axis)]
     if isinstance(axis, Ragged):  # the mean, so that a cost can be shared out among the parts
         return _mean(lengths)
     if isinstance(axis, Concat):
