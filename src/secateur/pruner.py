@@ -449,9 +449,7 @@ class Pruner:
             raise
         if inplace:
             self._unwatch()
-        result.repair = self.repaired
-        if self.repaired is not None:
-            result.notes += self.repaired.notes
+        result.with_repair(self.repaired)
         missed = self.budget.missed(result.plan.counts) if self.share == 1 else ""
         if short := self.budget.unmet or missed:
             result.warnings.insert(0, short)

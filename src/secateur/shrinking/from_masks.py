@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.graph.infer import Inferred
 from secateur.graph.record import runs_for_real
+from secateur.repair import Repair
 from secateur.repair.fold import Folding, Inputs, watching
 from secateur.runtime.copying import copied
 from secateur.runtime.model import check_model
@@ -42,8 +43,7 @@ def shrink(
 ) -> Result:
     """Remove what masks have made superfluous.
 
-    Masks may be partial or disagree across a residual: what can go is found from them, completed
-    where it must be, and reported in ``notes``.
+    Masks may be partial, or disagree across a residual: they are completed, and ``notes`` say how.
 
     Args:
         model: any module.
@@ -56,12 +56,10 @@ def shrink(
         constants: what becomes of a number that a removed position emits all the same (the bias
             of its BatchNorm is not masked): "fold" it into the biases of its readers, so that the
             outputs stay as they are, or "mask" it.  The notes say which, and what it does.
-        inexact: remove also positions that are masked wherever they are made, though a norm over
-            all of them makes them anew (hidden positions of a transformer).  The outputs change,
-            and the result says by how much.
-        data: batches of inputs, from which what stays makes up for what goes; the model must have
-            its dense weights still.  See ``Pruner.repair``.
-        repair: how, a name in ``secateur.repairs``; not without ``data``.
+        inexact: remove also what is masked wherever it is made, if a norm over all makes it anew
+            (hidden positions of a transformer): the result says by how much the outputs change.
+        data: batches of inputs, by which what stays makes up for what goes (``Pruner.repair``).
+        repair: how, a name in ``secateur.repairs``; the model must have its dense weights still.
 
     Raises:
         MaskError: a mask fits no parameter.
@@ -78,18 +76,30 @@ def shrink(
     """
     check_model(model)
     surgery = Surgery(model if inplace else copied(model))
+    settings = verify, constants, inexact
+    return _repaired_and_shrunk(surgery, masks, example_inputs, structure, settings, data, repair)
+
+
+def _repaired_and_shrunk(
+    surgery: Surgery,
+    masks: Mapping[str, Tensor],
+    example: Example,
+    structure: Structure | None,
+    settings: tuple[bool, Literal["fold", "mask"], bool],
+    data: Iterable[Any] | None,
+    how: str,
+) -> Result:
+    """Return the result, or leave the model as it was."""
+    record: Repair | None = None
     try:
-        if data is None:
-            return _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
-        structure = structure or analyze(surgery.model, example_inputs)
-        masks, record = repaired(surgery, masks, structure, data, repair, inexact=inexact)
-        result = _shrink(surgery, masks, example_inputs, structure, verify, constants, inexact)
-        result.repair = record
-        result.notes += record.notes
-        return result
+        if data is not None:
+            structure = structure or analyze(surgery.model, example)
+            masks, record = repaired(surgery, masks, structure, data, how, inexact=settings[-1])
+        result = _shrink(surgery, masks, example, structure, *settings)
     except BaseException:
         surgery.undo()
         raise
+    return result.with_repair(record)
 
 
 def _shrink(

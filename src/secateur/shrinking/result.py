@@ -133,6 +133,13 @@ class Result(Shown):
         for note in self.notes:
             yield f"[yellow]note[/] {escape(note)}"
 
+    def with_repair(self, record: Repair | None) -> Result:
+        """Return this result, told what a repair did, if there was one."""
+        if record is not None:
+            self.repair = record
+            self.notes += record.notes
+        return self
+
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""
         return save_pruned(self.model, directory)
