@@ -37,35 +37,27 @@ def prune(
     batches: Iterable[Any] | None = None,
     **settings: Any,
 ) -> Result:
-    """Prune a model in one shot and return the smaller one.
+    """Prune a model in one shot; print the result, whose ``model`` is the smaller one.
 
     Args:
-        model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         sparsity: the share to remove, of channels or of what ``of`` says.
         criterion: a name in ``secateur.criteria``.  If none is given, "activation" with ``data``
             or, on random tokens, for a model that takes tokens; else "l2".
-        config: all settings at once, instead of ``sparsity``, ``criterion`` and ``settings``.
+        config: all settings at once, instead of single ones.
         inplace: cut this very model; by default a deep copy, so that the dense one is there still.
         verify: compare the smaller with the masked model.
-        data: calibration batches of inputs, each as ``example_inputs`` is; see
-            ``Pruner.calibrate``.
-        loss: ``(model, batch) → scalar``, for a criterion that needs gradients; then a batch of
-            ``data`` is whatever it takes.
-        repair: how what stays makes up for what goes, from ``data``: "least_squares", "bias" or
-            "sparse"; "none" for nothing.  By default "least_squares" where there is ``data``
-            without ``loss``; see ``Pruner.repair``.
+        data: batches of inputs, each as ``example_inputs`` is; see ``Pruner.calibrate``.
+        loss: ``(model, batch) → scalar`` for criteria of gradients, of whatever batches it takes.
+        repair: how what stays makes up for what goes: "least_squares" (with ``data`` and no
+            ``loss``, the default), "bias", "sparse" or "none"; see ``Pruner.repair``.
         batches: the older name of ``data``.
-        settings: any other field of ``Config``: ``of="macs"``, ``scope="global"``, ``round_to=8``,
-            ``exclude=["fc"]``, ``inexact=True``, …
-
-    Returns:
-        The result: print it; ``result.model`` is the smaller model.
+        settings: other fields of ``Config``: ``of="macs"``, ``round_to=8``, ``exclude=["fc"]``, …
 
     Raises:
         ConfigError: a setting is wrong, or selects nothing in this model.
-        TraceError: the forward failed on the example inputs.
-        ShrinkError, VerificationError: it could not be cut; ``model`` is unchanged.
+        TraceError, ShrinkError, VerificationError: it fails on the example inputs, or cannot be
+            cut; ``model`` is unchanged.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> prune(net, torch.zeros(1, 8), sparsity=0.25).model[0].out_features
@@ -77,18 +69,23 @@ def prune(
     how = _repair(repair, data, loss)
     chosen = _config(config, {**settings, **given})
     if how is not None:
-        assert data is not None
-        data = held(data)  # it is read again
-        if not inplace:
-            model, inplace = copied(model), True
-    pruner, notes = by_default(Pruner(model, chosen, example_inputs), has_data=data is not None)
+        data, model = held(data or ()), model if inplace else copied(model)  # data is read twice
+    pruner = _decided(model, chosen, example_inputs, data, loss)
+    if how is not None:
+        return _repaired(pruner, data, how, verify)
+    return pruner.finish(inplace=inplace, verify=verify)
+
+
+def _decided(
+    model: nn.Module, config: Config, example: Example, data: Any, loss: Loss | None
+) -> Pruner:
+    """Return a pruner that has decided what goes."""
+    pruner, notes = by_default(Pruner(model, config, example), has_data=data is not None)
     if data is not None:
         pruner.calibrate(data, loss)
     pruner.decide()
     pruner.notes.extend(notes)
-    if how is None:
-        return pruner.finish(inplace=inplace, verify=verify)
-    return _repaired(pruner, data, how, verify)
+    return pruner
 
 
 def _repaired(pruner: Pruner, data: Any, how: str, verify: bool) -> Result:

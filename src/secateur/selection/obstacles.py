@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from secateur.config import Config
+from secateur.graph.axes import atoms
 from secateur.graph.groups import Group
 from secateur.structure import Structure
 
@@ -13,10 +14,21 @@ from .selectors import Selectors
 SHOWN = 3
 
 
-def selected(group: Group, selectors: Selectors) -> bool:
-    """Tell whether a target takes a group: some layer that makes it, and none is excluded."""
-    owners = makers(group)
-    return any(map(selectors.takes, owners)) and excluded(group, selectors) is None
+def selected(group: Group, selectors: Selectors, structure: Structure) -> bool:
+    """Tell whether a target takes a group: some layer that makes it, and none is excluded.
+
+    A width that norms of other layers are rescaled for is the model's own, and who names some
+    layers does not mean it: there the target must take every layer that makes it.
+    """
+    if excluded(group, selectors) is not None:
+        return False
+    rescaled = structure.inferred.rescaled
+    axes = [axis for found in rescaled for axis, _ in found.powers]
+    if any(atom is group.atom for axis in axes for atom in atoms(axis)):
+        tensors = [m.tensor for m in group.members if m.role == "out"]
+        matrices = [t for t in tensors if len(structure.tensor(t)) > 1]
+        return all(selectors.takes(_owner(tensor)) for tensor in matrices)
+    return any(map(selectors.takes, makers(group)))
 
 
 def makers(group: Group) -> list[str]:

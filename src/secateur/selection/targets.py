@@ -190,7 +190,7 @@ def _of_groups(
     parameters = dict(model.named_parameters())
     made = []
     for group in structure.independent(inexact=config.inexact, coarse=config.grid == "coarse"):
-        if not selected(group, selectors):
+        if not selected(group, selectors, structure):
             continue
         weights = _scoring(group, parameters, criteria.facts[target.criterion].of)
         parts = tuple(
