@@ -112,6 +112,7 @@ class Pruner:
         self.scaler = scaler
         self.decision = Decision()
         self.repaired: Repair | None = None
+        self._before: Masks | None = {}  # what was masked before the last decision; None: repaired
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
         self._optimizer = LastStep()
@@ -198,6 +199,7 @@ class Pruner:
             notes = [*made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)
+        self._before = {name: mask.clone() for name, mask in self._on().items()}
         self.decision = made
         return made.masks
 
@@ -267,8 +269,9 @@ class Pruner:
         four batches one is held out: it chooses how strongly weights are held to their old values,
         and says how well it went.  The model needs room for two copies of it meanwhile.
 
-        Call it after ``step`` or ``decide`` and before ``finish``.  A change of masks later keeps
-        the new weights.
+        Call it once after ``step`` or ``decide``, before the weights are trained further: the dense
+        model is what it was just before, with the masks that were on then.  A change of masks later
+        keeps the new weights, and can be repaired again.
 
         Args:
             data: batches of inputs, as for ``calibrate``; read once.
@@ -279,7 +282,8 @@ class Pruner:
             What was refitted, and how far the outputs are from the dense model's.
 
         Raises:
-            ConfigError: nothing is masked yet, or there are no batches that the model takes.
+            ConfigError: nothing is masked yet, these masks were repaired already, or there are no
+                batches that the model takes.
             UnknownNameError: there is no such repair.  The model is unchanged in each case.
 
         He et al., 2017, arXiv:1707.06168; Frantar and Alistarh, 2023, arXiv:2301.00774
@@ -289,10 +293,16 @@ class Pruner:
             raise ConfigError("nothing is masked yet: call step() or decide() before repair()")
         if self.structure is None:
             raise ConfigError("repair() needs the example inputs that the pruner was made without")
+        if self._before is None:
+            raise ConfigError(
+                "these masks were repaired already, and the dense weights that a repair needs are "
+                "no more: give all data to one repair()"
+            )
         on = self._on()
         masking.take_off(self.model, bake=False)
         try:
-            values, record = repair(self.model, self.masks, self.structure, data, how)
+            with masking.zeroed(self.model, self._before):
+                values, record = repair(self.model, self.masks, self.structure, data, how)
         finally:
             if on:
                 masking.put_on(self.model, on, differentiable=self.method.learns_masks)
@@ -301,7 +311,7 @@ class Pruner:
             for name, value in values.items():
                 where = self.masks.get(name, torch.ones_like(value, dtype=torch.bool))
                 fill(state[name], where.to(value.device), value[where.to(value.device)])
-        self.repaired = record
+        self.repaired, self._before = record, None
         return record
 
     def _before_optimizer(self, optimizer: Optimizer) -> None:
@@ -366,6 +376,7 @@ class Pruner:
             "keeps": dict(self.keeps),
             "masks": dict(self.masks),
             "below": below,
+            "before": self._before,
             "statistics": self.statistics.state_dict(),
             "method": self.method.state_dict(),
             "peak": self._optimizer.peak,
@@ -401,6 +412,7 @@ class Pruner:
             notes=list(state["notes"]),
             level=state["level"],
         )
+        self._before = state.get("before", {})
         self.statistics.load_state_dict(state["statistics"])
         self.method.load_state_dict(state["method"])
         self._optimizer.peak, self._optimizer.ever = state["peak"], state["ever"]

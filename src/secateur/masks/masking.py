@@ -16,6 +16,7 @@ model (``AveragedModel``) pair buffers by position, also with those of a model t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.errors import MaskError, did_you_mean
-from secateur.runtime.distributed import sharded
+from secateur.runtime.distributed import sharded, whole
 from secateur.runtime.values import numbers
 
-from .classes import attribute_of, class_below, mask_of, masked, masked_class
+from .classes import attribute_of, class_below, fill, mask_of, masked, masked_class
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -128,6 +129,22 @@ def take_off(model: nn.Module, *, bake: bool = True) -> None:
         # FSDP2 puts a class above ours, which then stays: it does nothing where no mask is
         if "_masked_names" in vars(type(module)):
             module.__class__ = class_below(type(module))
+
+
+@contextmanager
+def zeroed(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let weights be zero where masks say so, without masks on; afterwards they are as before."""
+    parameters = dict(model.named_parameters())
+    below = {name: whole(parameters[name].detach())[~mask] for name, mask in masks.items()}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            fill(parameters[name], ~mask, torch.zeros_like(below[name]))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                fill(parameters[name], ~mask, below[name])
 
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

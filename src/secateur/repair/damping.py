@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .system import System
+from .system import LEAST, System
 
-CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+CANDIDATES = (LEAST, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Fitted(NamedTuple):
@@ -37,7 +37,7 @@ def best(
     >>> weight, mask = torch.ones(2, 3), torch.tensor([True, True, False]).expand(2, 3)
     >>> halves = [System.of(weight, mask, half) for half in x.split(20)]
     >>> best(least_squares, *halves).damping
-    0.0001
+    1e-07
 
     Args:
         solve: ``(system, *, damping) -> weight``, as in the registry ``repairs``.

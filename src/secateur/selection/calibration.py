@@ -56,6 +56,7 @@ class Calibration:
         if self._outdated:  # the model has other masks than when these were collected
             self._sums, self.batches, self._outdated = {}, 0, False
             self.outputs = Outputs()
+        self._new, self.outputs.new, self._shared = {}, {}, None  # what a failed call has left
         named = {n: p for n, p in model.named_parameters() if p.ndim > 1}
         wanted = self.outputs.wanted(model, structure, set(named))
         program = [op.func for op in structure.inferred.recording.ops] if structure else []
