@@ -15,6 +15,7 @@ from secateur import Config, Pruner
 from secateur.errors import ConfigError, SecateurError, UnknownNameError
 from secateur.masks import masking
 from secateur.repair import repairs
+from secateur.repair.quality import distance
 from tests.repair.kinds import hugging_face, low_rank, tokens
 
 
@@ -201,6 +202,16 @@ def test_repair_when_batches_are_padded_then_it_is_that_without_padding(build, s
     for batch in plain:
         batch["position_ids"] = torch.arange(12).expand(8, -1)
     close(weights(plain, "least_squares", build), weights(padded, "least_squares", build), 1e-7)
+
+
+def test_distance_when_samples_come_one_by_one_then_it_is_that_of_all_at_once():
+    dense, other, x = net(), net(), torch.cat(data(2))
+    with torch.no_grad():
+        other[4].weight.mul_(1.1)
+        a, b = dense(x), other(x)
+    expected = float(((a - b).square().sum() / (a - a.mean(0)).square().sum()).sqrt())
+    for size in (1, 7, 64):
+        assert distance(dense, other, x.split(size)).error == pytest.approx(expected, rel=1e-9)
 
 
 # when, and how often

@@ -20,27 +20,32 @@ from .report import Distance
 def distance(dense: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Distance:
     """Return how far a model's outputs are from the dense model's on batches, in eval mode.
 
-    Positions that are padding do not count.  Predictions are what the model returns as ``logits``,
+    The outputs' spread is that over all batches, however many samples each has.  Positions that are
+    padding do not count.  Predictions are what the model returns as ``logits``,
     or a lone matrix ``(samples, classes)``.
 
     >>> net = nn.Linear(4, 2)
     >>> distance(net, net, [torch.randn(8, 4)])
     Distance(error=0.0, kl=0.0)
     """
-    gap = spread = 0.0
+    gap = 0.0
+    spread: dict[tuple[int, int], Tensor] = {}  # output, features → rows, sums, sums of squares
     divergence, predictions = 0.0, 0
     for batch in batches:
         found = _outputs(dense, batch), _outputs(other, batch)
         masks = padding(dense, batch)
-        for (name, y), (_, z) in zip(*found, strict=True):
+        for i, ((name, y), (_, z)) in enumerate(zip(*found, strict=True)):
             a, b = _rows(y, masks), _rows(z, masks)
             gap += float((a - b).square().sum())
-            spread += float((a - a.mean(0)).square().sum())
+            sums = torch.stack([torch.ones_like(a), a, a.square()]).sum(1)
+            spread[i, a.shape[-1]] = spread.get((i, a.shape[-1]), 0) + sums
             if name == "logits" and a.shape[-1] > 1:
                 log, other_log = F.log_softmax(a, -1), F.log_softmax(b, -1)
                 divergence += float((log.exp() * (log - other_log)).sum())
                 predictions += len(a)
-    error = sqrt(gap / spread) if spread > 0 else (0.0 if gap == 0 else nan)
+    each = (q - total.square() / rows.clamp(min=1) for rows, total, q in spread.values())
+    whole = sum(float(varied.clamp(min=0).sum()) for varied in each)
+    error = sqrt(gap / whole) if whole > 0 else (0.0 if gap == 0 else nan)
     return Distance(error, divergence / predictions if predictions else None)
 
 
