@@ -181,3 +181,23 @@ def ddp_copies(rank: int) -> dict[str, Tensor]:
     wrapped(EXAMPLE).sum().backward()
     twin = copy.deepcopy(model)
     return {"state": twin.state_dict()["0.weight"]}
+
+
+def calibrated(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
+    """The masks that data decides on, and the weights that it repairs."""
+    pruner = Pruner(model, Config(sparsity=0.5, criterion="activation"), structure=STRUCTURE)
+    pruner.calibrate(batches)
+    masks = pruner.decide()
+    pruner.repair(batches)
+    found = {f"mask {name}": mask for name, mask in masks.items()}
+    return found | {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(32, 6, generator=generator) for _ in range(4 * RANKS)]
+
+
+def ddp_repair(rank: int) -> dict[str, Tensor]:
+    """Each rank has batches of its own."""
+    return calibrated(net(), inputs()[4 * rank : 4 * rank + 4])

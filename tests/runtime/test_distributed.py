@@ -22,6 +22,7 @@ CHECKS = [
     "averaged_statistics",
     "divergence",
     "ddp_copies",
+    "ddp_repair",
 ]
 
 
@@ -104,3 +105,11 @@ def test_state_dict_when_sharded_and_masked_then_values_are_masked_and_resuming_
 def test_put_on_when_ddp_wraps_then_masks_are_not_sent_and_state_is_masked(found):
     for result in both(found, "ddp_copies"):
         assert int((result["state"] != 0).sum()) == 6
+
+
+def test_repair_when_ranks_have_other_batches_then_it_is_that_of_one_process_with_all(found):
+    alone = ranks.calibrated(ranks.net(), ranks.inputs())
+    for one in both(found, "ddp_repair"):
+        assert one.keys() == alone.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
