@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .graph.groups import Group as Group
     from .one_shot import prune as prune
     from .pruner import Pruner as Pruner
+    from .repair import Repair as Repair
+    from .repair import reestimate_norms as reestimate_norms
+    from .repair import repairs as repairs
     from .runtime.progress import Progress as Progress
     from .scoring.criteria import criteria as criteria
     from .scoring.schedules import schedules as schedules
@@ -48,6 +51,7 @@ _HOMES = {
     "graph.groups": ("Group",),
     "one_shot": ("prune",),
     "pruner": ("Pruner",),
+    "repair": ("Repair", "reestimate_norms", "repairs"),
     "runtime.progress": ("Progress",),
     "scoring.criteria": ("criteria",),
     "scoring.schedules": ("schedules",),

@@ -45,26 +45,24 @@ def prune(
         criterion: a name in ``secateur.criteria``.  If none is given, "activation" with ``data``
             or, on random tokens, for a model that takes tokens; else "l2".
         config: all settings at once, instead of single ones.
-        inplace: cut this very model; by default a deep copy, so that the dense one is there still.
+        inplace: cut this very model; by default a deep copy.
         verify: compare the smaller with the masked model.
         data: batches of inputs, each as ``example_inputs`` is; see ``Pruner.calibrate``.
         loss: ``(model, batch) → scalar`` for criteria of gradients, of whatever batches it takes.
         repair: how what stays makes up for what goes: "least_squares" (with ``data`` and no
             ``loss``, the default), "bias", "sparse" or "none"; see ``Pruner.repair``.
-        batches: the older name of ``data``.
-        settings: other fields of ``Config``: ``of="macs"``, ``round_to=8``, ``exclude=["fc"]``, …
+        settings: other fields of ``Config``: ``of="macs"``, ``round_to=8``, …; ``batches``, the
+            older name of ``data``.
 
     Raises:
-        ConfigError: a setting is wrong, or selects nothing in this model.
-        TraceError, ShrinkError, VerificationError: it fails on the example inputs, or cannot be
-            cut; ``model`` is unchanged.
+        ConfigError, TraceError, ShrinkError, VerificationError: ``model`` is unchanged.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> prune(net, torch.zeros(1, 8), sparsity=0.25).model[0].out_features
     12
     """
-    named = {"sparsity": sparsity, "criterion": criterion}
-    given = {name: value for name, value in named.items() if value is not None}
+    given = {n: v for n, v in (("sparsity", sparsity), ("criterion", criterion)) if v is not None}
     data = batches if data is None else data
     how = _repair(repair, data, loss)
     chosen = _config(config, {**settings, **given})

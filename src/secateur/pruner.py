@@ -108,7 +108,7 @@ class Pruner:
             selectables = _selectables(model, self.config, self.structure)
         self.selectables = list(selectables)
         self.budget = Budget(self.config, self.structure, self.selectables)
-        self.statistics = RunningScores(self.selectables)
+        self.statistics = RunningScores(self.selectables, self.structure)
         self.scaler = scaler
         self.decision = Decision()
         self.repaired: Repair | None = None
@@ -244,7 +244,7 @@ class Pruner:
 
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> pruner = Pruner(net, Config(criterion="wanda", sparsity=0.5), torch.zeros(1, 8))
-        >>> pruner.calibrate(torch.randn(4, 32, 8))
+        >>> pruner.calibrate([torch.randn(32, 8) for _ in range(4)])
         >>> pruner.step()["sparsity"]
         0.5
         """

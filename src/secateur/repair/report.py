@@ -43,7 +43,19 @@ class Distance:
 
 @dataclass(frozen=True)
 class Repair:
-    """The record of one repair.
+    """The record of one repair: what was done, and how far the outputs are from the dense model's.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from secateur import prune
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> data = torch.randn(4, 64, 8, generator=torch.Generator().manual_seed(0))
+    >>> repair = prune(net, data[0], sparsity=0.25, data=list(data)).repair
+    >>> [refit.tensor for refit in repair.refits], repair.after.error < repair.before.error
+    (['2.weight'], True)
+
+    See also:
+        ``Pruner.repair``, which returns one; ``Result.repair``.
 
     Attributes:
         how: the name of the repair.

@@ -17,6 +17,7 @@ from torch import Tensor
 from secateur.errors import ConfigError
 from secateur.runtime.distributed import reduced, whole
 from secateur.scoring.criteria import criteria
+from secateur.structure import Structure
 
 from .calibration import Calibration
 from .targets import Part, Selectable
@@ -34,7 +35,8 @@ class RunningScores:
     Ranks may have seen different data: scores are averaged over them before they are used.
     """
 
-    def __init__(self, selectables: Sequence[Selectable]):
+    def __init__(self, selectables: Sequence[Selectable], structure: Structure | None = None):
+        self.structure = structure
         self.parts: dict[str, tuple[Selectable, Part]] = {}
         self.calibration = Calibration()
         for each in selectables:
@@ -83,7 +85,18 @@ class RunningScores:
             )
             return replace(each, criterion=FALLBACK).score(tensors, generator)
         found = [self._of_forwards(each, part, tensors[part.tensor], generator) for part in parts]
-        return torch.stack(found).sum(0) if each.normalize == OUTPUT else each.combine(found)
+        if each.normalize != OUTPUT:
+            return each.combine(found)
+        return torch.stack(found).sum(0) / self._cost(each)
+
+    def _cost(self, each: Selectable) -> float:
+        """Return what one position costs: of two errors alike, the one that saves more goes first.
+
+        It is counted in MACs: where a goal is met at all, they say how long the rest takes.
+        """
+        if self.structure is None or each.group is None:
+            return 1.0
+        return max(self.structure.macs_per_index(each.group), 1.0)
 
     def _of_forwards(
         self, each: Selectable, part: Part, weight: Tensor, generator: torch.Generator
