@@ -190,6 +190,11 @@ class Watch(TorchDispatchMode):
         self._chosen = True
         return True
 
+    def data_rows(self, x: Tensor) -> Tensor | None:
+        """Return which rows ``(…, features)`` of a tensor are no padding, flattened, or None."""
+        origin = self._origin(x)
+        return self._valid(replace(origin, lead=origin.lead or tuple(x.shape[:-1])), 0)
+
     def _origin(self, x: Tensor) -> Origin:
         return self._origins.get(x) or Origin()
 

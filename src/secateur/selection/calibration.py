@@ -60,7 +60,9 @@ class Calibration:
         named = {n: p for n, p in model.named_parameters() if p.ndim > 1}
         wanted = self.outputs.wanted(model, structure, set(named))
         program = [op.func for op in structure.inferred.recording.ops] if structure else []
-        return Watch(named.items(), self._observe, program=program, wanted=wanted)
+        watch = Watch(named.items(), self._observe, program=program, wanted=wanted)
+        self.outputs.rows = watch.data_rows
+        return watch
 
     @torch.no_grad()
     def _observe(self, reading: Reading, out: Tensor) -> None:

@@ -32,6 +32,8 @@ class Outputs:
         self.sums: dict[str, Sums] = {}
         self.new: dict[str, Sums] = {}
         self.scales: dict[str, Tensor] = {}
+        self.rows: Callable[[Tensor], Tensor | None] = lambda _: None
+        """Which rows of a tensor are no padding."""
         self._added: set[str] = set()
 
     def wanted(
@@ -60,7 +62,9 @@ class Outputs:
             self._add(reading.arrangement.name, 1 if isinstance(reading, Patches) else -1, out)
 
     def _add(self, name: str, channel: int, out: Tensor) -> None:
-        x = out.detach().movedim(channel, -1).flatten(0, -2).float()
+        rows = self.rows(out) if channel == -1 else None
+        x = out.detach().movedim(channel, -1).reshape(-1, out.shape[channel]).float()
+        x = x if rows is None else x[rows]
         found = {
             "sum": x.sum(0).double(),
             "square": x.square().sum(0).double(),
