@@ -191,6 +191,10 @@ def test_calibrate_when_batches_are_padded_then_scores_are_those_without_padding
     pooled = {n for n in scores(first) if "pooler" in n}
     assert not pooled
     close(first, second, 1e-5)
+    outputs, others = (p.statistics.calibration.outputs for p in (first, second))
+    for tensor in outputs.sums.keys() & others.sums.keys():
+        assert outputs.variance(tensor) == pytest.approx(others.variance(tensor), rel=1e-5)
+    assert any("output.dense" in tensor for tensor in outputs.sums.keys() & others.sums.keys())
 
 
 # one class, one function
