@@ -66,8 +66,8 @@ def prune(
     data = batches if data is None else data
     how = _repair(repair, data, loss)
     chosen = _config(config, {**settings, **given})
-    if how is not None:
-        data, model = held(data or ()), model if inplace else copied(model)  # data is read twice
+    if how is not None and data is not None:
+        data, model = held(data), model if inplace else copied(model)  # data is read twice
     pruner = _decided(model, chosen, example_inputs, data, loss)
     if how is not None:
         return _repaired(pruner, data, how, verify)

@@ -275,16 +275,13 @@ class Pruner:
 
         Args:
             data: batches of inputs, as for ``calibrate``; read once.
-            how: a name in ``secateur.repairs``: "least_squares", "bias" (means only) or "sparse"
-                (for masks of single weights).
+            how: of ``secateur.repairs``: "least_squares", "bias" (means) or "sparse" (elements).
 
-        Returns:
-            What was refitted, and how far the outputs are from the dense model's.
+        Returns: what was refitted, and how far the outputs are from the dense model's.
 
         Raises:
-            ConfigError: nothing is masked yet, these masks were repaired already, or there are no
-                batches that the model takes.
-            UnknownNameError: there is no such repair.  The model is unchanged in each case.
+            ConfigError, UnknownNameError: nothing is masked yet, these masks were repaired already,
+                there are no batches that the model takes, or no such repair; nothing has changed.
 
         He et al., 2017, arXiv:1707.06168; Frantar and Alistarh, 2023, arXiv:2301.00774
         """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.runtime.batches import call, padding
+from secateur.runtime.distributed import reduced, summed
 from secateur.runtime.forward import evaluating, undisturbed
 
 from .report import Distance
@@ -20,8 +21,8 @@ from .report import Distance
 def distance(dense: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Distance:
     """Return how far a model's outputs are from the dense model's on batches, in eval mode.
 
-    The outputs' spread is that over all batches, however many samples each has.  Positions that are
-    padding do not count.  Predictions are what the model returns as ``logits``,
+    The outputs' spread is that over all batches, however many samples each has, on all ranks.
+    Positions that are padding do not count.  Predictions are what the model returns as ``logits``,
     or a lone matrix ``(samples, classes)``.
 
     >>> net = nn.Linear(4, 2)
@@ -30,19 +31,24 @@ def distance(dense: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Dist
     """
     gap = 0.0
     spread: dict[tuple[int, int], Tensor] = {}  # output, features → rows, sums, sums of squares
-    divergence, predictions = 0.0, 0
+    divergence = predictions = 0.0
     for batch in batches:
         found = _outputs(dense, batch), _outputs(other, batch)
         masks = padding(dense, batch)
         for i, ((name, y), (_, z)) in enumerate(zip(*found, strict=True)):
             a, b = _rows(y, masks), _rows(z, masks)
             gap += float((a - b).square().sum())
-            sums = torch.stack([torch.ones_like(a), a, a.square()]).sum(1)
+            count = torch.full_like(a[0], len(a)) if len(a) else a.sum(0)
+            sums = torch.stack([count, a.sum(0), a.square().sum(0)])
             spread[i, a.shape[-1]] = spread.get((i, a.shape[-1]), 0) + sums
             if name == "logits" and a.shape[-1] > 1:
                 log, other_log = F.log_softmax(a, -1), F.log_softmax(b, -1)
                 divergence += float((log.exp() * (log - other_log)).sum())
                 predictions += len(a)
+    scalars = torch.tensor([gap, divergence, predictions], dtype=torch.float64)
+    gap, divergence, predictions = reduced(scalars, "sum").tolist()
+    everywhere = summed({key: {"all": found} for key, found in spread.items()})
+    spread = {key: found["all"] for key, found in everywhere.items()}
     each = (q - total.square() / rows.clamp(min=1) for rows, total, q in spread.values())
     whole = sum(float(varied.clamp(min=0).sum()) for varied in each)
     error = sqrt(gap / whole) if whole > 0 else (0.0 if gap == 0 else nan)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import ConfigError
 from secateur.runtime.batches import held
 from secateur.runtime.copying import copied
+from secateur.runtime.distributed import reduced
 from secateur.structure import Structure
 from secateur.types import Masks
 
@@ -66,11 +67,18 @@ def _norms(
     if not norms:
         return [], now
     old = {name: tensor.clone() for name, tensor in pruned.named_buffers()}
+    failed = torch.zeros(())
     try:
         reestimate_norms(pruned, fit)
-        then = distance(dense, pruned, judged)
     except ConfigError:  # batches of one sample: there is nothing to estimate from
-        then = now
+        failed += 1
+    then = now
+    if not bool(reduced(failed, "max")):
+        for _, norm in norms:
+            for buffer in norm.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(reduced(buffer, "mean"))
+        then = distance(dense, pruned, judged)
     if _better(then, now):
         return [f"{path}.{n}" for path, norm in norms for n, _ in norm.named_buffers()], then
     with torch.no_grad():
