@@ -51,7 +51,6 @@ def finer(x: Tensor) -> torch.dtype:
 
 EXACT: dict[str, Callable[[], nn.Module]] = {
     "nn.RMSNorm": lambda: nn.RMSNorm(WIDTH, eps=1e-2),
-    "nn.RMSNorm, eps of its type": lambda: nn.RMSNorm(WIDTH),
     "nn.RMSNorm without affine": lambda: nn.RMSNorm(WIDTH, 1e-2, elementwise_affine=False),
     "F.rms_norm": lambda: Hand(lambda m, x: F.rms_norm(x, x.shape[-1:], m.weight, m.eps)),
     "rsqrt": lambda: Hand(lambda m, x: root(m, x) * m.weight),
@@ -203,11 +202,15 @@ def test_norm_when_any_positions_are_kept_then_smaller_is_masked(form, kept, eps
     model = Net(EXACT[form]()).double().eval()
     if getattr(model.n, "eps", None) is not None:
         model.n.eps = eps
-    if form == "nn.RMSNorm, eps of its type":
-        model.n.eps = torch.finfo(torch.float64).eps
     x = torch.randn(3, 5).double()
     result = sc.apply_plan(model, sc.Plan({"a": tuple(sorted(kept))}), x)
     assert gap(result.model(x), masked(model, result)(x)) < 1e-11
+
+
+def test_norm_when_its_epsilon_is_that_of_its_type_then_it_is_inexact():
+    model = Net(nn.RMSNorm(WIDTH)).eval()  # in another type it would be another number
+    (group,) = (g for g in sc.analyze(model, torch.randn(3, 5)).groups if g.name == "a")
+    assert not group.exact
 
 
 class Shared(nn.Module):
