@@ -133,7 +133,7 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
     """Return the pruner that scores as well as can be where no criterion is named, and a note.
 
     With data that is ``activation``.  Without, a model that takes tokens is watched on random ones:
-    weights alone choose worse than chance there (benchmarks/results/defaults.md).
+    that was better than weights alone on all three measured (benchmarks/results/defaults.md).
     """
     if _has_criterion(pruner.config):
         return pruner, []

@@ -254,3 +254,12 @@ def test_calibrate_when_one_batch_fails_then_nothing_of_the_call_counts():
     assert all(torch.equal(score, after[n]) for n, score in before.items())
     pruner.calibrate(data())
     close(pruner, calibrated(data(), criterion="activation"))
+
+
+@pytest.mark.parametrize("criterion", ["l2", "wanda", "apoz"])
+def test_output_when_a_criterion_is_no_error_of_outputs_then_those_that_are_are_named(criterion):
+    settings = {"normalize": "output", "scope": "global", "criterion": criterion}
+    data = [torch.randn(8, 6) for _ in range(2)]
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ConfigError, match=f"activation, .*obs.*not '{criterion}'"):
+        sc.prune(model, data[0], 0.5, data=data, **settings)

@@ -70,8 +70,15 @@ class RunningScores:
         """Return the scores of a selectable, from weights or from what was observed.
 
         Raises:
-            ConfigError: its criterion needs data, and none was seen since the last pruning step.
+            ConfigError: its criterion needs data, and none was seen since the last pruning step; or
+                it is no error of outputs, and is to be normalised as one.
         """
+        if each.normalize == OUTPUT and criteria.facts[each.criterion].error is None:
+            raise ConfigError(
+                f"normalize={OUTPUT!r} needs a criterion that is an error of outputs ("
+                f"{', '.join(n for n in criteria if criteria.facts[n].error)}), not "
+                f"{each.criterion!r}"
+            )
         if f"{each.name}.0" in self.parts:
             return self._averaged(each)
         if not criteria.asks(each.criterion, "forward"):
@@ -109,11 +116,11 @@ class RunningScores:
         if each.normalize != OUTPUT:
             return score
         variance = outputs.variance(part.tensor)
-        if error is None or variance is None:
+        if variance is None:
             raise ConfigError(
-                f"normalize={OUTPUT!r} needs a criterion that is an error of outputs ("
-                f"{', '.join(n for n in criteria if criteria.facts[n].error)}), not "
-                f"{each.criterion!r}"
+                f"normalize={OUTPUT!r}: the outputs of {part.tensor!r} were not seen in the "
+                "batches: the forward runs other operations there than on the example. Give an "
+                "example like the batches, or another normalize"
             )
         return (score.square() if error == "root" else score) / variance
 

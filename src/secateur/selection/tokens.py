@@ -1,6 +1,6 @@
 """Tokens by chance: what a language model is watched on where nobody gives data.
 
-Of a channel that follows a table of tokens, weights say less than nothing: tokens that are
+Of a channel that follows a table of tokens, weights may say less than nothing: tokens that are
 frequent in training leave small weights where much goes through.  Which channels carry something
 shows even on tokens drawn at random.
 """
