@@ -60,3 +60,29 @@ def test_prune_when_repaired_then_outputs_on_other_inputs_are_nearer(name: str, 
     assert result.repair.after.error < result.repair.before.error
     assert result.repair.after.error == pytest.approx(errors[how], rel=0.3)
     assert all(torch.equal(p, before[n]) for n, p in dense.named_parameters())
+
+
+class Halves(nn.Module):
+    """Each expert sees the rows whose first input has its sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), 3)
+        for sign, expert in zip((1, -1), self.experts, strict=True):
+            rows = (sign * x[:, 0] > 0).nonzero()[:, 0]
+            if len(rows):
+                out = out.index_add(0, rows, expert(x[rows]))
+        return out
+
+
+def test_repair_when_the_first_batch_reaches_one_expert_then_the_other_is_refitted_too():
+    batches = [torch.randn(64, 6) for _ in range(4)]
+    batches[0][:, 0].abs_()
+    result = sc.prune(Halves(), batches[1], 0.5, "activation", data=batches)
+    done = {refit.tensor for refit in result.repair.refits if refit.damping is not None}
+    assert done == {"experts.0.2.weight", "experts.1.2.weight"}

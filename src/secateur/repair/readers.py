@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,21 +72,20 @@ def named_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, p) for name, p in model.named_parameters() if p.ndim > 1]
 
 
-def scout(model: nn.Module, batch: Any, masks: Masks) -> list[Reader]:
-    """Return the readers of one forward that lose inputs of outputs that they keep."""
+def scout(model: nn.Module, batches: Iterable[Any], masks: Masks) -> list[Reader]:
+    """Return the readers of a forward that lose inputs of outputs that they keep.
+
+    Where the first batch leaves a masked weight unread (an expert that got no token), the next ones
+    are looked at until every such weight was read, or there are no more.
+    """
     seen: dict[Arrangement, Reading] = {}
     times: Counter[Arrangement] = Counter()
-
-    def look(reading: Reading, _: Tensor) -> None:
-        times[reading.arrangement] += 1
-        if reading.arrangement not in seen:
-            seen[reading.arrangement] = reading
-            reading.source = torch.empty(0)
-
-    watch = Watch(named_weights(model), look)
-    watch.start(padding(model, batch))
-    with torch.no_grad(), watch:
-        call(model, batch)
+    weights = {name for name, p in named_weights(model) if name in masks}
+    for batch in batches:
+        for arrangement, count in _read(model, batch, seen).items():
+            times[arrangement] = max(times[arrangement], count)
+        if weights <= {arrangement.name for arrangement in seen}:
+            break
     found: list[Reader] = []
     for arrangement, reading in seen.items():
         if arrangement.name not in masks:
@@ -105,6 +104,23 @@ def scout(model: nn.Module, batch: Any, masks: Masks) -> list[Reader]:
             )
             found.append(made)
     return found
+
+
+def _read(model: nn.Module, batch: Any, seen: dict[Arrangement, Reading]) -> Counter[Arrangement]:
+    """Add a batch's readings to those seen, without their inputs; return how many there were."""
+    times: Counter[Arrangement] = Counter()
+
+    def look(reading: Reading, _: Tensor) -> None:
+        times[reading.arrangement] += 1
+        if reading.arrangement not in seen:
+            seen[reading.arrangement] = reading
+            reading.source = torch.empty(0)
+
+    watch = Watch(named_weights(model), look)
+    watch.start(padding(model, batch))
+    with torch.no_grad():
+        call(model, batch, within=watch)
+    return times
 
 
 def beside(model: nn.Module, structure: Structure, readers: list[Reader]) -> None:

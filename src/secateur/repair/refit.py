@@ -66,7 +66,7 @@ class Refitting:
                 stack.enter_context(evaluating(model))
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
-            readers = scout(self.dense, batches[0].inputs, self.masks)
+            readers = scout(self.dense, (batch.inputs for batch in batches), self.masks)
             beside(self.dense, self.structure, readers)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])
