@@ -411,6 +411,25 @@ def test_prune_when_channels_of_a_residual_are_masked_one_by_one_then_the_rest_i
 # schedules
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("home", [nn.utils, nn.utils.parametrizations])
+def test_step_when_a_weight_is_divided_by_its_norm_then_the_masked_model_is_finite(home, dim):
+    norm = home.weight_norm
+    net = nn.Sequential(
+        norm(nn.Linear(8, 16), dim=dim), nn.ReLU(), norm(nn.Linear(16, 12), dim=dim), nn.ReLU()
+    ).append(nn.Linear(12, 4))
+    x = torch.randn(4, 8)
+    pruner = Pruner(net, Config(sparsity=0.5), x)
+    pruner.step()
+    masked = net(x)
+    masked.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
+    result = pruner.finish(inplace=False)
+    torch.testing.assert_close(result.model(x), masked)
+    assert result.after.params < result.before.params / 2
+
+
 @pytest.mark.parametrize("schedule", list(schedules))
 def test_step_when_a_schedule_ends_then_the_goal_is_reached(net, schedule):
     config = Config(sparsity=0.5, schedule=schedule, steps=4)

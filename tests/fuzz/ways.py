@@ -84,6 +84,32 @@ def twice(d: Draw, model: nn.Module, example: Any) -> Cut:
 
 
 @way
+def repaired(d: Draw, model: nn.Module, example: Any) -> Cut:
+    """Data chooses, and what stays makes up for what is masked: the dense weights are new ones."""
+    criterion = d.pick("activation", "activation", "wanda", "obs", "fluctuation", "l2")
+    config = Config.from_dict({**settings(d), "criterion": criterion})
+    with torch.inference_mode(False):
+        twin = copy.deepcopy(model)
+    data = [batch(d, example) for _ in range(4)]
+    pruner = Pruner(twin, config, example)
+    pruner.calibrate(data)
+    pruner.step()
+    pruner.repair(data, d.pick("least_squares", "least_squares", "bias"))
+    return Cut(pruner.finish(inplace=False), dense=twin)
+
+
+def batch(d: Draw, example: Any) -> tuple[Tensor, ...]:
+    """Other values of the example's shapes and kinds."""
+    made = torch.Generator().manual_seed(d.randrange(2**31))
+    return tuple(
+        torch.randn(x.shape, generator=made).to(x)
+        if x.is_floating_point()
+        else x.flatten()[torch.randperm(x.numel(), generator=made)].reshape(x.shape)
+        for x in example
+    )
+
+
+@way
 def plan(d: Draw, model: nn.Module, example: Any) -> Cut:
     """Any positions of any groups, as far as the structure says that they are exact."""
     structure = secateur.analyze(model, example)

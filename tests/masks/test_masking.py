@@ -132,6 +132,18 @@ def test_take_off_when_a_parameter_was_frozen_then_it_stays_so(model, masks):
     assert model[2].weight.requires_grad
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_deepcopy_when_a_recurrent_layer_is_masked_then_its_copies_compute_the_same(kind):
+    layer, x = kind(4, 6, num_layers=2, batch_first=True), torch.randn(2, 5, 4)
+    put_on(layer, {"weight_hh_l0": torch.rand(layer.weight_hh_l0.shape) > 0.5})
+    expected = layer(x)[0]  # with gradients: what it multiplies by has a graph
+    again = copy.deepcopy(copy.deepcopy(layer))
+    torch.testing.assert_close(again(x)[0], expected)
+    torch.testing.assert_close(layer(x)[0], expected)
+    again(x)[0].sum().backward()
+    assert bool(again._parameters["weight_hh_l0"].grad.any())
+
+
 def test_deepcopy_when_masks_are_on_then_the_copy_is_masked_by_itself(model, masks, example):
     put_on(model, masks)
     twin = copy.deepcopy(model)

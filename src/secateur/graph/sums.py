@@ -30,16 +30,20 @@ class Summed(NamedTuple):
     norm: str | None
 
 
-def product_with(recording: Recording, weight: str) -> Op | None:
-    """Return the one operation that multiplies by a weight, or None where several do, or none."""
-    value = recording.parameters.get(recording.names.get(weight, weight), -1)
-    found = [
-        op
-        for op in recording.ops
-        if contracts(getattr(op.func, "overloadpacket", None))
-        and value in {recording.owner[v] for v in op.reads}
-    ]
-    return found[0] if len(found) == 1 else None
+def products(recording: Recording) -> dict[str, Op]:
+    """Return the operation that multiplies by each weight, by any of its names.
+
+    A weight that several operations multiply by, or none, is left out.
+    """
+    found: dict[int, list[Op]] = {}
+    for op in recording.ops:
+        if contracts(getattr(op.func, "overloadpacket", None)):
+            for value in {recording.owner[v] for v in op.reads}:
+                found.setdefault(value, []).append(op)
+    values = {n: recording.parameters.get(name) for n, name in recording.names.items()}
+    return {
+        n: found[v][0] for n, v in values.items() if v is not None and len(found.get(v, ())) == 1
+    }
 
 
 def sum_behind(recording: Recording, product: Op) -> Summed | None:
@@ -47,9 +51,6 @@ def sum_behind(recording: Recording, product: Op) -> Summed | None:
 
     On the way there may be changes of shape, a bias, and a batch norm.
     """
-    numbers = {id(op): i for i, op in enumerate(recording.ops)}
-    buffers = {value: name for name, value in recording.buffers.items()}
-    parameters = set(recording.parameters.values())
     made, norm = product.outputs[0].value, None
     while True:
         users = recording.readers.get(made, [])
@@ -62,12 +63,13 @@ def sum_behind(recording: Recording, product: Op) -> Summed | None:
             if recording.shapes[made] == ():
                 return None
         elif "batch_norm" in kind and norm is None and isinstance(user.args[4], Ref):
-            norm = buffers.get(user.args[4].value)
+            variance = user.args[4].value
+            norm = next((n for n, value in recording.buffers.items() if value == variance), None)
             if norm is None:
                 return None
         elif kind in ("add", "add_") and len(others) == 1 and not user.kwargs:
-            if recording.owner[others[0]] not in parameters:
-                return _summed(recording, numbers, product, user, others[0], made, norm)
+            if recording.owner[others[0]] not in recording.parameters.values():
+                return _summed(recording, product, user, others[0], made, norm)
         else:
             return None
         made = user.updates[1] if user.updates else user.outputs[0].value
@@ -75,7 +77,6 @@ def sum_behind(recording: Recording, product: Op) -> Summed | None:
 
 def _summed(
     recording: Recording,
-    numbers: dict[int, int],
     product: Op,
     user: Op,
     other: int,
@@ -84,6 +85,7 @@ def _summed(
 ) -> Summed | None:
     if recording.shapes[other] != recording.shapes[made]:
         return None  # it is broadcast
+    numbers = {id(op): i for i, op in enumerate(recording.ops)}
     makers = [i for i, op in enumerate(recording.ops) if Ref(other) in op.outputs]
     first = numbers[id(product)]
     at = makers[0] if makers and makers[0] < first else None

@@ -104,7 +104,8 @@ class _Masked(nn.Module):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        with torch.no_grad():  # what it reads of itself, as an RNN its weights, has no graph
+            reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
         made = next(kind for kind in type(self).__mro__ if _Masked in kind.__bases__)
         return (_rebuilt, (class_below(made), self._masked_names), *reduced[2:])
 

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from secateur.graph.program import Op, Ref
-from secateur.graph.sums import product_with
+from secateur.graph.sums import products
 from secateur.structure import Structure
 
 BIAS = {"addmm": 0, "addmv": 0, "baddbmm": 0, "convolution": 2, "linear": 2}
@@ -28,6 +28,7 @@ class Intercepts:
 
     def __init__(self, structure: Structure):
         self._recording = r = structure.inferred.recording
+        self._products = products(r)
         self._means = {value: name for name, value in r.buffers.items()}
         self._names = Counter(r.names.values())
         self._parameters = {value: name for name, value in r.parameters.items()}
@@ -37,7 +38,7 @@ class Intercepts:
 
         None where nothing can, or where what can serves another product too.
         """
-        op = product_with(self._recording, weight)
+        op = self._products.get(weight)
         if op is None:
             return None
         return self._bias(op) if _bias_of(op) else self._mean(op)

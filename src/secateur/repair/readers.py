@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.sums import product_with, sum_behind
+from secateur.graph.sums import products, sum_behind
 from secateur.runtime.batches import call, padding
 from secateur.runtime.model import scale_of_norm
 from secateur.scoring.arrangement import Arrangement
@@ -127,8 +127,9 @@ def beside(model: nn.Module, structure: Structure, readers: list[Reader]) -> Non
     """Tell readers what their outputs are added to, where that is made before them."""
     recording = structure.inferred.recording
     program = [op.func for op in recording.ops]
+    multiplied = products(recording)
     for reader in readers:
-        product = product_with(recording, reader.tensor)
+        product = multiplied.get(reader.tensor)
         summed = sum_behind(recording, product) if product is not None else None
         if summed is None or summed.other is None or reader.times > 1:
             continue

@@ -8,9 +8,10 @@ a linear layer, one for each group of a convolution, one for each expert of a st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -106,6 +107,16 @@ class Arrangement:
     taps: tuple[int, ...] = ()
     groups: int = 1
     split: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that ``from_dict`` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Arrangement:
+        spans = tuple(Span(**span) for span in state["spans"])
+        lists = {name: tuple(state[name]) for name in ("systems", "out", "channels", "taps")}
+        return cls(**{**state, "spans": spans, **lists})
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the part of a tensor of the parameter's shape, ``(systems, out, features)``."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ Reduce = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 PLACES = 64
 """Of the output of a convolution for each image that become rows, at least."""
+
+Chunks = Iterator[tuple[slice, Tensor, Tensor | None]]
 
 CHUNK = 1 << 24
 """Elements of the patches of a convolution that exist at once: 64 MiB."""
@@ -82,10 +83,10 @@ class Reading:
         """Return how many rows there are, ``(systems,)``."""
         raise NotImplementedError
 
-    def chunks(self, output: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
         """Yield systems, their inputs ``(systems, rows, features)`` and what came out of those.
 
-        All rows come, but of a convolution over many places a sample.
+        All rows come, but of a convolution a sample: so many ``places`` of each image, or more.
         """
         raise NotImplementedError
 
@@ -105,7 +106,7 @@ class Rows(Reading):
     def count(self) -> Tensor:
         return torch.full((len(self.x),), float(self._inputs.shape[1]), device=self.x.device)
 
-    def chunks(self, output: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
         yield slice(None), self._inputs, None if output is None else self._outputs(output)
 
     @property
@@ -115,7 +116,7 @@ class Rows(Reading):
     def _outputs(self, output: Tensor) -> Tensor:
         y = output if self.before is None else output - self.before
         y = y.transpose(-1, -2) if self.turned and y.ndim > 1 else y
-        y = y.reshape(*self.x.shape[:2], -1)
+        y = y.reshape(*self.x.shape[:2], self.arrangement.sizes[1])
         return y if self.valid is None else y[:, self.valid]
 
 
@@ -143,7 +144,7 @@ class Routed(Reading):
     def count(self) -> Tensor:
         return torch.tensor([float(len(p)) for p in self._parts(self.x)], device=self.x.device)
 
-    def chunks(self, output: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
         outs = [None] * len(self.ends) if output is None else [p[None] for p in self._parts(output)]
         for i, (x, y) in enumerate(zip(self._parts(self.x), outs, strict=True)):
             yield slice(i, i + 1), x[None], y
@@ -163,14 +164,13 @@ class Patches(Reading):
     output_padding: tuple[int, ...]
     bias: Tensor | None
 
-    @cached_property
-    def places(self) -> Tensor | None:
-        """Which places of each output, flattened, become rows; None for all.
+    def _sample(self, places: int) -> Tensor | None:
+        """Return which places of each output, flattened, become rows; None for all.
 
         A sample knows as much: what lies side by side is alike, and images are many.
         """
         many = self._windows(self._planes(self.x[:1])).shape[2 : 2 + len(self.kernel)].numel()
-        wanted = max(PLACES, -(-4 * self.features // max(1, len(self.x))))
+        wanted = max(places, -(-4 * self.features // max(1, len(self.x))))
         if many <= wanted:
             return None
         generator = torch.Generator().manual_seed(many)
@@ -189,13 +189,13 @@ class Patches(Reading):
         places = self.x.numel() // max(self.x.shape[1], 1)
         return torch.full((self.groups,), float(places), device=self.x.device)
 
-    def chunks(self, output: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        taps = torch.Size(self.kernel).numel()
-        places = self.x[0, 0].numel() if self.places is None else len(self.places)
-        step = max(1, CHUNK // max(1, self.x.shape[1] * taps * places))
+    def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
+        taps, chosen = torch.Size(self.kernel).numel(), self._sample(places)
+        rows = self.x[0, 0].numel() if chosen is None else len(chosen)
+        step = max(1, CHUNK // max(1, self.x.shape[1] * taps * rows))
         for start in range(0, len(self.x), step):
-            x = self._unfolded(self._planes(self.x[start : start + step]))
-            y = None if output is None else self._outputs(output[start : start + step])
+            x = self._unfolded(self._planes(self.x[start : start + step]), chosen)
+            y = None if output is None else self._outputs(output[start : start + step], chosen)
             yield slice(None), x, y
 
     def _planes(self, x: Tensor) -> Tensor:
@@ -222,11 +222,11 @@ class Patches(Reading):
             x = x.unfold(2 + i, dilation * (size - 1) + 1, step)[..., ::dilation]
         return x
 
-    def _unfolded(self, x: Tensor) -> Tensor:
+    def _unfolded(self, x: Tensor, places: Tensor | None) -> Tensor:
         """Return ``(groups, rows, channels of a group · taps)``."""
         x, rank = self._windows(x), len(self.kernel)
-        if self.places is not None:  # before anything is copied
-            at = torch.unravel_index(self.places, x.shape[2 : 2 + rank])
+        if places is not None:  # before anything is copied
+            at = torch.unravel_index(places, x.shape[2 : 2 + rank])
             x = x[(slice(None), slice(None), *at)]  # type: ignore[index]
             x = x.reshape(*x.shape[:3], *[1] * (rank - 1), *x.shape[3:])
         if self.transposed:  # it meets its kernel the other way round
@@ -235,11 +235,11 @@ class Patches(Reading):
         x = x.reshape(batch, self.groups, channels // self.groups, -1, *x.shape[2 + rank :])
         return x.movedim(3, 2).movedim(0, 1).flatten(1, 2).flatten(2)
 
-    def _outputs(self, output: Tensor) -> Tensor:
+    def _outputs(self, output: Tensor, places: Tensor | None) -> Tensor:
         """Return ``(groups, rows, outputs of a group)``."""
         y = output if self.bias is None else output - _beside(self.bias, output.ndim)
         y = y.reshape(len(y), self.groups, y.shape[1] // self.groups, -1)
-        y = y if self.places is None else y.index_select(3, self.places)
+        y = y if places is None else y.index_select(3, places)
         return y.movedim(3, 2).movedim(0, 1).flatten(1, 2)
 
 

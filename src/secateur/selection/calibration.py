@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from secateur.runtime.distributed import summed
 from secateur.runtime.forward import evaluating, undisturbed
 from secateur.runtime.no_batch import check_iterable
 from secateur.runtime.progress import shown
-from secateur.scoring.arrangement import Arrangement, Span
+from secateur.scoring.arrangement import Arrangement
 from secateur.scoring.criteria import criteria
 from secateur.scoring.readings import Reading
 from secateur.scoring.statistics import STATISTICS
@@ -39,11 +38,13 @@ class Calibration:
 
     Attributes:
         wanted: names of statistics.
+        tensors: the parameters that they are wanted of, by any of their names.
         batches: how many were seen.
     """
 
     def __init__(self) -> None:
         self.wanted: set[str] = set()
+        self.tensors: set[str] = set()
         self.batches = 0
         self.outputs = Outputs()
         self._sums: dict[Key, Sums] = {}
@@ -55,9 +56,11 @@ class Calibration:
         """Return what collects the sums of a forward that runs within it."""
         if self._outdated:  # the model has other masks than when these were collected
             self._sums, self.batches, self._outdated = {}, 0, False
-            self.outputs = Outputs()
+            self.outputs = Outputs(self.outputs.summing)
         self._new, self.outputs.new, self._shared = {}, {}, None  # what a failed call has left
-        named = {n: p for n, p in model.named_parameters() if p.ndim > 1}
+        every = dict(model.named_parameters(remove_duplicate=False))
+        asked = {id(every[name]) for name in self.tensors}
+        named = {n: p for n, p in model.named_parameters() if p.ndim > 1 and id(p) in asked}
         wanted = self.outputs.wanted(model, structure, set(named))
         program = [op.func for op in structure.inferred.recording.ops] if structure else []
         watch = Watch(named.items(), self._observe, program=program, wanted=wanted)
@@ -81,8 +84,8 @@ class Calibration:
         self._shared = None
         for key, sums in summed(self._new).items():
             add(self._sums.setdefault(key, {}), sums)
-        for name, sums in summed(self.outputs.new).items():
-            add(self.outputs.sums.setdefault(name, {}), sums)
+        for output, sums in summed(self.outputs.new).items():
+            add(self.outputs.sums.setdefault(output, {}), sums)
         self._new, self.outputs.new = {}, {}
         self.batches += batches
 
@@ -122,7 +125,7 @@ class Calibration:
             "outdated": self._outdated,
             "outputs": self.outputs.state_dict(),
             "sums": [
-                {"statistic": name, "arrangement": asdict(arrangement), "sums": dict(sums)}
+                {"statistic": name, "arrangement": arrangement.to_dict(), "sums": dict(sums)}
                 for (name, arrangement), sums in self._sums.items()
             ],
         }
@@ -132,7 +135,7 @@ class Calibration:
         self._outdated = bool(state.get("outdated", False))
         self.outputs.load_state_dict(state.get("outputs", {}))
         self._sums = {
-            (each["statistic"], _arrangement(each["arrangement"])): dict(each["sums"])
+            (each["statistic"], Arrangement.from_dict(each["arrangement"])): dict(each["sums"])
             for each in state.get("sums", ())
         }
 
@@ -195,9 +198,3 @@ def _scalar(model: nn.Module, value: Any) -> Tensor:
             why = "every parameter is frozen: model.requires_grad_(True) before"
         raise ConfigError(f"the criterion needs gradients, and the loss has none: {why}")
     return value
-
-
-def _arrangement(state: Mapping[str, Any]) -> Arrangement:
-    spans = tuple(Span(**span) for span in state["spans"])
-    lists = {name: tuple(state[name]) for name in ("systems", "out", "channels", "taps")}
-    return Arrangement(**{**state, "spans": spans, **lists})

@@ -13,24 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.sums import product_with, sum_behind
+from secateur.graph.sums import products, sum_behind
 from secateur.runtime.model import scale_of_norm
+from secateur.scoring.arrangement import Arrangement
 from secateur.scoring.readings import Patches, Reading
 from secateur.structure import Structure
 
 Sums = dict[str, Tensor]
+Key = tuple[str, Arrangement | None]
+"""A weight, and in which of several ways it is read, where its outputs are added to nothing."""
 
 
 class Outputs:
     """Sums of what layers' outputs are added to, by the layers' weights.
 
     Attributes:
+        summing: whether anybody wants the sums; they take a pass over all outputs.
         scales: what a norm behind a layer multiplies each of its outputs by, ``(outputs,)``.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Sums] = {}
-        self.new: dict[str, Sums] = {}
+    def __init__(self, summing: bool = False) -> None:
+        self.summing = summing
+        self.sums: dict[Key, Sums] = {}
+        self.new: dict[Key, Sums] = {}
         self.scales: dict[str, Tensor] = {}
         self.rows: Callable[[Tensor], Tensor | None] = lambda _: None
         """Which rows of a tensor are no padding."""
@@ -42,26 +47,29 @@ class Outputs:
         """Return what is to be called with what the operations that add make."""
         found: dict[int, Callable[[Tensor], None]] = {}
         self._added = set()
-        for name in names if structure is not None else ():
-            assert structure is not None
-            recording = structure.inferred.recording
-            product = product_with(recording, name)
-            summed = sum_behind(recording, product) if product is not None else None
-            if summed is None or product is None:
+        if structure is None:
+            return found
+        recording = structure.inferred.recording
+        for name, product in products(recording).items():
+            summed = sum_behind(recording, product) if name in names else None
+            if summed is None:
                 continue
             if summed.norm is not None:
                 self.scales[name] = scale_of_norm(model, summed.norm).detach()
+            if not self.summing:
+                continue
             channel = 1 if "conv" in product.name else -1
-            found[summed.at] = partial(self._add, name, channel)
+            found[summed.at] = partial(self._add, (name, None), channel)
             self._added.add(name)
         return found
 
     def observe(self, reading: Reading, out: Tensor) -> None:
         """Add a layer's own outputs, if they are added to nothing."""
-        if reading.arrangement.name not in self._added:
-            self._add(reading.arrangement.name, 1 if isinstance(reading, Patches) else -1, out)
+        how = reading.arrangement
+        if self.summing and how.name not in self._added:
+            self._add((how.name, how), 1 if isinstance(reading, Patches) else -1, out)
 
-    def _add(self, name: str, channel: int, out: Tensor) -> None:
+    def _add(self, key: Key, channel: int, out: Tensor) -> None:
         rows = self.rows(out) if channel == -1 else None
         x = out.detach().movedim(channel, -1).reshape(-1, out.shape[channel]).float()
         x = x if rows is None else x[rows]
@@ -70,16 +78,12 @@ class Outputs:
             "square": x.square().sum(0).double(),
             "rows": torch.tensor(float(len(x)), dtype=torch.float64),
         }
-        add(self.new.setdefault(name, {}), found)
+        add(self.new.setdefault(key, {}), found)
 
     def variance(self, name: str) -> float | None:
         """Return the summed variances of what a layer's outputs are added to, if it is known."""
-        if name not in self.sums:
-            return None
-        sums = self.sums[name]
-        rows = sums["rows"].clamp(min=1)
-        spread = (sums["square"] / rows - (sums["sum"] / rows).square()).clamp(min=0).sum()
-        return max(float(spread), 1e-30)
+        found = [_variance(sums) for (weight, _), sums in self.sums.items() if weight == name]
+        return max(sum(found), 1e-30) if found else None
 
     def scaled(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight whose rows have the scale of the norm behind it."""
@@ -89,11 +93,24 @@ class Outputs:
         return weight * scale.to(weight).reshape(-1, *[1] * (weight.ndim - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": {n: dict(s) for n, s in self.sums.items()}, "scales": dict(self.scales)}
+        sums = [
+            {"weight": name, "arrangement": how and how.to_dict(), "sums": dict(sums)}
+            for (name, how), sums in self.sums.items()
+        ]
+        return {"sums": sums, "scales": dict(self.scales)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.sums = {name: dict(sums) for name, sums in state.get("sums", {}).items()}
+        self.sums = {}
+        for each in state.get("sums", ()):
+            how = each["arrangement"]
+            key = each["weight"], Arrangement.from_dict(how) if how else None
+            self.sums[key] = dict(each["sums"])
         self.scales = dict(state.get("scales", {}))
+
+
+def _variance(sums: Sums) -> float:
+    rows = sums["rows"].clamp(min=1)
+    return float((sums["square"] / rows - (sums["sum"] / rows).square()).clamp(min=0).sum())
 
 
 def add(total: Sums, more: Mapping[str, Tensor]) -> None:

@@ -43,7 +43,10 @@ class RunningScores:
             if criteria.asks(each.criterion, "backward"):
                 for i, part in enumerate(each.scoring):
                     self.parts[f"{each.name}.{i}"] = each, part
-            self.calibration.wanted |= {*criteria.asks(each.criterion, "forward")}
+            if asked := criteria.asks(each.criterion, "forward"):
+                self.calibration.wanted |= {*asked}
+                self.calibration.tensors |= {part.tensor for part in each.parts}
+            self.calibration.outputs.summing |= each.normalize == OUTPUT
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.notes: list[str] = []

@@ -33,11 +33,16 @@ from .selectors import Selectors
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor that a decision is written to, and how it falls into the positions decided on."""
+    """A tensor that a decision is about, and how it falls into the positions decided on.
+
+    ``masked`` is False where another part's zeros remove its positions, and its own would be NaN:
+    the direction of a weight norm, beside its length.
+    """
 
     tensor: str
     granularity: Granularity
     scores: bool = True
+    masked: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,13 @@ class Selectable:
         return torch.stack([normalized(s, self.normalize).to(place) for s in scores]).mean(0)
 
     def masks(self, keep: Tensor, tensors: Mapping[str, Tensor], only: str | None = None) -> Masks:
-        """Return the mask of every part's tensor for a bool decision ``(positions,)``.
+        """Return the mask of every masked part's tensor for a bool decision ``(positions,)``.
 
         Each is on its tensor's device.  ``only``: of the parts in that tensor alone.
         """
         masks: Masks = {}
         for part in self.parts:
-            if only is not None and part.tensor != only:
+            if not part.masked or (only is not None and part.tensor != only):
                 continue
             tensor = tensors[part.tensor]
             mask = part.granularity.expand(keep.to(tensor.device), tuple(tensor.shape))
@@ -197,7 +202,8 @@ def _of_groups(
             Part(
                 m.tensor,
                 Along(m.dim, structure.tensor(m.tensor)[m.dim].axis, group.atom),
-                m in weights,
+                scores=m in weights,
+                masked=(m.tensor, m.dim) not in structure.inferred.typing.spared,
             )
             for m in group.members
             if m.role != "buffer"
