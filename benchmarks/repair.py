@@ -50,15 +50,21 @@ class Way:
         return self.data or self.norms or self.settings.get("criterion") == "random"
 
 
-def _ways(criterion: str, **settings: Any) -> dict[str, Way]:
-    """Return the ways to remove channels, heads and neurons."""
-    given = {"criterion": criterion, **settings}
-    return {
-        "l2": Way({"criterion": "l2"}),
-        "random": Way({"criterion": "random"}),
-        criterion: Way(given, data=True),
-        f"{criterion}, repaired": Way(given, data=True, repair="least_squares"),
-    }
+WAYS = {
+    "l2": Way({"criterion": "l2"}),
+    "random": Way({"criterion": "random"}),
+    "activation": Way({"criterion": "activation"}, data=True),
+    "activation, repaired": Way({"criterion": "activation"}, data=True, repair="least_squares"),
+    "obs, repaired": Way({"criterion": "obs"}, data=True, repair="least_squares"),
+}
+"""To remove channels, heads and neurons."""
+BETWEEN = {"scope": "global", "normalize": "output", "max_sparsity": 0.75}
+SHARED = {
+    "obs, between layers, repaired": Way(
+        {"criterion": "obs", **BETWEEN}, data=True, repair="least_squares"
+    )
+}
+"""Layers lose what costs their outputs least, none more than three quarters."""
 
 
 def _with_norms(ways: dict[str, Way]) -> dict[str, Way]:
@@ -74,7 +80,8 @@ def _with_norms(ways: dict[str, Way]) -> dict[str, Way]:
 SINGLE = {
     "magnitude": Way({"criterion": "magnitude"}),
     "wanda": Way({"criterion": "wanda"}, data=True),
-    "wanda, repaired": Way({"criterion": "wanda"}, data=True, repair="sparse"),
+    "wanda, repaired": Way({"criterion": "wanda"}, data=True, repair="least_squares"),
+    "obs, repaired": Way({"criterion": "obs"}, data=True, repair="least_squares"),
 }
 EXPERTS = {
     "random": Way({"criterion": "random"}),
@@ -104,7 +111,7 @@ RESIDUAL = Case(
         "70 % of MACs kept, all groups": {"of": "macs", "sparsity": 0.3},
         "50 % of MACs kept, all groups": {"of": "macs", "sparsity": 0.5},
     },
-    _with_norms(_ways("activation")),
+    _with_norms({**WAYS, **SHARED}),
 )
 LINEAR = {"names": ["model.layers.*"], "types": ["Linear"]}
 FFN = {"names": ["*mlp*"]}
@@ -119,7 +126,7 @@ CASES: dict[str, Case] = {
             "heads −50 %": {"names": ["*attention*"], "sparsity": 0.5, "grid": "coarse"},
             "feed-forward and heads −50 %": {"sparsity": 0.5, "grid": "coarse"},
         },
-        _ways("energy"),
+        WAYS,
     ),
     "docs llama": Case(
         16,
@@ -129,7 +136,7 @@ CASES: dict[str, Case] = {
             "single weights −50 %": {**LINEAR, "sparsity": 0.5, "granularity": "element"},
             "2:4": {**LINEAR, "granularity": "2:4"},
         },
-        _ways("activation"),
+        WAYS,
         {"single weights −50 %": SINGLE, "2:4": SINGLE},
     ),
     "docs mixtral": Case(
@@ -143,7 +150,7 @@ CASES: dict[str, Case] = {
     "tiny darknet": Case(
         68,
         {"50 % of MACs kept": {"of": "macs", "sparsity": 0.5}},
-        _with_norms(_ways("activation")),
+        _with_norms({**WAYS, **SHARED}),
     ),
 }
 

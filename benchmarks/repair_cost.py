@@ -61,8 +61,8 @@ def _real(name: str, samples: int, names: str) -> Callable[[], Made]:
 
 
 CALIBRATED = {
-    "resnet20": _real("resnet20", 128, "layer*.conv1"),
-    "docs llama": _real("docs llama", 4, "*mlp*"),
+    "resnet20": _real("resnet20", 512, "layer*.conv1"),
+    "docs llama": _real("docs llama", 16, "*mlp*"),
 }
 REPAIRED = {"ResNet-50": resnet50, "Llama block, 4096/14336": llama_block}
 STATISTICS = {"norms": "activation", "Gram matrices": "obs"}

@@ -170,7 +170,7 @@ class Patches(Reading):
         A sample knows as much: what lies side by side is alike, and images are many.
         """
         many = self._windows(self._planes(self.x[:1])).shape[2 : 2 + len(self.kernel)].numel()
-        wanted = max(places, -(-4 * self.features // max(1, len(self.x))))
+        wanted = max(places, -(-places * self.features // (16 * max(1, len(self.x)))))
         if many <= wanted:
             return None
         generator = torch.Generator().manual_seed(many)

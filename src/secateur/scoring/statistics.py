@@ -181,7 +181,8 @@ class input_rows(PerChannel):
 PLACES = 16
 """Of each image that a convolution's second moments are made of, at least, to rank what it reads.
 
-Ranks need fewer than weights do: of 64 they cost four times as much and choose no better.
+Ranks need fewer than weights do: a ResNet-20 without half of its inner channels, chosen by ``obs``
+and repaired, keeps 80.0 % with 16 and 80.5 with 64, on some 1,000 images, at a third of the time.
 """
 
 

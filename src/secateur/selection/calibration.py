@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,19 +37,19 @@ class Calibration:
     Everything is a sum: batches may come in any number of calls, and on any rank.
 
     Attributes:
-        wanted: names of statistics.
-        tensors: the parameters that they are wanted of, by any of their names.
+        asking: what is scored by statistics of forwards.
         batches: how many were seen.
     """
 
-    def __init__(self) -> None:
-        self.wanted: set[str] = set()
-        self.tensors: set[str] = set()
+    def __init__(self, asking: Sequence[Selectable] = ()) -> None:
+        self.asking = asking
+        self.wanted = {n for each in asking for n in criteria.asks(each.criterion, "forward")}
         self.batches = 0
         self.outputs = Outputs()
         self._sums: dict[Key, Sums] = {}
         self._new: dict[Key, Sums] = {}
         self._outdated = False
+        self._spared: set[str] = set()
         self._shared: tuple[Any, Tensor, dict[str, Sums]] | None = None
 
     def watching(self, model: nn.Module, structure: Structure | None) -> Watch:
@@ -58,8 +58,9 @@ class Calibration:
             self._sums, self.batches, self._outdated = {}, 0, False
             self.outputs = Outputs(self.outputs.summing)
         self._new, self.outputs.new, self._shared = {}, {}, None  # what a failed call has left
+        self._spared = set()
         every = dict(model.named_parameters(remove_duplicate=False))
-        asked = {id(every[name]) for name in self.tensors}
+        asked = {id(every[part.tensor]) for each in self.asking for part in each.parts}
         named = {n: p for n, p in model.named_parameters() if p.ndim > 1 and id(p) in asked}
         wanted = self.outputs.wanted(model, structure, set(named))
         program = [op.func for op in structure.inferred.recording.ops] if structure else []
@@ -67,8 +68,26 @@ class Calibration:
         self.outputs.rows = watch.data_rows
         return watch
 
+    def spare(self) -> None:
+        """Look no longer at what only scores where nothing better was read, after a batch or more.
+
+        So the makers of a channel, once a reader of it was seen: that halves what there is to sum.
+        """
+        read = self._read()
+        wanted = {part.tensor for each in self.asking for part in each.scoring}
+        for each in self.asking:
+            if not any(part.tensor in read for part in each.scoring):
+                wanted |= {part.tensor for part in each.parts}
+        self._spared = read - wanted
+        self._new = {key: sums for key, sums in self._new.items() if key[1].name in wanted}
+
+    def _read(self) -> set[str]:
+        return {arrangement.name for _, arrangement in (*self._sums, *self._new)}
+
     @torch.no_grad()
     def _observe(self, reading: Reading, out: Tensor) -> None:
+        if reading.arrangement.name in self._spared:
+            return
         self.outputs.observe(reading, out)
         shared = reading.shared
         if self._shared is None or self._shared[0] != shared:  # queries, keys, values: one input
@@ -104,7 +123,7 @@ class Calibration:
 
     def known(self, each: Selectable) -> list[Part]:
         """Return the parts of a selectable that an operation multiplied, those that score first."""
-        read = {arrangement.name for _, arrangement in self._sums}
+        read = self._read()
         parts = [part for part in each.parts if part.tensor in read]
         return [part for part in parts if part.scores] or parts
 
@@ -180,6 +199,7 @@ def observe_forwards(
                 _scalar(model, out).backward()
                 differentiated()
             seen += 1
+            calibration.spare()
         if not seen:
             raise ConfigError("data: there are no batches in it")
         calibration.finish(seen)

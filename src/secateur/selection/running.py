@@ -38,15 +38,13 @@ class RunningScores:
     def __init__(self, selectables: Sequence[Selectable], structure: Structure | None = None):
         self.structure = structure
         self.parts: dict[str, tuple[Selectable, Part]] = {}
-        self.calibration = Calibration()
+        asking = [each for each in selectables if criteria.asks(each.criterion, "forward")]
+        self.calibration = Calibration(asking)
+        self.calibration.outputs.summing = any(each.normalize == OUTPUT for each in asking)
         for each in selectables:
             if criteria.asks(each.criterion, "backward"):
                 for i, part in enumerate(each.scoring):
                     self.parts[f"{each.name}.{i}"] = each, part
-            if asked := criteria.asks(each.criterion, "forward"):
-                self.calibration.wanted |= {*asked}
-                self.calibration.tensors |= {part.tensor for part in each.parts}
-            self.calibration.outputs.summing |= each.normalize == OUTPUT
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.notes: list[str] = []
