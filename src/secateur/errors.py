@@ -28,7 +28,13 @@ from difflib import get_close_matches
 
 
 class SecateurError(Exception):
-    """Base of all errors that secateur raises on purpose."""
+    """Base of all errors that secateur raises on purpose.
+
+    A message is short, however long the names and values are that it speaks of.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*(shortened(a) if isinstance(a, str) else a for a in args))
 
 
 class ConfigError(SecateurError, ValueError):
@@ -122,6 +128,20 @@ class MissingExtraError(SecateurError, ImportError):
 
 class NotHereError(SecateurError, ImportError):
     """NNI has something of that name, and secateur has not; the message says what to do."""
+
+
+MOST_WORDS = 1800
+"""Letters of a message, whatever the input was: it is read by people, and goes into logs."""
+
+
+def shortened(text: str, most: int = MOST_WORDS) -> str:
+    """Return a text of at most ``most`` letters; what is left out is in its middle.
+
+    >>> shortened("abcdefghij" * 3, 11)
+    'abcde…fghij'
+    """
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[len(text) - most + half + 1 :]}"
 
 
 def did_you_mean(word: object, known: Iterable[str], *, limit: int = 1) -> str:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.errors import ConfigError, MissingExtraError, SecateurError
+from secateur.errors import ConfigError, MissingExtraError, SecateurError, shortened
 
 from .commands import COMMANDS, place_of
 from .declared import described
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # a model's own code may raise anything
         if debug:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {shortened(_one_line(error))}", file=sys.stderr)
         return FAILED
 
 

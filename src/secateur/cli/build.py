@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from os.path import isdir, isfile  # which answer for every text
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from secateur.types import Example
 from .inputs import image, tokens_or_image
 from .places import imported
 
+REMOTE = "trust_remote_code"
 KINDS = (
     "module:callable, file.py:callable, torchvision:NAME, timm:NAME, a Hugging Face folder, "
     "or a folder that secateur wrote"
@@ -35,9 +37,9 @@ def build(model: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example 
     if prefix in LIBRARIES and name:
         return LIBRARIES[prefix](name, arguments)
     folder = Path(model)
-    if (folder / "config.json").is_file():
+    if isfile(folder / "config.json"):
         return _transformers(folder, arguments)
-    if folder.is_dir():
+    if isdir(folder):
         raise ConfigError(f"{folder}: holds neither a record.json of secateur nor a config.json")
     if not name:
         raise ConfigError(f"{model!r} is no MODEL: give {KINDS}")
@@ -74,12 +76,18 @@ def _timm(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example]:
 
 def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module, Example | None]:
     transformers = library("transformers", "transformers", "a Hugging Face folder", "hf")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **arguments)
-    classes = [getattr(transformers, n, None) for n in config.architectures or ()]
-    builder = next((c for c in classes if c is not None), transformers.AutoModel)
+    given = {
+        REMOTE: False,
+        **arguments,
+    }  # unsaid, transformers would ask whoever is at the terminal
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **given)
+    classes = [getattr(transformers, str(n), None) for n in config.architectures or ()]
+    models = (c for c in classes if isinstance(c, type) and issubclass(c, nn.Module))
+    builder: Any = next(models, transformers.AutoModel)
     if any(folder.glob("*.safetensors")):
+        remote = {REMOTE: given[REMOTE]}
         model = builder.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True
+            folder, config=config, local_files_only=True, use_safetensors=True, **remote
         )
     else:
         from_config = getattr(builder, "_from_config", None) or builder.from_config

@@ -44,14 +44,15 @@ def compare(
     dense
         A MODEL; --arg, --weights and --input are for this one, as in secateur inspect.
     pruned
-        Another, most often a folder that secateur prune wrote. It gets the same inputs.
+        Another, most often a folder that secateur prune wrote. It gets the same inputs. Where the
+        folder's own record would run code, its dense model is built as DENSE is.
     runs
         Timings of each model; the two take turns.
     threads
         CPU threads for the timings; by default as many as torch uses.
     """
     one = load(dense, given)
-    other = load(pruned, Given(input=given.input))
+    other = load(pruned, Given(input=given.input, trust=given.trust), dense=one.source)
     times = latency(
         {"dense": one.model, "pruned": other.model}, one.example, runs=runs, threads=threads
     )

@@ -119,7 +119,9 @@ def _tokenizer(path: Path, folder: str) -> Any:
     """Return the tokenizer of a Hugging Face folder."""
     transformers = library("transformers", "transformers", f"--data {path}", "hf")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as wrong:  # each kind of tokenizer raises its own
         raise ConfigError(f"--data {path}: the tokenizer of {folder} fails: {wrong}") from wrong
     files = [Path(folder) / name for name in tokenizer.vocab_files_names.values()]

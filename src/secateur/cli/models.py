@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from os.path import isdir, isfile  # which answer for every text
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from secateur.errors import ConfigError, FileError, did_you_mean
@@ -19,9 +21,11 @@ from secateur.types import Example
 from .build import build
 from .inputs import read_inputs
 from .options import NOTHING, Given
+from .trust import check_plain
 
 RECORD = "record.json"
 """Beside a saved model: how to build the dense one again, and what was measured on the way."""
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,17 @@ class Source:
     arguments: Mapping[str, Any]
     weights: str | None = None
     input: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is read of a record; the figures beside it are nobody's business here."""
+
+    source: Source
+    schema: int = 1
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 @dataclass
@@ -47,21 +62,27 @@ class Loaded:
         return type(self.model).__name__
 
 
-def load(model: str, given: Given = NOTHING) -> Loaded:
+def load(model: str, given: Given = NOTHING, dense: Source | None = None) -> Loaded:
     """Return the model that MODEL and the options around it stand for.
 
+    Args:
+        model: MODEL.
+        given: the options.
+        dense: how to build the dense model of a folder whose own record asks for code.
+
     Raises:
-        ConfigError: MODEL, an argument, the weights or the inputs are not what they should be.
+        ConfigError: MODEL, an argument, the weights or the inputs are not what they should be; or a
+            folder asks for code to be run.
         FileError: a file cannot be read.
         MissingExtraError: it needs a library that is not installed.
     """
     folder = Path(model)
-    if (folder / RECORD).is_file():
+    if isfile(folder / RECORD):
         if given.arg or given.weights:
             raise ConfigError(f"{folder}: a saved model takes neither --arg nor --weights")
-        return _saved(folder, tuple(given.input or ()))
+        return _saved(folder, tuple(given.input or ()), dense, trust=given.trust)
     source = Source(
-        str(folder.resolve()) if folder.is_dir() else _resolved(model),
+        str(folder.resolve()) if isdir(folder) else _resolved(model),
         keywords(given.arg or ()),
         None if given.weights is None else str(given.weights.resolve()),
         tuple(map(_resolved, given.input or ())),
@@ -135,25 +156,36 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def remember(folder: Path, source: Source, **facts: Any) -> None:
     """Write how the dense model of a saved one is built, so that the folder stands for itself."""
-    record = {"schema": 1, "source": asdict(source), **facts}
+    record = {"schema": SCHEMA, "source": asdict(source), **facts}
     write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def recalled(folder: Path) -> Source:
-    """Return how the dense model of a saved folder is built."""
+    """Return how the dense model of a saved folder is built, by what the folder says."""
     path = folder / RECORD
     text = read_text(path)
     try:
-        data = json.loads(text)["source"]
-        return Source(data["model"], data["arguments"], data["weights"], tuple(data["input"]))
-    except (ValueError, KeyError, TypeError) as error:
+        record = _RECORD.validate_json(text)
+    except ValidationError as error:
         raise FileError(
             f"{path} does not say how the dense model is built; save with `secateur prune`"
         ) from error
+    if record.schema > SCHEMA:
+        raise FileError(f"{path} has schema {record.schema}, newer than {SCHEMA}: upgrade")
+    return record.source
 
 
-def _saved(folder: Path, inputs: tuple[str, ...]) -> Loaded:
+def _saved(folder: Path, inputs: tuple[str, ...], named: Source | None, *, trust: bool) -> Loaded:
     source = recalled(folder)
-    dense = rebuild(replace(source, input=inputs) if inputs else source)
+    source = replace(source, input=inputs) if inputs else source
+    try:
+        if not trust:
+            own = () if inputs else source.input
+            check_plain(folder / RECORD, source.model, source.arguments, own)
+    except ConfigError:
+        if named is None:
+            raise
+        source = named
+    dense = rebuild(source)
     model = load_pruned(folder, dense.model)
     return Loaded(model.eval(), dense.example, dense.source)

@@ -33,6 +33,14 @@ Inputs: TypeAlias = Annotated[
         "input_ids=1,16:1000 (by name), or module:function; known for libraries and folders",
     ),
 ]
+Trust: TypeAlias = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        help="run the code that a saved folder's record.json names; only for folders of people "
+        "whose code you would run",
+    ),
+]
 
 
 @Parameter(name="*")
@@ -43,6 +51,7 @@ class Given:
     arg: Arguments = None
     weights: Weights = None
     input: Inputs = None
+    trust: Trust = False
 
 
 NOTHING = Given()
