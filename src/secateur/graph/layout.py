@@ -113,9 +113,10 @@ class Along(Granularity):
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
-        mask = torch.ones(tuple(shape), dtype=torch.bool, device=keep.device)
+        small = [size if dim in (0, self.dim) else 1 for dim, size in enumerate(shape)]
+        mask = torch.ones(small, dtype=torch.bool, device=keep.device)
         self.limit(mask, keep)
-        return mask
+        return mask.expand(tuple(shape))
 
     def limit(self, mask: Tensor, keep: Tensor) -> None:
         """Mask in place what goes with the positions that are not kept."""

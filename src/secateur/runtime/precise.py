@@ -7,12 +7,12 @@ a coarse type in its middle is computed finely all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -31,6 +31,9 @@ class Precisely(TorchDispatchMode):
 
     With a ``noise`` generator the result of each operation is off by a few units in the last place,
     as another order of summation would make it: how far outputs then move is what can be resolved.
+
+    ``masks`` are of parameters, by their ids, True is kept: what an operation reads of one is zero
+    where it is masked, and no copy of it outlives the operations that read it.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class Precisely(TorchDispatchMode):
         dtype: torch.dtype | None,
         device: torch.device | None = None,
         noise: torch.Generator | None = None,
+        masks: Mapping[int, Tensor] | None = None,
     ):
         super().__init__()
         self.dtype = dtype
         self.device = device
         self.noise = noise
+        self.masks = masks or {}
 
     def raised(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that stands for another."""
@@ -60,8 +65,19 @@ class Precisely(TorchDispatchMode):
             return x
         return x.to(device=self.device or x.device, dtype=self.raised(x.dtype))
 
+    def _kept(self, x: Tensor) -> Tensor:
+        """Return a parameter as its mask leaves it, in the type and on the device of the mode."""
+        mask = self.masks.get(id(x))
+        if mask is None:
+            return x
+        own = self.tensor(x.detach())
+        gone = ~mask.to(own.device)  # what is NaN or infinite there, too
+        return own.masked_fill_(gone, 0) if own.dtype != x.dtype else own.masked_fill(gone, 0)
+
     def _asked(self, x: Any) -> Any:
         """Return what stands for a type or device that the code asks for."""
+        if isinstance(x, Tensor):
+            return self._kept(x)
         if isinstance(x, torch.dtype):
             return self.raised(x)
         if isinstance(x, torch.device):
@@ -71,6 +87,7 @@ class Precisely(TorchDispatchMode):
     def _given(self, x: Any) -> Any:
         """Return what stands for an argument: one of a list too."""
         if isinstance(x, Tensor):
+            x = self._kept(x)
             return x if x.dtype is self.dtype and not self.device else self.tensor(x)
         kind = type(x)
         return kind(map(self._given, x)) if kind in (list, tuple) else self._asked(x)
@@ -82,6 +99,8 @@ class Precisely(TorchDispatchMode):
         if func is torch.ops.aten.view.dtype:  # reads the bits, which are those of another type
             return func(*args, **kwargs)
         written = func._schema.is_mutable
+        if written and args and id(args[0]) in self.masks:
+            raise RuntimeError(f"{func} writes to a parameter, which is masked as it is read")
         stand_in = self._asked if written or func.is_view else self._given
         args = tuple(map(stand_in, args))
         kwargs = {name: stand_in(value) for name, value in kwargs.items()}
@@ -110,15 +129,16 @@ def _alike(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def held_precisely(model: nn.Module, mode: Precisely) -> Iterator[None]:
-    """Let a model's parameters and buffers hold their values in a mode's type and device.
+def held_precisely(tensors: Iterable[Tensor], mode: Precisely) -> Iterator[None]:
+    """Let parameters and buffers hold their values in a mode's type and device, masked.
 
     They stay the same objects, and hold their own again afterwards.
     """
-    held = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    before = [(tensor, tensor.data) for tensor in held.values()]
+    before = [(tensor, tensor.data) for tensor in {id(t): t for t in tensors}.values()]
     try:
         for tensor, data in before:
+            mask = mode.masks.get(id(tensor))
+            data = data if mask is None else data.masked_fill(~mask.to(data.device), 0)
             tensor.data = mode.tensor(data)
         yield
     finally:

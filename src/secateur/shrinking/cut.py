@@ -19,6 +19,7 @@ from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.runtime.forward import evaluating
 from secateur.runtime.values import not_finite
 from secateur.structure import Structure
+from secateur.types import Masks
 
 from .describe import descriptions
 from .history import HELD_AS, Changes, History, Passing, Shape
@@ -150,14 +151,17 @@ class Surgery:
             tensor = getattr(self.model.get_submodule(path), last)
             self.set_data(tensor, tensor.data + amount)
 
-    def cut(self, structure: Structure, plan: Plan) -> Changes:
+    def cut(self, structure: Structure, plan: Plan, masks: Masks | None = None) -> Changes:
         """Apply a plan; return attribute → (before, after).
+
+        Args:
+            masks: of parameters, by their first names, that are not masked yet.
 
         Raises:
             ShrinkError: an attribute of the model cannot express the new size.
         """
         plan.check(structure)
-        shapes = self.shapes = self._cut_tensors(Slices(structure, plan))
+        shapes = self.shapes = self._cut_tensors(Slices(structure, plan), masks or {})
         count = structure.counter(plan)
         changed: Changes = {**self._set_sizes(structure, count), **self._rescale(structure, count)}
         changed |= self._hand_on_first_place(plan.drop)
@@ -223,14 +227,20 @@ class Surgery:
                         changed[str(Attribute(where, name))] = (after[0], 0)
         return changed
 
-    def _cut_tensors(self, slices: Slices) -> dict[str, tuple[Shape, Shape]]:
+    def _cut_tensors(self, slices: Slices, masks: Masks) -> dict[str, tuple[Shape, Shape]]:
         changed: dict[str, tuple[Shape, Shape]] = {}
         state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        for name in slices.names():
+        names = list(slices.names())
+        self.mask({name: mask for name, mask in masks.items() if name not in names})
+        for name in names:
             if name not in state:
                 continue
             tensor = state[name]
             data = slices.of(name, tensor.data)
+            if name in masks and not bool((mask := slices.of(name, masks[name])).all()):
+                data = data.masked_fill(~mask.to(data.device), 0)
+                if data.shape == tensor.shape:
+                    self.set_data(tensor, data)
             if data.shape != tensor.shape:
                 changed[name] = tuple(tensor.shape), tuple(data.shape)
                 gradient = None if tensor.grad is None else slices.of(name, tensor.grad)

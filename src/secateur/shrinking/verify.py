@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,15 +22,19 @@ from secateur.graph.outputs import results_of
 from secateur.runtime.forward import evaluating, full_precision, undisturbed
 from secateur.runtime.precise import Precisely, held_precisely, precisely
 from secateur.structure import Structure
-from secateur.types import Example, call_arguments
+from secateur.types import Example, Masks, call_arguments
 
 from .comparable import check_comparable
 from .difference import difference, resolution
 from .locate import Calls, module_outputs
 from .trials import Trial, Way, trials
 
+ById = Mapping[int, Tensor]
+"""Masks by the ids of their parameters."""
+
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 MOST_BYTES = 2**31  # of parameters, and of activations, in float64
+FRUGAL_BYTES = 2**27  # of parameters in float64: more are converted as they are read
 MOST_MACS = 4e10  # of a forward in float64
 FAR = 100  # times what roundings did before is not looked at again
 NOISES = 2  # runs whose roundings are others
@@ -42,11 +46,14 @@ class Precision:
     """What a check computes in: ``dtype`` at least, on a device or where each tensor is.
 
     Without a ``dtype`` it is what the model itself computes in.  ``why`` it is not float64.
+    ``frugal``: parameters are converted, and masked, where they are read, so that there is no copy
+    of all of them; else they hold their values in that type meanwhile.
     """
 
     dtype: torch.dtype | None
     device: torch.device | None = None
     why: str = ""
+    frugal: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}, because {self.why}" if self.why else self.name
@@ -59,20 +66,35 @@ class Precision:
     def tolerance(self) -> float:
         return TOLERANCE[self.dtype or torch.float32]
 
-    def mode(self, noise: torch.Generator | None = None) -> Precisely | None:
+    def mode(
+        self, noise: torch.Generator | None = None, masks: ById | None = None
+    ) -> Precisely | None:
         """Return what makes operations compute so, if anything must."""
-        nothing = self.dtype is None and noise is None
-        return None if nothing else Precisely(self.dtype, self.device, noise)
+        nothing = self.dtype is None and noise is None and not masks
+        return None if nothing else Precisely(self.dtype, self.device, noise, masks)
+
+    def held(self, model: nn.Module, masks: ById) -> list[Tensor]:
+        """Return the tensors that hold other values meanwhile: in another type, or masked."""
+        parameters = list(model.parameters())
+        if self.frugal:
+            parameters = [p for p in parameters if p.ndim < 2]  # a convolution checks its bias
+        if self.device:
+            return [*parameters, *model.buffers()]
+        return [p for p in parameters if id(p) in masks]
 
 
 def precisions(structure: Structure) -> list[Precision]:
     """Return what a check of this model may compute in, the finest first."""
     cost = structure.cost()
     large = max(8 * cost.params, 2 * cost.peak_bytes) > MOST_BYTES or cost.macs > MOST_MACS
-    coarser = [Precision(torch.float32), Precision(None)]
+    every = [Precision(torch.float32), Precision(None)]
     if large:
-        return [replace(each, why="it is large") for each in coarser]
-    return [Precision(torch.float64, torch.device("cpu")), *coarser]
+        every = [replace(each, why="it is large") for each in every]
+    else:
+        every.insert(0, Precision(torch.float64, torch.device("cpu")))
+    if 8 * cost.params > FRUGAL_BYTES:
+        every.insert(0, replace(every[0], frugal=True))
+    return every
 
 
 @dataclass(frozen=True)
@@ -131,8 +153,15 @@ class Check:
         self.precisions = precisions(structure)  # one, as soon as one was seen to do
         self._levels: dict[str, float] = {}  # how far roundings move the outputs of each
 
-    def expect(self, model: nn.Module, only: Sequence[Trial] = ()) -> Expected:
+    def expect(
+        self, model: nn.Module, only: Sequence[Trial] = (), masks: Masks | None = None
+    ) -> Expected:
         """Run a masked model on all trials, or on the example and some.
+
+        Args:
+            model: with its masks multiplied in, but for ``masks``.
+            only: the trials besides the example; nothing is all of them.
+            masks: of parameters that are not masked yet.
 
         Raises:
             ShrinkError: it does not take the example.
@@ -140,8 +169,9 @@ class Check:
         while True:
             precision, *coarser = self.precisions
             try:
-                with ready(model, precision):
-                    found = self._expected(model, [self.trials[0], *(only or self.trials[1:])])
+                with ready(model, precision, masks) as read:
+                    some = [self.trials[0], *(only or self.trials[1:])]
+                    found = self._expected(model, some, read)
                 self.precisions = [precision]
                 return found
             except ShrinkError as error:
@@ -150,12 +180,12 @@ class Check:
                 why = f"it does not run in {precision.name} ({said(error.__cause__)})"
                 self.precisions = [replace(each, why=why) for each in coarser]
 
-    def _expected(self, model: nn.Module, some: Sequence[Trial]) -> Expected:
+    def _expected(self, model: nn.Module, some: Sequence[Trial], read: ById) -> Expected:
         found = Expected()
         for trial in some:
             for way in trial:
                 try:
-                    outputs = once(model, way.make(), self.precision)
+                    outputs = once(model, way.make(), self.precision, masks=read)
                 except Exception as error:  # the user's forward may raise anything
                     if trial is self.trials[0]:
                         raise ShrinkError(
@@ -221,10 +251,16 @@ class Check:
         """What it computes in, as far as was seen to do."""
         return self.precisions[0]
 
-    def watched(self, model: nn.Module, way: Way) -> Calls:
+    def insist(self) -> bool:
+        """Compute with copies of all parameters from now on; tell whether that is another thing."""
+        frugal = self.precision.frugal
+        self.precisions = [replace(self.precision, frugal=False)]
+        return frugal
+
+    def watched(self, model: nn.Module, way: Way, masks: Masks | None = None) -> Calls:
         """Return what each module of a model returns on one of the inputs."""
-        with ready(model, self.precision), module_outputs(model) as calls:
-            once(model, way.make(), self.precision)
+        with ready(model, self.precision, masks) as read, module_outputs(model) as calls:
+            once(model, way.make(), self.precision, masks=read)
         return calls
 
     def _resolved(
@@ -250,15 +286,21 @@ class Check:
 
 
 @contextmanager
-def ready(model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Let a model's tensors be what a check computes in; no warning of its code is shown."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+def ready(
+    model: nn.Module, precision: Precision, masks: Masks | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """Let a model's tensors be what a check computes in; no warning of its code is shown.
+
+    Yields:
+        The masks that are left to be put on where parameters are read, by their ids.
+    """
+    state = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
+    by_id = {id(state[name]): mask for name, mask in (masks or {}).items()}
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mode = precision.mode()
-        if mode is not None and mode.device is not None:
-            stack.enter_context(held_precisely(model, mode))
-        yield
+        mode = precision.mode(masks=by_id)
+        with held_precisely(precision.held(model, by_id) if mode else (), mode or Precisely(None)):
+            yield by_id if precision.frugal else {}
 
 
 def once(
@@ -267,9 +309,10 @@ def once(
     precision: Precision,
     noise: torch.Generator | None = None,
     seed: int = 0,
+    masks: ById | None = None,
 ) -> list[Tensor]:
     """Return a model's output tensors, in eval mode and without gradients."""
-    mode = precision.mode(noise)
+    mode = precision.mode(noise, masks)
 
     def own(x: Any) -> Any:  # a forward may change what it is given: a cache
         if not isinstance(x, Tensor):
