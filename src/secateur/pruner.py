@@ -20,7 +20,7 @@ from .masks.classes import fill
 from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step
 from .masks.resume import read_state, write_state
 from .repair import Repair, repair, repairs
-from .runtime.copying import copied
+from .runtime.copying import copied, own
 from .runtime.distributed import check_same, rank, whole
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
@@ -448,7 +448,7 @@ class Pruner:
             raise ConfigError("nothing is masked yet: call step() before finish()")
         if self.structure is None:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
-        model = self.model if inplace else copied(self.model)
+        model = self.model if inplace else copied(self.model, borrowing=True)
         on = masking.masks_on(model)
         masking.take_off(model, bake=False)
         try:
@@ -458,6 +458,8 @@ class Pruner:
             raise
         if inplace:
             self._unwatch()
+        else:
+            own(result.model, self.model)
         result.with_repair(self.repaired)
         missed = self.budget.missed(result.plan.counts) if self.share == 1 else ""
         if short := self.budget.unmet or missed:

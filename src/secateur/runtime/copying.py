@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import CopyError
@@ -14,8 +15,12 @@ from .state import State
 M = TypeVar("M", bound=nn.Module)
 
 
-def copied(model: M) -> M:
+def copied(model: M, *, borrowing: bool = False) -> M:
     """Return a deep copy of a model.
+
+    Args:
+        borrowing: its parameters are others, but look at the numbers of the model's, which saves
+            the memory of those that are replaced; none may be written to before ``own``.
 
     Raises:
         CopyError: it holds what cannot be copied, such as a lock, an open file or a generator.
@@ -24,8 +29,9 @@ def copied(model: M) -> M:
     >>> copied(net).weight is net.weight
     False
     """
+    lent = {id(p): _borrowed(p) for p in _plain(model)} if borrowing else {}
     try:
-        return _deep_copy(model)
+        return _deep_copy(model, lent)
     except Exception as error:  # what a user's objects raise when they are copied is theirs
         name, held = _culprit(model)
         holds = f"its {name!r}, a {type(held).__name__}, " if name else "something that it holds "
@@ -39,15 +45,41 @@ def copied(model: M) -> M:
         ) from error
 
 
-def _deep_copy(model: M) -> M:
-    """Return a deep copy; what a forward kept with a graph behind it is copied without."""
+def own(model: nn.Module, lender: nn.Module) -> None:
+    """Give a copy that borrowed a model's numbers those that it still looks at."""
+    lent = {p.untyped_storage().data_ptr() for p in _plain(lender)}
+    for parameter in _plain(model):
+        if parameter.untyped_storage().data_ptr() in lent:
+            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
+
+
+def _plain(model: nn.Module) -> list[nn.Parameter]:
+    every = (p for p in model.parameters() if type(p) is nn.Parameter and not p.is_inference())
+    return [p for p in every if type(p.data) is Tensor]
+
+
+def _borrowed(parameter: Tensor) -> Tensor:
+    """Return another parameter with the same numbers, attributes and gradient."""
+    made = nn.Parameter(parameter.data, parameter.requires_grad)
+    vars(made).update(vars(parameter))
+    if parameter.grad is not None:
+        made.grad = parameter.grad.clone()
+    return made
+
+
+def _deep_copy(model: M, made: dict[int, Any]) -> M:
+    """Return a deep copy; what a forward kept with a graph behind it is copied without.
+
+    Args:
+        made: copies that there are already, by the ids of their originals.
+    """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict(made))
     except RuntimeError:
         state = State()
         state.keep(model)
         kept = {id(t): t.detach().clone() for t in state.tensors() if not t.is_leaf}
-        return copy.deepcopy(model, kept)
+        return copy.deepcopy(model, {**kept, **made})
 
 
 def _culprit(model: nn.Module) -> tuple[str, object]:

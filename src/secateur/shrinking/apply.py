@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.errors import PlanError
 from secateur.repair.fold import Folding
-from secateur.runtime.copying import copied
+from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.structure import Structure, analyze
@@ -62,7 +62,7 @@ def apply_plan(
     if not plans:
         raise PlanError("there is no plan to apply")
     check_model(model)
-    model = copied(model)
+    dense, model = model, copied(model, borrowing=True)
     for step in plans:
         structure = analyze(model, example_inputs)
         result = cut_and_verify(
@@ -74,6 +74,7 @@ def apply_plan(
             notes=[],
             verify=verify,
         )
+    own(model, dense)
     return result
 
 

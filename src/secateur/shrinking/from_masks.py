@@ -12,7 +12,7 @@ from secateur.graph.infer import Inferred
 from secateur.graph.record import runs_for_real
 from secateur.repair import Repair
 from secateur.repair.fold import Folding, Inputs, watching
-from secateur.runtime.copying import copied
+from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.structure import Structure, analyze
@@ -75,9 +75,14 @@ def shrink(
     (5, True)
     """
     check_model(model)
-    surgery = Surgery(model if inplace else copied(model))
+    dense, model = model, model if inplace else copied(model, borrowing=data is None)
     settings = verify, constants, inexact
-    return _repaired_and_shrunk(surgery, masks, example_inputs, structure, settings, data, repair)
+    result = _repaired_and_shrunk(
+        Surgery(model), masks, example_inputs, structure, settings, data, repair
+    )
+    if model is not dense:
+        own(model, dense)
+    return result
 
 
 def _repaired_and_shrunk(
