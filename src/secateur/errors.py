@@ -14,6 +14,7 @@ SecateurError
 ├── PlanError (ValueError)           a plan does not fit this model
 ├── OptimizerError (ValueError)      an optimizer's state does not fit the parameters that were cut
 ├── FileError (ValueError)           a file is damaged, foreign, or of another model
+│   └── WriteError (OSError)         a file cannot be written; the old one is as it was
 ├── DivergenceError (RuntimeError)   processes that train together decided differently
 ├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
 │   └── VerificationError            it runs, but differs from the masked model
@@ -98,6 +99,13 @@ class OptimizerError(SecateurError, ValueError):
 
 class FileError(SecateurError, ValueError):
     """A file is missing, damaged, of another kind, or does not fit this model."""
+
+
+class WriteError(FileError, OSError):
+    """A file cannot be written: the disk is full, or the folder is read-only.
+
+    What was there before is as it was.
+    """
 
 
 class ShrinkError(SecateurError, RuntimeError):

@@ -14,8 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from secateur.errors import ConfigError, FileError, did_you_mean
-from secateur.runtime.io import read_tensors, read_text, write_text
+from secateur.runtime.io import read_tensors, read_text
+from secateur.runtime.together import place_of, sealed
 from secateur.shrinking import load_pruned
+from secateur.shrinking.document import PLAN, seals_in
+from secateur.shrinking.files import add_beside
 from secateur.types import Example
 
 from .build import build
@@ -154,16 +157,37 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
+def record_of(source: Source, **facts: Any) -> str:
+    """Return the text that says how the dense model of a saved one is built."""
+    record = {"schema": SCHEMA, "source": asdict(source), **facts}
+    return json.dumps(record, indent=1) + "\n"
+
+
 def remember(folder: Path, source: Source, **facts: Any) -> None:
     """Write how the dense model of a saved one is built, so that the folder stands for itself."""
-    record = {"schema": SCHEMA, "source": asdict(source), **facts}
-    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    add_beside(folder, RECORD, record_of(source, **facts))
 
 
-def recalled(folder: Path) -> Source:
-    """Return how the dense model of a saved folder is built, by what the folder says."""
-    path = folder / RECORD
-    text = read_text(path)
+def recalled(folder: Path, *, trust: bool = True) -> Source:
+    """Return how the dense model of a saved folder is built, by what the folder says.
+
+    Raises:
+        FileError: it does not say so, or, where it is not trusted, in another file than that which
+            was saved with the model.
+        ConfigError: it is not trusted, and asks for code to be run.
+    """
+    seal = seals_in(folder / PLAN).get(RECORD)
+    path = folder / RECORD if seal is None else place_of(folder, RECORD, seal)
+    source = _understood(path, read_text(path))
+    if not trust:
+        check_plain(path, source.model, source.arguments, source.input)
+    if seal is not None and not trust:
+        with sealed(folder, RECORD, seal):
+            pass
+    return source
+
+
+def _understood(path: Path, text: str) -> Source:
     try:
         record = _RECORD.validate_json(text)
     except ValidationError as error:
@@ -176,16 +200,13 @@ def recalled(folder: Path) -> Source:
 
 
 def _saved(folder: Path, inputs: tuple[str, ...], named: Source | None, *, trust: bool) -> Loaded:
-    source = recalled(folder)
-    source = replace(source, input=inputs) if inputs else source
     try:
-        if not trust:
-            own = () if inputs else source.input
-            check_plain(folder / RECORD, source.model, source.arguments, own)
-    except ConfigError:
+        source = recalled(folder, trust=trust)
+    except ConfigError:  # it asks for code to be run
         if named is None:
             raise
         source = named
+    source = replace(source, input=inputs) if inputs else source
     dense = rebuild(source)
     model = load_pruned(folder, dense.model)
     return Loaded(model.eval(), dense.example, dense.source)

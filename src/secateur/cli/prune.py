@@ -19,15 +19,16 @@ from secateur.graph.cost import human
 from secateur.one_shot import by_default
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
+from secateur.runtime.io import write_text
 from secateur.runtime.measure import latency
 from secateur.settings import pattern_share
-from secateur.shrinking import Plan, Result, save_pruned
-from secateur.shrinking.exports import exports_of
+from secateur.shrinking import Plan, Result
+from secateur.shrinking.files import save_with
 from secateur.structure import Structure
 from secateur.types import Example
 
 from .calibrate import calibrate, repair_asked
-from .models import Source, keywords, load, remember
+from .models import RECORD, Source, keywords, load, record_of
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
 from .places import imported
 from .show import AsJson, show
@@ -104,13 +105,16 @@ def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
 def _save(result: Result, out: Path, source: Source) -> None:
     """Write the smaller model and how to build the dense one."""
     save_pretrained: Any = getattr(result.model, "save_pretrained", None)
-    if result.config is not None and save_pretrained is not None:
-        with exports_of(out):
-            save_pretrained(out)  # an ordinary config says the new sizes
-        save_pruned(result.model, out, weights=False)
-    else:
-        result.save(out)
-    remember(out, source)
+    ordinary = result.config is not None and save_pretrained is not None
+
+    def beside(folder: Path) -> None:
+        if ordinary:
+            save_pretrained(folder)  # an ordinary config says the new sizes
+        write_text(folder / RECORD, record_of(source))
+
+    save_with(result.model, out, weights=not ordinary, beside=beside)
+    for name in ("report.json", "report.html"):
+        (out / name).unlink(missing_ok=True)  # of another model; the new ones take a while
 
 
 def _reported(

@@ -1,4 +1,4 @@
-"""Files: whole or as they were before, never unpickled."""
+"""Files: whole or as they were before, never unpickled, and no more of them than was seen."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.errors import FileError
+from secateur.errors import FileError, WriteError
+
+from .scratch import scratch
 
 _umask = os.umask(0)  # there is no way to read it without setting it
 os.umask(_umask)
@@ -20,28 +24,76 @@ MOST_TEXT = 1 << 28  # bytes; far beyond any file that secateur writes
 
 
 @contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let what the system refuses (a full disk, a read-only folder) be a ``WriteError``."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise WriteError(f"{path} cannot be written: {why}") from error
+    except ValueError as error:
+        if "null" not in str(error):  # "embedded null byte", of a path
+            raise
+        raise WriteError(f"{str(path)!r} is no path: {error}") from error
+
+
+@contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that takes the place of ``path`` if the block succeeds.
 
     A reader sees the old file or the new one, also when the machine stops in between.
+
+    Raises:
+        WriteError: it cannot be written; the old file is as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with writing(path), scratch(path.parent, path.name) as folder:
+        temporary = folder / path.name
         yield temporary
-        temporary.chmod(READABLE)  # safetensors makes files that only their owner reads
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        settle(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Let a file be on the disk, and readable as others are."""
+    path.chmod(READABLE)  # safetensors makes files that only their owner reads
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file."""
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # half of a pair, as in file names that are no text, is written as \\udc80
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file; yield it and the size that it has.
+
+    Raises:
+        FileError: there is no such file, it cannot be read, or it is a pipe or a device, which
+            might never end.
+    """
+    try:
+        # without blocking: who opens a pipe waits for somebody who writes
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a null byte
+        raise FileError(f"{str(path)!r} is no path: {error}") from error
+    try:
+        seen = os.fstat(handle)
+        if not S_ISREG(seen.st_mode):
+            raise FileError(f"{path} cannot be read: it is no regular file")
+    except BaseException:
+        os.close(handle)
+        raise
+    with os.fdopen(handle, "rb") as file:
+        yield file, seen.st_size
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -50,14 +102,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         FileError: there is no such file, it is too large, or it is no text.
     """
-    try:
-        if (size := Path(path).stat().st_size) > MOST_TEXT:
+    with opened(path) as (file, size):
+        if size > MOST_TEXT:
             raise FileError(f"{path} has {size} bytes; a file of secateur has at most {MOST_TEXT}")
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path} is no text: {error}") from error
+        try:
+            return file.read(size).decode("utf-8")
+        except OSError as error:
+            raise FileError(f"{path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise FileError(f"{path} is no text: {error.reason} at {error.start}") from error
 
 
 def write_tensors(
@@ -92,12 +145,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ...     read_tensors(f"{folder}/a.safetensors")
     {'x': tensor([0, 1, 2])}
     """
-    try:
+    with _understood(path):
         return load_file(path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise FileError(f"{path} is damaged, or no safetensors file: {error}") from error
 
 
 def read_text_of(path: str | os.PathLike[str]) -> str:
@@ -106,10 +155,19 @@ def read_text_of(path: str | os.PathLike[str]) -> str:
     Raises:
         FileError: there is no such file, or it is truncated or of another kind.
     """
+    with _understood(path), safe_open(path, framework="pt") as file:
+        return str((file.metadata() or {}).get("text", ""))
+
+
+@contextmanager
+def _understood(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let what the reader of safetensors says of a regular file be a ``FileError``."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("text", ""))
+        with opened(path):
+            yield
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise FileError(f"{path} is damaged, or no safetensors file: {error}") from error

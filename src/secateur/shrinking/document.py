@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.errors import FileError, PlanError
 from secateur.runtime.io import read_text
+from secateur.runtime.together import Seal
 from secateur.settings import problems_in
 
 from .history import History
@@ -39,6 +40,14 @@ class _Passing(_Part):
     output: tuple[bool, ...] | None
 
 
+class _File(_Part):
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+FileName: TypeAlias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
+
+
 class Document(_Part):
     """What ``plan.json`` holds."""
 
@@ -53,18 +62,59 @@ class Document(_Part):
     dropped: dict[str, _Passing]
     tied: dict[str, str]
     buffers: dict[str, bool] = {}  # is it part of the state dict? Files of 0.1.0's start lack it
+    files: dict[FileName, _File] = {}  # that it goes with; likewise
+
+    @property
+    def seals(self) -> dict[str, Seal]:
+        """Name of a file that it goes with → what tells that from others."""
+        return {name: Seal(file.size, file.sha256) for name, file in self.files.items()}
+
+
+class _Dated(BaseModel):
+    """The version of a file's form, whatever else is in it."""
+
+    model_config = ConfigDict(strict=True)
+    schema_: int = Field(alias="schema")
 
 
 def read(path: Path) -> Document:
     """Return what a plan.json holds; FileError where it is damaged, foreign or newer."""
+    return understood(read_text(path), path)
+
+
+def understood(text: str, path: Path) -> Document:
+    """Return what the text of a plan.json holds; FileError as ``read``."""
+    check_schema(text, SCHEMA, path)
     try:
-        document = Document.model_validate_json(read_text(path))
+        return Document.model_validate_json(text)
     except ValidationError as error:
         wrong = [f"{place}: {why}" if place else why for place, why in problems_in(error, ())]
         raise FileError(listed(f"{path} is damaged, or no plan of secateur", wrong)) from error
-    if document.schema_ > SCHEMA:
-        raise FileError(f"{path} has schema {document.schema_}, newer than {SCHEMA}: upgrade")
-    return document
+
+
+def check_schema(text: str, known: int, place: object) -> None:
+    """Refuse a file of a newer version, which may have what this one does not know.
+
+    Raises:
+        FileError: it is one.
+    """
+    try:
+        found = _Dated.model_validate_json(text).schema_
+    except ValidationError:  # whatever it is: the reader of its kind says so
+        return
+    if found > known:
+        raise FileError(
+            f"{place} has schema {found if found < 10**9 else 'beyond all'}, newer than {known}: "
+            "upgrade secateur"
+        )
+
+
+def seals_in(path: Path) -> dict[str, Seal]:
+    """Return the seals in a plan.json; none where there is no plan that can be read."""
+    try:
+        return read(path).seals
+    except FileError:
+        return {}
 
 
 def history_of(document: Document) -> History:

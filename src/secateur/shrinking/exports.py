@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+
+from secateur.runtime.together import Seal, seal_of
 
 log = logging.getLogger(__name__)
 
@@ -15,27 +15,18 @@ EXPORTS = (ONNX, f"{ONNX}.data", PT2)
 """What ``secateur export`` writes beside the weights."""
 
 
-@contextmanager
-def exports_of(folder: Path) -> Iterator[None]:
-    """Remove a folder's exports if the block changes the weights that they were made from.
+def remove_outdated(folder: Path, weights: Mapping[str, Seal]) -> None:
+    """Remove a folder's exports before other weights take the place of those they were made from.
 
     The log says so.  Where there were no weights before, exports are none of theirs and stay.
+
+    Args:
+        folder: that holds the weights of before, if any.
+        weights: file → seal, of the new ones.
     """
     exports = [folder / name for name in EXPORTS if (folder / name).is_file()]
-    before = _digest(folder) if exports else ""
-    yield
-    if before and _digest(folder) != before:
+    before = {path.name: seal_of(path) for path in folder.glob("model*.safetensors") if exports}
+    if before and before != weights:
         for path in exports:
             path.unlink(missing_ok=True)
             log.warning("removed %s, an export of the weights that were here before", path)
-
-
-def _digest(folder: Path) -> str:
-    """Return a hash of all weights in a folder, "" where there are none."""
-    found = hashlib.sha256()
-    files = sorted(folder.glob("model*.safetensors"))
-    for path in files:
-        found.update(path.name.encode())
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest() if files else ""

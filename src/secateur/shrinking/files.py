@@ -1,15 +1,16 @@
 """``save_pruned`` and ``load_pruned``: a smaller model as safetensors and a plan to read.
 
 A folder holds ``model.safetensors`` (the state dict), ``buffers.safetensors`` (buffers that are no
-part of it, if there are any) and ``plan.json``.  Loading repeats the recorded changes on a freshly
-built dense model: no trace, no example inputs, nothing is unpickled.
+part of it, if there are any) and ``plan.json``, which names both with their digests.  Loading
+repeats the recorded changes on a freshly built dense model: no trace, no example inputs, nothing is
+unpickled.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +20,17 @@ from torch import Tensor, nn
 from secateur.errors import FileError
 from secateur.graph.origins import Attribute
 from secateur.replacements import name_of
-from secateur.runtime.io import read_tensors, write_tensors, write_text
+from secateur.runtime.io import read_tensors, write_tensors, write_text, writing
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.scratch import alone_in, scratch
+from secateur.runtime.together import Seal, publish, seal_of
 
 from .cut import Surgery
-from .document import PLAN, SCHEMA, Document, dump, history_of, listed, read
-from .exports import exports_of
+from .document import PLAN, SCHEMA, Document, dump, history_of, listed, read, seals_in
+from .exports import remove_outdated
 from .fits import by_tensor, misfits, shape_of, tensors_of, ties
+from .folder import BUFFERS, INDEX, WEIGHTS, is_weights, read_folder, same, weights_of
 from .history import HELD_AS, History
 from .older import outdate
 from .plan import Plan
@@ -36,10 +40,6 @@ class Holder(Protocol):
     """What holds a model, such as a ``Result``."""
 
     model: nn.Module
-
-
-WEIGHTS, BUFFERS = "model.safetensors", "buffers.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def save_pruned(
@@ -72,6 +72,26 @@ def save_pruned(
     See also:
         ``load_pruned``, which makes the model again.
     """
+    return save_with(model, directory, weights=weights)
+
+
+def save_with(
+    model: nn.Module | Holder,
+    directory: str | os.PathLike[str],
+    *,
+    weights: bool = True,
+    beside: Callable[[Path], object] | None = None,
+) -> Path:
+    """Write a pruned model together with other files: all of them, or none.
+
+    Args:
+        model: as for ``save_pruned``.
+        directory: likewise.
+        weights: likewise.
+        beside: writes the other files into the folder that it is given.
+
+    Raises: as ``save_pruned``.
+    """
     folder = Path(directory)
     model = _model_of(model)
     history = History.of(model)
@@ -84,14 +104,69 @@ def save_pruned(
     state = model.state_dict()
     others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
     tied = ties(tensors)
-    if weights:
-        _write_weights(folder, state, tied)
-    if others:
-        write_tensors(folder / BUFFERS, others)
-    else:
-        (folder / BUFFERS).unlink(missing_ok=True)
-    write_text(folder / PLAN, dump(_document(model, history, tied)) + "\n")
+    document = _document(model, history, tied)
+    with writing(folder), scratch(folder, PLAN) as made:
+        if beside is not None:
+            beside(made)
+        if weights:
+            _write_weights(made / WEIGHTS, state, tied)
+        if others:
+            write_tensors(made / BUFFERS, others)
+        with alone_in(folder):
+            _publish(folder, made, document, {k: v for k, v in state.items() if k not in tied})
     return folder
+
+
+def add_beside(directory: str | os.PathLike[str], name: str, text: str) -> None:
+    """Write a text beside a saved model, to which it belongs from then on."""
+    folder = Path(directory)
+    with writing(folder / name), scratch(folder, name) as made, alone_in(folder):
+        try:
+            document = read(folder / PLAN)
+        except FileError:  # then there is nothing for it to belong to
+            write_text(folder / name, text)
+            return
+        write_text(made / name, text)
+        raw = document.model_dump(mode="json", by_alias=True)
+
+        def told(seals: dict[str, Seal]) -> str:
+            return dump({**raw, "files": _listed({**document.seals, **seals})}) + "\n"
+
+        publish(folder, {name: made / name}, document.seals, PLAN, told)
+
+
+def _publish(
+    folder: Path, made: Path, document: dict[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Let the files that were made take the place of those in the folder."""
+    files = {path.name: path for path in made.iterdir() if path.is_file()}
+    kept: dict[str, Seal] = {}
+    gone = set() if BUFFERS in files else {BUFFERS}
+    weights = {n: seal_of(path) for n, path in files.items() if is_weights(n)}
+    if weights:
+        there = {path.name for path in folder.iterdir() if is_weights(path.name)}
+        gone |= (there | {INDEX}) - files.keys()  # also of a model that was saved in several files
+        remove_outdated(folder, weights)
+    else:
+        kept = {path.name: seal_of(path) for path in weights_of(folder) if _holds(path, state)}
+
+    def told(seals: dict[str, Seal]) -> str:
+        return dump({**document, "files": _listed({**kept, **seals})}) + "\n"
+
+    publish(folder, files, seals_in(folder / PLAN), PLAN, told, gone)
+
+
+def _listed(seals: Mapping[str, Seal]) -> dict[str, Any]:
+    return {name: asdict(seals[name]) for name in sorted(seals)}
+
+
+def _holds(path: Path, state: Mapping[str, Tensor]) -> bool:
+    """Tell whether weights that somebody else wrote are those that the model has now."""
+    try:
+        found = read_tensors(path)
+    except FileError:
+        return False
+    return all(n in state and same(tensor, state[n]) for n, tensor in found.items())
 
 
 def _model_of(given: Any) -> nn.Module:
@@ -100,14 +175,11 @@ def _model_of(given: Any) -> nn.Module:
     return model
 
 
-def _write_weights(folder: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
+def _write_weights(path: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
     objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if objects:
         raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
-    with exports_of(folder):
-        write_tensors(folder / WEIGHTS, {k: v for k, v in state.items() if k not in tied})
-        for old in (*folder.glob("model-*-of-*.safetensors"), folder / INDEX):
-            old.unlink(missing_ok=True)  # a model that was saved here in several files
+    write_tensors(path, {k: v for k, v in state.items() if k not in tied})
 
 
 def _check_unchanged(tensors: Mapping[str, Tensor], history: History) -> None:
@@ -157,16 +229,21 @@ def load_plans(directory: str | os.PathLike[str]) -> tuple[Plan, ...]:
 
 
 @in_ordinary_mode
-def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+def load_pruned(
+    directory: str | os.PathLike[str], model: nn.Module, *, verify_digests: bool = True
+) -> nn.Module:
     """Turn a freshly built dense model into the pruned one that was saved.
 
-    Everything is checked before anything changes: names, shapes before and after, dtypes, ties, and
-    that each recorded attribute has its recorded value.  A model on ``torch.device("meta")`` gets
-    its tensors on the CPU.
+    Everything is checked before anything changes: digests of files, names, shapes before and after,
+    dtypes, ties, and that each recorded attribute has its recorded value.  A model on
+    ``torch.device("meta")`` gets its tensors on the CPU.
 
     Args:
         directory: what ``save_pruned`` or ``Result.save`` wrote.
         model: a dense model of the same class and configuration; it is changed in place.
+        verify_digests: compare the SHA-256 of each file with that in ``plan.json``, which takes
+            one to three seconds per gigabyte; False compares sizes alone.  Folders of before there
+            were digests load without.
 
     Returns:
         The model.
@@ -185,19 +262,16 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
     """
     check_model(model)
     folder = Path(directory)
-    document = read(folder / PLAN)
+    read_as = read_folder(folder, verify_digests=verify_digests)
+    document, saved = read_as.document, read_as.tensors
     history = history_of(document)
-    saved = _saved(folder)
     surgery = Surgery(model)
     made = _made_later(document, model, saved)
-    shapes = {name: change for name, change in history.shapes.items() if name not in made}
+    held = replace(history, shapes={n: c for n, c in history.shapes.items() if n not in made})
     there = {name: tensor for name, tensor in saved.items() if name not in made}
     try:
-        if wrong := misfits(document, replace(history, shapes=shapes), model, there, surgery):
-            what = f"{folder} does not fit this {type(model).__name__}"
-            if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
-                what += " (save_pretrained may rename tensors: give it save_original_format=False)"
-            raise FileError(listed(what, wrong))
+        if wrong := [*read_as.wrong, *misfits(document, held, model, there, surgery)]:
+            raise _misfit(folder, model, wrong)
         _repeat(surgery, history, there)
         for name in made:
             surgery.register_buffer(name, saved[name], persistent=document.buffers[name])
@@ -206,6 +280,13 @@ def load_pruned(directory: str | os.PathLike[str], model: nn.Module) -> nn.Modul
         raise
     outdate(model, history.shapes)
     return model
+
+
+def _misfit(folder: Path, model: nn.Module, wrong: list[str]) -> FileError:
+    what = f"{folder} does not fit this {type(model).__name__}"
+    if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
+        what += " (save_pretrained may rename tensors: give it save_original_format=False)"
+    return FileError(listed(what, wrong))
 
 
 def _made_later(document: Document, model: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
@@ -231,17 +312,3 @@ def _repeat(surgery: Surgery, history: History, saved: Mapping[str, Tensor]) -> 
         surgery.set_size(Attribute.parse(text, paths), after)
     surgery.describe()
     surgery.set_attribute(model, HELD_AS, history)
-
-
-def _saved(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of a folder; large models are saved in several files."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise FileError(f"{folder} holds no {WEIGHTS}")
-    found: dict[str, Tensor] = {}
-    for path in (*files, *filter(Path.is_file, [folder / BUFFERS])):
-        for name, tensor in read_tensors(path).items():
-            if name in found:
-                raise FileError(f"{name!r} is in two files of {folder}, one of them {path.name}")
-            found[name] = tensor
-    return found
