@@ -262,15 +262,14 @@ def load_pruned(
     """
     check_model(model)
     folder = Path(directory)
-    read_as = read_folder(folder, verify_digests=verify_digests)
-    document, saved = read_as.document, read_as.tensors
-    history = history_of(document)
-    surgery = Surgery(model)
+    found = read_folder(folder, verify_digests=verify_digests)
+    document, saved = found.document, found.tensors
+    history, surgery = history_of(document), Surgery(model)
     made = _made_later(document, model, saved)
     held = replace(history, shapes={n: c for n, c in history.shapes.items() if n not in made})
     there = {name: tensor for name, tensor in saved.items() if name not in made}
     try:
-        if wrong := [*read_as.wrong, *misfits(document, held, model, there, surgery)]:
+        if wrong := [*found.wrong, *misfits(document, held, model, there, surgery)]:
             raise _misfit(folder, model, wrong)
         _repeat(surgery, history, there)
         for name in made:
