@@ -6,9 +6,11 @@ these hold (a config).  Afterwards every attribute is as it was.
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from .floats import Spending, TracedFloat
 from .integers import Notes, TracedInt
 from .origins import Attribute, Origin
+
+NAMESPACES = (SimpleNamespace, Namespace)
 
 
 class Watcher(Notes, Spending, Protocol):
@@ -63,9 +67,17 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield from objects(path, "", vars(module))
 
 
+def followed_in(model: nn.Module) -> set[tuple[str, str]]:
+    """Return whose numbers are followed: path of a module, and name of an object of it or ""."""
+    return {(path, prefix.removesuffix(".")) for path, prefix, _ in _holders(model)}
+
+
 def _is_plain_object(value: Any) -> bool:
     if isinstance(value, (type, nn.Module, Tensor, ModuleType, FunctionType, MethodType)):
         return False
+    home = type(value).__module__.partition(".")[0]
+    if home == "torch" or (home in sys.stdlib_module_names and type(value) not in NAMESPACES):
+        return False  # loggers, locks, optimizers: what these hold is nothing of the model's
     return isinstance(getattr(value, "__dict__", None), dict)
 
 

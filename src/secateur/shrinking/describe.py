@@ -63,6 +63,37 @@ def descriptions(module: nn.Module) -> dict[str, Any]:
     return found
 
 
+SIZES = {
+    *(name for _, says in SAYS for name in says),
+    *("groups", "num_groups", "normalized_shape", "unflattened_size", "output_size"),
+    *("num_heads", "embed_dim", "head_dim", "v_head_dim", "kdim", "vdim", "scale", "eps"),
+    *("hidden_size", "input_size", "proj_size"),
+}
+"""Attributes of torch's own layers that say how large something is, or that take up a factor.
+
+The others (strides, paddings, probabilities) say what is computed, and no cut changes them.
+"""
+
+
+def says_size(module: nn.Module, name: str) -> bool:
+    """Tell whether an attribute may be a size: of torch's own, only those that are.
+
+    >>> says_size(nn.Conv2d(2, 2, 3), "groups"), says_size(nn.Conv2d(2, 2, 3), "stride")
+    (True, False)
+    """
+    if name in SIZES or "." in name:  # or of an object that is no layer
+        return True
+    theirs = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.")]
+    if type(module) in theirs:
+        return not theirs or theirs == [nn.Module]
+    own = {n for kind in theirs for n in (*getattr(kind, "__constants__", ()), *_annotated(kind))}
+    return name not in own
+
+
+def _annotated(kind: type) -> dict[str, Any]:
+    return vars(kind).get("__annotations__", {})
+
+
 def _tensor(module: nn.Module, name: str) -> Tensor | None:
     tensor: Tensor | None = getattr(module, name, None)
     if tensor is None and isinstance(module, nn.modules.batchnorm._NormBase):

@@ -14,7 +14,7 @@ from secateur.runtime.together import Seal
 from secateur.settings import problems_in
 
 from .history import History
-from .plan import Plan
+from .plan import plans_of
 
 PLAN = "plan.json"
 SCHEMA = 1
@@ -30,9 +30,13 @@ class _Reshaped(_Part):
     after: tuple[int, ...] = Field(max_length=16)
 
 
+Size: TypeAlias = Annotated[int, Field(ge=0)]
+Epsilon: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class _Changed(_Part):
-    before: int | float | None
-    after: int | float
+    before: Size | Epsilon | None
+    after: Size | Epsilon
 
 
 class _Passing(_Part):
@@ -48,6 +52,9 @@ class _File(_Part):
 FileName: TypeAlias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 
 
+MOST_STEPS = 1 << 12  # plans that followed each other
+
+
 class Document(_Part):
     """What ``plan.json`` holds."""
 
@@ -55,7 +62,7 @@ class Document(_Part):
     schema_: int = Field(alias="schema")
     secateur: str
     model: str
-    steps: list[dict[str, Any]]
+    steps: list[dict[str, Any]] = Field(max_length=MOST_STEPS)
     shapes: dict[str, _Reshaped]
     attributes: dict[str, _Changed]
     replaced: dict[str, str]
@@ -121,7 +128,7 @@ def history_of(document: Document) -> History:
     """Return the history that a document tells; FileError where it makes no sense."""
     try:
         return History(
-            tuple(map(Plan.from_json, document.steps)),
+            plans_of(document.steps),
             {name: (s.before, s.after) for name, s in document.shapes.items()},
             {name: (a.before, a.after) for name, a in document.attributes.items()},
             {name: (d.input, d.output) for name, d in document.dropped.items()},

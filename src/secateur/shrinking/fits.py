@@ -8,10 +8,13 @@ from math import inf
 from torch import Tensor, nn
 
 from secateur.errors import did_you_mean
+from secateur.graph.attributes import followed_in
 from secateur.graph.origins import Attribute
 from secateur.replacements import name_of, replacement_of
 
+from .agreeing import disagreements
 from .cut import Surgery
+from .describe import says_size
 from .document import Document
 from .history import History, Shape
 
@@ -30,6 +33,7 @@ def misfits(
     """
     return [
         *_foreign(document, model),
+        *disagreements(history, document.tied, tensors_of(model)),
         *_dropped(history, model, surgery),  # what went with them is in no file
         *_other_tensors(history, model, saved),
         *_untied(document.tied, model),
@@ -103,25 +107,41 @@ def _replaced(replaced: Mapping[str, str], model: nn.Module, surgery: Surgery) -
 
 def _other_values(history: History, model: nn.Module) -> Iterator[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
+    followed = followed_in(model)
     for text, (before, after) in history.attributes.items():
         try:
             attribute = Attribute.parse(text, modules)
         except ValueError as error:
             yield str(error)
             continue
-        value = attribute.held_by(modules[attribute.path])
-        if before is None:
-            if not _can_be_given(modules[attribute.path], attribute, after):
-                yield f"{text} cannot be given to a model that has none"
-            elif value is not None and value != after:
-                yield f"{text} is {value!r} in this model, and the dense one had none"
-        elif type(value) is not type(before):
-            kind = "integer" if type(before) is int else "float"
-            yield f"this model has no {kind} {text!r}"
-        elif value != before:
-            yield f"{text} is {value} in this model, and was {before} in the dense one"
-        elif type(after) is not type(before) or not _sensible(before, after, history):
-            yield f"{text} cannot become {after}: it is {before}"
+        module = modules[attribute.path]
+        if wrong := _other_value(attribute, before, after, module, history):
+            yield wrong
+        elif (attribute.path, attribute.name.rpartition(".")[0]) not in followed:
+            yield f"{text} is no number that the structure of this model could have changed"
+        elif not says_size(module, attribute.name):
+            yield f"{text} cannot be changed: it is no size of a {type(module).__name__}"
+
+
+def _other_value(
+    attribute: Attribute, before: float | None, after: float, module: nn.Module, history: History
+) -> str | None:
+    """Return why a number cannot go from one value to another, or None."""
+    value = attribute.held_by(module)
+    if before is None:
+        if not _can_be_given(module, attribute, after):
+            return f"{attribute} cannot be given to a model that has none"
+        if value is not None and value != after:
+            return f"{attribute} is {value!r} in this model, and the dense one had none"
+        return None
+    if type(value) is not type(before):
+        kind = "integer" if type(before) is int else "float"
+        return f"this model has no {kind} {str(attribute)!r}"
+    if value != before:
+        return f"{attribute} is {value} in this model, and was {before} in the dense one"
+    if type(after) is not type(before) or not _sensible(before, after, history):
+        return f"{attribute} cannot become {after}: it is {before}"
+    return None
 
 
 def _can_be_given(module: nn.Module, attribute: Attribute, after: float) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .completion import complete, group_masks
 
 SCHEMA = 1
 MOST_POSITIONS = 1 << 20  # of a group; far beyond the size of any dimension that is pruned
-MOST_IN_ALL = 1 << 26
+MOST_IN_ALL = 1 << 22  # of all groups and steps of a file; each takes some 40 bytes of memory
 
 
 @dataclass(frozen=True)
@@ -195,20 +196,41 @@ class Plan:
         """
         try:
             data = json.loads(data) if isinstance(data, (str, bytes)) else data
-            if data["schema"] > SCHEMA:
-                raise PlanError(f"plan schema {data['schema']} is newer than {SCHEMA}: upgrade")
-            listed = [_counted(ranges) for ranges in data["keep"].values()]
-            if sum(listed) > MOST_IN_ALL:
-                raise ValueError(f"it keeps {sum(listed)} positions, more than {MOST_IN_ALL}")
-            keep = {str(name): _positions(ranges) for name, ranges in data["keep"].items()}
-            drop = data.get("drop", [])
-            if not isinstance(drop, list) or not all(isinstance(name, str) for name in drop):
-                raise ValueError("drop must be a list of names")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"this is no plan: {type(error).__name__}: {error}") from error
-        return cls(keep, tuple(drop))
+        except (ValueError, RecursionError) as error:
+            raise _no_plan(error) from error
+        return plans_of([data])[0]
+
+
+def plans_of(data: Sequence[Any]) -> tuple[Plan, ...]:
+    """Return the plans of several ``to_json``, whose positions are limited together.
+
+    Raises:
+        PlanError: one is no plan, or of a newer schema.
+    """
+    try:
+        for each in data:
+            if (schema := each["schema"]) > SCHEMA:
+                raise PlanError(f"plan schema {brief(schema)} is newer than {SCHEMA}: upgrade")
+        total = sum(_counted(ranges) for each in data for ranges in each["keep"].values())
+        if total > MOST_IN_ALL:  # a file must not be able to fill the memory
+            raise ValueError(f"it keeps {total} positions, more than {MOST_IN_ALL}")
+        return tuple(map(_plan_of, data))
+    except PlanError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _no_plan(error) from error
+
+
+def _plan_of(data: Any) -> Plan:
+    keep = {str(name): _positions(ranges) for name, ranges in data["keep"].items()}
+    drop = data.get("drop", [])
+    if not isinstance(drop, list) or not all(isinstance(name, str) for name in drop):
+        raise ValueError("drop must be a list of names")
+    return Plan(keep, tuple(drop))
+
+
+def _no_plan(error: Exception) -> PlanError:
+    return PlanError(f"this is no plan: {type(error).__name__}: {error}")
 
 
 def _counted(ranges: Any) -> int:
