@@ -28,6 +28,7 @@ from .scoring.schedules import schedules
 from .selection.budget import Budget
 from .selection.calibration import Loss, observe_forwards
 from .selection.decision import Decision, decide
+from .selection.restored import SCHEMA, Stateful, check_decision, check_form, loaded_or_put_back
 from .selection.running import RunningScores
 from .selection.targets import Selectable, check_scorable
 from .selection.targets import selectables as _selectables
@@ -366,6 +367,7 @@ class Pruner:
         with torch.no_grad():
             below = {n: whole(parameters[n].detach())[~m] for n, m in self._on().items()}
         return {
+            "schema": SCHEMA,
             "config": self.config.model_dump(mode="json"),
             "calls": self.calls,
             "level": self.decision.level,
@@ -384,10 +386,14 @@ class Pruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; before or after the model's state is loaded.
 
+        All of it is checked before anything changes.
+
         Raises:
+            FileError: it is no state, contradicts itself, or is of a newer version.
             ConfigError: the state is of a run with other settings, or on another model.
             MaskError: its masks do not fit the model.
         """
+        check_form(state)
         ours, theirs = self.config.model_dump(mode="json"), state["config"]
         if other := [k for k in ours if ours[k] != theirs.get(k)]:
             raise ConfigError(
@@ -396,9 +402,17 @@ class Pruner:
             )
         known = {s.name for s in self.selectables}
         if state["keeps"] and set(state["keeps"]) != known:
-            odd = ", ".join(sorted(set(state["keeps"]) ^ known)[:5])
+            odd = ", ".join(sorted(map(str, set(state["keeps"]) ^ known))[:5])
             raise ConfigError(f"the state is of a run on another model: they differ in {odd}")
-        masking.put_on(self.model, state["masks"], differentiable=self.method.learns_masks)
+        check_decision(state, self.selectables, self.tensors(), self.method.complete)
+        parts: dict[str, Stateful] = {"statistics": self.statistics, "method": self.method}
+        with loaded_or_put_back(parts, state) as undo:
+            masking.put_on(self.model, state["masks"], differentiable=self.method.learns_masks)
+            undo.pop_all()
+        self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what was checked."""
         parameters = dict(self.model.named_parameters())
         for name, values in state["below"].items():
             fill(parameters[name], ~state["masks"][name], values)
@@ -410,9 +424,8 @@ class Pruner:
             level=state["level"],
         )
         self._before = state.get("before", {})
-        self.statistics.load_state_dict(state["statistics"])
-        self.method.load_state_dict(state["method"])
-        self._optimizer.peak, self._optimizer.ever = state["peak"], state["ever"]
+        self._optimizer.peak = state.get("peak", 0.0)
+        self._optimizer.ever = state.get("ever", False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one safetensors file, whole or not at all; under FSDP2 on all ranks.

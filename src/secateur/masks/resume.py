@@ -41,12 +41,16 @@ def read_state(path: str | os.PathLike[str]) -> Any:
         if header["schema"] != SCHEMA:
             raise FileError(f"{path} has schema {header['schema']!r}; this version reads {SCHEMA}")
         return _joined(header["state"], tensors)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except FileError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{path} holds no state of a pruning run: {error}") from error
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        while path in tensors:  # "a/b" is a key, or two
+            path += "'"
         tensors[path] = value
         return {"tensor": path}
     if isinstance(value, Mapping):

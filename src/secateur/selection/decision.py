@@ -69,15 +69,16 @@ def decide(
     level = max(numbers(gone), default=-inf)
     return Decision(
         keeps=dict(zip((s.name for s in selectables), keeps, strict=True)),
-        masks=_masks(selectables, keeps, tensors),
+        masks=masks_of(selectables, keeps, tensors),
         notes=notes,
         level=level if level > -inf else 0.0,
     )
 
 
-def _masks(
+def masks_of(
     selectables: Sequence[Selectable], keeps: Sequence[Tensor], tensors: Mapping[str, Tensor]
 ) -> Masks:
+    """Return the masks that decisions make: of each selectable one bool per position."""
     places = [tensors[each.parts[0].tensor].device for each in selectables]
     placed = {place: moved(keeps, place) for place in set(places)}
     masks: Masks = {}
