@@ -78,7 +78,9 @@ def _decided(
     model: nn.Module, config: Config, example: Example, data: Any, loss: Loss | None
 ) -> Pruner:
     """Return a pruner that has decided what goes."""
-    pruner, notes = by_default(Pruner(model, config, example), has_data=data is not None)
+    pruner, notes = by_default(
+        Pruner(model, config, example, trained=False), has_data=data is not None
+    )
     if data is not None:
         pruner.calibrate(data, loss)
     pruner.decide()
@@ -88,13 +90,8 @@ def _decided(
 
 def _repaired(pruner: Pruner, data: Any, how: str, verify: bool) -> Result:
     """Repair and cut a model in place; on failure its weights are as before."""
-    state = {name: tensor.clone() for name, tensor in pruner.model.state_dict().items()}
-    try:
-        pruner.repair(data, how)
-        return pruner.finish(verify=verify)
-    except BaseException:
-        pruner.model.load_state_dict(state)
-        raise
+    pruner.repair(data, how)
+    return pruner.finish(verify=verify)
 
 
 def _repair(how: str | None, data: Any, loss: Loss | None) -> str | None:
@@ -142,7 +139,9 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
     if not has_data and not tokens:
         return pruner, []
     config = pruner.config.replace(criterion=WITH_DATA)
-    watching = Pruner(pruner.model, config, pruner.example, structure=pruner.structure)
+    watching = Pruner(
+        pruner.model, config, pruner.example, structure=pruner.structure, trained=False
+    )
     if has_data:
         return watching, []
     try:

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .runtime.copying import copied, own
 from .runtime.distributed import check_same, rank, whole
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
+from .runtime.undo import Undo, undoable
 from .scoring.schedules import schedules
 from .selection.budget import Budget
 from .selection.calibration import Loss, observe_forwards
@@ -64,6 +66,7 @@ class Pruner:
         structure: from ``analyze``, when it is known already.
         selectables: what is decided on, in place of what the config's targets select.
         scaler: your ``GradScaler``, if there is one; only methods with learned scores need it.
+        trained: False where nothing is trained between steps: then no optimizer is watched.
 
     Attributes:
         decision: of the last pruning step.
@@ -94,6 +97,7 @@ class Pruner:
         structure: Structure | None = None,
         selectables: Sequence[Selectable] | None = None,
         scaler: Scaler | None = None,
+        trained: bool = True,
     ):
         check_model(model)
         if masking.is_masked(model):
@@ -118,7 +122,9 @@ class Pruner:
         self.calls = 0
         self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
-        self._unwatch = before_each_step(self._before_optimizer)
+        self._unwatch: Callable[[], object] = (
+            before_each_step(self._before_optimizer) if trained else lambda: None
+        )
 
     @property
     def masks(self) -> Masks:
@@ -163,14 +169,11 @@ class Pruner:
         """
         before = self.updates
         self._learn()
+        undoable(partial(vars(self).update, dict(vars(self))))
         self.calls += 1
         due = self.updates > before
         if due or (self.method.continuous and self.updates):
-            try:
-                self.decide(self.share)
-            except BaseException:
-                self.calls -= 1
-                raise
+            self.decide(self.share)
             self.put_on()
         metrics = self.metrics()
         if due:
@@ -297,18 +300,21 @@ class Pruner:
                 "no more: give all data to one repair()"
             )
         on = self._on()
-        masking.take_off(self.model, bake=False)
-        try:
+        with Undo() as undo:
+            if on:
+                differentiable = self.method.learns_masks
+                undo(partial(masking.put_on, self.model, on, differentiable=differentiable))
+                masking.take_off(self.model, bake=False)
             with masking.zeroed(self.model, self._before):
                 values, record = repair(self.model, self.masks, self.structure, data, how)
-        finally:
-            if on:
-                masking.put_on(self.model, on, differentiable=self.method.learns_masks)
         with torch.no_grad():
             state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             for name, value in values.items():
                 where = self.masks.get(name, torch.ones_like(value, dtype=torch.bool))
-                fill(state[name], where.to(value.device), value[where.to(value.device)])
+                where = where.to(value.device)
+                undoable(partial(fill, state[name], where, whole(state[name].detach())[where]))
+                fill(state[name], where, value[where])
+        undoable(partial(vars(self).update, dict(vars(self))))
         self.repaired, self._before = record, None
         return record
 
@@ -463,20 +469,18 @@ class Pruner:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
         model = self.model if inplace else copied(self.model, borrowing=True)
         on = masking.masks_on(model)
-        masking.take_off(model, bake=False)
-        try:
+        with Undo(lasting=True) as undo:
+            undo(partial(masking.put_on, model, on, differentiable=self.method.learns_masks))
+            masking.take_off(model, bake=False)
             result = self._cut(model, on, verify)
-        except BaseException:
-            masking.put_on(model, on, differentiable=self.method.learns_masks)
-            raise
-        if inplace:
-            self._unwatch()
-        else:
+        if not inplace:
             own(result.model, self.model)
         result.with_repair(self.repaired)
         missed = self.budget.missed(result.plan.counts) if self.share == 1 else ""
         if short := self.budget.unmet or missed:
             result.warnings.insert(0, short)
+        if inplace:
+            self._unwatch()
         return result
 
     def _cut(self, model: nn.Module, on: Masks, verify: bool) -> Result:

@@ -69,7 +69,7 @@ def prune(
     chosen = _config(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
     dense = loaded.model if dry_run else copied(loaded.model)
-    pruner = Pruner(loaded.model, chosen, loaded.example)
+    pruner = Pruner(loaded.model, chosen, loaded.example, trained=False)
     notes = list[str]()
     if train is None:
         pruner, notes = by_default(pruner, has_data=calibration.data is not None)

@@ -10,10 +10,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from secateur.runtime.undo import Undo
 
 from .floats import Spending, TracedFloat
 from .integers import Notes, TracedInt
@@ -33,21 +36,21 @@ def traced_attributes(model: nn.Module, note: Watcher) -> Iterator[None]:
     Those of its modules, and of the objects that hang on them: of an object that several modules
     share, each number is one attribute.  What the forward itself stores is the caller's to undo.
     """
-    before: list[tuple[dict[str, Any], str, Any, Any]] = []
-    for path, prefix, held in list(_holders(model)):
-        for name, value in list(held.items()):
-            if name.startswith("_"):
-                continue
-            traced = _trace(value, Attribute(path, prefix + name), note)
-            if traced is not value:
-                before.append((held, name, value, traced))
-                held[name] = traced
-    try:
+    with Undo() as undo:
+        for path, prefix, held in list(_holders(model)):
+            for name, value in list(held.items()):
+                if name.startswith("_"):
+                    continue
+                traced = _trace(value, Attribute(path, prefix + name), note)
+                if traced is not value:
+                    undo(partial(_own_again, held, name, value, traced))
+                    held[name] = traced
         yield
-    finally:
-        for held, name, value, traced in before:
-            if held.get(name) is traced:
-                held[name] = value
+
+
+def _own_again(held: dict[str, Any], name: str, value: Any, traced: Any) -> None:
+    if held.get(name) is traced:
+        held[name] = value
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+
+from secateur.runtime.undo import Undo, in_mode
 
 
 @contextmanager
@@ -30,20 +33,16 @@ def standing_in(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
             made[id(tensor)] = (tensor, new)  # the tensor too, so that its id stays its own
         return made[id(tensor)][1]
 
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    try:
+    with Undo() as undo:
         for module in model.modules():
             tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for table in tables:
                 for name, tensor in list(table.items()):
                     if tensor is not None:
-                        before.append((table, name, tensor))
+                        undo(partial(table.__setitem__, name, tensor))
                         table[name] = fake(tensor)
-        with mode:
+        with in_mode(mode):
             yield fake
-    finally:
-        for table, name, tensor in before:
-            table[name] = tensor
 
 
 def lacks_values(error: BaseException | None) -> bool:

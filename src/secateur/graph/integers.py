@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol
+
+from secateur.runtime.undo import Undo
 
 from .origins import Origin
 
@@ -291,14 +293,12 @@ def watched_functions() -> Iterator[None]:
 
     Those of one float ask it for ``__float__``; the others read an integer as it is.
     """
-    before = {name: getattr(math, name) for name in _READ}
-    try:
-        for name, function in before.items():
+    with Undo() as undo:
+        for name in _READ:
+            function = getattr(math, name)
+            undo(partial(setattr, math, name, function))
             setattr(math, name, _telling(function))
         yield
-    finally:
-        for name, function in before.items():
-            setattr(math, name, function)
 
 
 _READ = ("comb", "factorial", "gcd", "isqrt", "lcm", "log", "log10", "log2", "perm")

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
+from secateur.runtime.alone import in_trial
 from secateur.runtime.caches import forget_unnamed, keys_of
 from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
 from secateur.runtime.ordinary import ordinary
+from secateur.runtime.undo import Undo, in_mode, unhook
 from secateur.types import Example, call_arguments
 
 from .attributes import traced_attributes
@@ -125,8 +128,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         stand_in = shape_only(func) if self.fake else None
-        self.apart.writes.before(func, args, kwargs)
-        out = (stand_in or func)(*args, **kwargs)
+        out = self.apart.writes.run(func, stand_in or func, args, kwargs)
         if func.namespace == "prim":
             return out
         if type(out) is int:  # read from a tensor
@@ -201,11 +203,15 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
         return {key: recorder.values[x] for key, x in tensors.items() if x in recorder.values}
 
     def enter(module: nn.Module, arguments: Any) -> None:
+        if not in_trial():  # another thread's
+            return
         stack.append(paths.get(id(module), stack[-1]))
         recorder.running[next(numbers)] = module
         entered.append((len(recorder.recording.ops), values(enumerate(arguments))))
 
     def leave(module: nn.Module, _: Any, *rest: Any) -> None:
+        if not in_trial():
+            return
         *keywords, out = rest  # torch leaves them out when the forward failed
         start, inputs = entered.pop()
         if sys.exc_info()[0] is not None and not failed:
@@ -221,17 +227,20 @@ def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
                 ModuleCall(path, inputs, _returned(out, recorder.values), ran)
             )
 
-    hooks = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, with_kwargs=True, always_call=True),
-    ]
-    try:
+    with Undo() as undo:
+        undo(partial(_without, enter, leave))
+        register_module_forward_pre_hook(enter)
+        register_module_forward_hook(leave, with_kwargs=True, always_call=True)
         yield failed
-    finally:
-        for hook in hooks:
-            hook.remove()
-            # torch forgets this entry, and torch.compile then warns of a global hook for ever
-            module_hooks._global_forward_hooks_with_kwargs.pop(hook.id, None)
+
+
+def _without(enter: Any, leave: Any) -> None:
+    """Take the two functions out of the hooks of all modules."""
+    hooks: Any = module_hooks
+    unhook(hooks._global_forward_pre_hooks, enter)
+    # torch forgets these two, and torch.compile then warns of a global hook for ever
+    options = hooks._global_forward_hooks_with_kwargs, hooks._global_forward_hooks_always_called
+    unhook(hooks._global_forward_hooks, leave, *options)
 
 
 def _returned(out: Any, values: Any) -> Any:
@@ -304,7 +313,7 @@ def _record(
         stack.enter_context(watched_functions())
         stack.enter_context(scripts_as_python())
         try:
-            with recorder, recorder.calls:
+            with in_mode(recorder), in_mode(recorder.calls):
                 out = model(*args, **kwargs)
         except Exception as error:  # the user's forward may raise anything
             if apart.hidden:  # entries that it needs
@@ -331,7 +340,7 @@ def _record_training(
     recording = recorder.recording
     recorder.recording = recording.training = recording.beside()
     try:
-        with in_training_mode(model), recorder, recorder.calls:
+        with in_training_mode(model), in_mode(recorder), in_mode(recorder.calls):
             out = model(*args, **kwargs)
         recorder.recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
     except Exception as error:  # it may need targets, or more than one example for each batch norm

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+
+from secateur.runtime.alone import in_trial
+from secateur.runtime.undo import Undo
 
 
 @contextmanager
@@ -23,11 +27,11 @@ def scripts_as_python() -> Iterator[None]:
     compiled = kind.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        source = getattr(self, "_torchdynamo_inline", None)  # kept for torch.compile, likewise
+        # kept for torch.compile, likewise
+        source = getattr(self, "_torchdynamo_inline", None) if in_trial() else None
         return compiled(self, *args, **kwargs) if source is None else source(*args, **kwargs)
 
-    kind.__call__ = call
-    try:
+    with Undo() as undo:
+        undo(partial(setattr, kind, "__call__", compiled))
+        kind.__call__ = call
         yield
-    finally:
-        kind.__call__ = compiled

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.utils import parametrize
 
 from secateur.errors import MaskError, did_you_mean
 from secateur.runtime.distributed import sharded, whole
+from secateur.runtime.undo import Undo, undoable
 from secateur.runtime.values import numbers
 
 from .classes import attribute_of, class_below, fill, mask_of, masked, masked_class
@@ -136,15 +138,11 @@ def zeroed(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Let weights be zero where masks say so, without masks on; afterwards they are as before."""
     parameters = dict(model.named_parameters())
     below = {name: whole(parameters[name].detach())[~mask] for name, mask in masks.items()}
-    with torch.no_grad():
+    with Undo() as undo:
         for name, mask in masks.items():
+            undo(partial(fill, parameters[name], ~mask, below[name]))
             fill(parameters[name], ~mask, torch.zeros_like(below[name]))
-    try:
         yield
-    finally:
-        with torch.no_grad():
-            for name, mask in masks.items():
-                fill(parameters[name], ~mask, below[name])
 
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -195,6 +193,7 @@ def _set(
     local = parameter.to_local() if sharded(parameter) else parameter
     small = mask.to(device=local.device, dtype=local.dtype, copy=True)
     own = mask_of(module, tensor)
+    undoable(partial(_put_back, module, tensor, type(module), own, _copy(own)))
     with torch.no_grad():
         if own is not None and own.shape in (small.shape, parameter.shape):
             own.copy_(small)  # the same tensor, so that compiled code need not be compiled again
@@ -206,6 +205,22 @@ def _set(
                 module.__class__ = made
             setattr(module, attribute_of(tensor), small)
     cast(Tensor, mask_of(module, tensor)).requires_grad_(differentiable)
+
+
+def _copy(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.detach().clone()
+
+
+def _put_back(
+    module: nn.Module, tensor: str, kind: type, mask: Tensor | None, values: Tensor | None
+) -> None:
+    """Let a parameter have the mask that it had, or none."""
+    if mask is None or values is None:
+        vars(module).pop(attribute_of(tensor), None)
+    else:
+        mask.detach().copy_(values)
+        setattr(module, attribute_of(tensor), mask)
+    module.__class__ = kind
 
 
 def _compact(masks: Mapping[int, Tensor]) -> dict[int, Tensor]:

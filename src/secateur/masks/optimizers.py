@@ -7,16 +7,26 @@ own.
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
-_ended: list[RemovableHandle] = []
+from secateur.runtime.undo import undoable
+
+_ended: set[Any] = set()  # hooks that could not be taken away yet
+_optimizer: Any = sys.modules[Optimizer.__module__]  # torch.optim hides it
+OPTIMIZER = _optimizer.__file__
+"""Where torch walks through its hooks, in a function named ``wrapper``."""
+PAUSE = 0.0005  # seconds between two looks whether an optimizer of another thread is stepping
 
 
 def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None]:
@@ -25,14 +35,11 @@ def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None
     It ends by itself when the method's object is gone.  Optimizers that compute the loss in their
     step (a closure, as Lightning passes) are called back after the closure, when gradients exist.
     """
-    while _ended:
-        _ended.pop().remove()
     method = weakref.WeakMethod(callback)
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         observe = method()
         if observe is None:
-            _ended.append(handle)  # not now: torch is walking through its hooks
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -49,8 +56,42 @@ def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None
             return args, {**kwargs, "closure": observed}
         return (args[0], observed, *args[2:]), kwargs
 
-    handle = register_optimizer_step_pre_hook(hook)
-    return handle.remove
+    undoable(partial(_end, hook))
+    while _stepping(besides=threading.get_ident()):
+        time.sleep(PAUSE)
+    register_optimizer_step_pre_hook(hook)
+    ended = weakref.finalize(callback.__self__, _end, hook)  # type: ignore[attr-defined]
+    ended.atexit = False
+    return ended
+
+
+def _end(hook: Any) -> None:
+    """Take a hook away, and those that waited for it.
+
+    Not while torch walks through its hooks, which must not change under it: then a later call does.
+    """
+    _ended.add(hook)
+    if _stepping():
+        return
+    hooks = _optimizer._global_optimizer_pre_hooks
+    for key in [key for key, each in list(hooks.items()) if each in _ended]:
+        hooks.pop(key, None)
+    _ended.clear()
+
+
+def _stepping(besides: int | None = None) -> bool:
+    """Tell whether an optimizer is in a step, in any thread but one."""
+    return any(
+        _is_step(frame) for thread, frame in sys._current_frames().items() if thread != besides
+    )
+
+
+def _is_step(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == OPTIMIZER:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def learning_rate_share(optimizer: Optimizer, peak: float) -> tuple[float, float]:

@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from secateur.graph.layout import among, labels
 from secateur.graph.program import Ref
 from secateur.runtime.forward import evaluating, undisturbed
+from secateur.runtime.undo import Undo, unhook
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments
 
@@ -105,19 +106,20 @@ def watching(model: nn.Module) -> Iterator[Inputs]:
     """Collect what each layer that can fold reads while the model runs."""
     inputs: Inputs = {}
 
-    def watch(path: str, module: nn.Module) -> RemovableHandle:
+    def watch(path: str) -> Any:
         def see(_: nn.Module, args: tuple[Any, ...]) -> None:  # no operation, which may be recorded
             known = bool(args) and isinstance(args[0], Tensor)
             inputs.setdefault(path, []).append((args[0], _version(args[0])) if known else None)
 
-        return module.register_forward_pre_hook(see)
+        return see
 
-    hooks = [watch(path, m) for path, m in model.named_modules() if type(m) in READERS]
-    try:
+    with Undo() as undo:
+        for path, module in model.named_modules():
+            if type(module) in READERS:
+                see = watch(path)
+                undo(partial(unhook, module._forward_pre_hooks, see))
+                module.register_forward_pre_hook(see)
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _version(tensor: Tensor) -> int:

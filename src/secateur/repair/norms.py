@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from secateur.errors import ConfigError
 from secateur.runtime.batches import call, held
 from secateur.runtime.forward import in_eval_mode
 from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.undo import Undo
 
 
 def norms_of(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
@@ -45,7 +47,10 @@ def reestimate_norms(model: nn.Module, data: Iterable[Any]) -> None:
         raise ConfigError(f"{type(model).__name__} has no batch norm that keeps statistics")
     batches = held(data)
     before = [(m, m.momentum, {k: v.clone() for k, v in m.named_buffers()}) for _, m in norms]
-    try:
+    with Undo(lasting=True) as changed, Undo() as undo:
+        for norm, momentum, buffers in before:
+            changed(partial(_restore, norm, buffers))
+            undo(partial(setattr, norm, "momentum", momentum))
         with in_eval_mode(model), torch.no_grad():
             for _, norm in norms:
                 norm.reset_running_stats()
@@ -53,13 +58,6 @@ def reestimate_norms(model: nn.Module, data: Iterable[Any]) -> None:
                 norm.train()
             for index, batch in enumerate(batches):
                 call(model, batch, index)
-    except BaseException:
-        for norm, _, buffers in before:
-            _restore(norm, buffers)
-        raise
-    finally:
-        for norm, momentum, _ in before:
-            norm.momentum = momentum
 
 
 @torch.no_grad()

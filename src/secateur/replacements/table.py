@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
+from secateur.runtime.undo import Undo
+
 R = TypeVar("R", bound="type[nn.Module]")
 
 REPLACEMENTS: dict[type[nn.Module], type[Any]] = {}  # torch's class → ours
-_mixed: dict[type[nn.Module], type[Any]] = {}  # subclass of torch's → subclass of it and of ours
 
 
 def replaces(original: type[nn.Module]) -> Callable[[R], R]:
@@ -38,7 +40,8 @@ def replacement_of(kind: type[nn.Module]) -> type[Any] | None:
         return REPLACEMENTS.get(kind)
     for original, ours in REPLACEMENTS.items():
         if original in kind.__mro__:
-            return _mixed.setdefault(kind, type(kind.__name__, (kind, ours), {}))
+            made = (sub for sub in type.__subclasses__(kind) if sub.__bases__ == (kind, ours))
+            return next(made, None) or type(kind.__name__, (kind, ours), {})
     return None
 
 
@@ -51,20 +54,22 @@ def name_of(module: nn.Module) -> str | None:
 @contextmanager
 def in_plain_operations(model: nn.Module) -> Iterator[None]:
     """Let every layer that has a replacement be one, and itself again afterwards."""
-    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], list[str]]] = []
-    try:
+    with Undo() as undo:
         for module in model.modules():
-            original = type(module)
-            if replacement := replacement_of(original):
+            if replacement := replacement_of(type(module)):
                 extra = replacement.extra(module)
-                held = {name: vars(module)[name] for name in extra if name in vars(module)}
-                before.append((module, original, held, list(extra)))
+                undo(partial(_itself, module, type(module), list(extra), dict(vars(module))))
                 vars(module).update(extra)
                 module.__class__ = replacement
         yield
-    finally:
-        for module, original, held, names in before:
-            module.__class__ = original
-            for name in names:
-                vars(module).pop(name, None)
-            vars(module).update(held)
+
+
+def _itself(
+    module: nn.Module, original: type[nn.Module], names: list[str], held: dict[str, Any]
+) -> None:
+    module.__class__ = original
+    for name in names:
+        if name in held:
+            vars(module)[name] = held[name]
+        else:
+            vars(module).pop(name, None)

@@ -18,7 +18,9 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
+from .alone import in_trial
 from .reach import PLAIN, Place, cached_in
+from .undo import Undo
 
 _made_tensors: WeakSet[Any] = WeakSet()  # caches that are known to hold tensors
 DEPTH = 5  # to which objects are looked into
@@ -29,19 +31,15 @@ MOST = 512  # entries of a container that is looked into
 def functions_apart(places: Iterable[Place]) -> Iterator[None]:
     """Give each cached function at these places a memory of its own."""
     made: dict[int, Any] = {}
-    before: list[tuple[Place, Any]] = []
-    try:
+    with Undo() as undo:
         for place in places:
             held = place.value
             if (cache := cached_in(held)) is not None:
                 if id(cache) not in made:
                     made[id(cache)] = _apart(cache)
-                before.append((place, held))
+                undo(partial(place.put, held))
                 place.put(_in_place_of(held, made[id(cache)]))
         yield
-    finally:
-        for place, held in before:
-            place.put(held)
 
 
 def _in_place_of(held: Any, apart: Callable[..., Any]) -> Any:
@@ -55,6 +53,8 @@ def _apart(cache: Any) -> Callable[..., Any]:
 
     @wraps(cache)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not in_trial():  # another thread, which must not be given what a trial computed
+            return cache(*args, **kwargs)
         arguments = (args, tuple(kwargs.items()))
         if not is_of_trial(arguments) and cache not in _made_tensors:
             misses = cache.cache_info().misses
@@ -96,20 +96,27 @@ def _key(value: Any) -> Any:
     return (int(value), value.origin) if hasattr(value, "origin") else value
 
 
-def hide_sizes(cache: Any) -> list[Any]:
+def hide_sizes(cache: Any, about: Callable[[int], object]) -> bool:
     """Take the entries that are about sizes or tensors out of a dict or set, and dicts inside it.
 
-    Returns:
-        The containers that had any, which the caller puts back as they were.
+    Args:
+        cache: the container.
+        about: told the id of each that had any, before it changes: the caller puts it back.
+
+    Returns: whether there were any.
     """
     if isinstance(cache, dict):
         gone = [key for key, value in cache.items() if _has_size(key) or is_of_trial(value, 1)]
-        _take_out(cache, gone)
-        inner = [hide_sizes(value) for value in cache.values() if isinstance(value, (dict, set))]
-        return [*([cache] if gone else []), *(c for found in inner for c in found)]
+        if gone:
+            about(id(cache))
+            _take_out(cache, gone)
+        held = [value for value in cache.values() if isinstance(value, (dict, set))]
+        return any([bool(gone), *(hide_sizes(value, about) for value in held)])
     gone = [key for key in cache if _has_size(key)]
-    cache.difference_update(gone)
-    return [cache] if gone else []
+    if gone:
+        about(id(cache))
+        cache.difference_update(gone)
+    return bool(gone)
 
 
 def forget_unnamed(cache: Any) -> None:

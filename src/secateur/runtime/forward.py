@@ -2,74 +2,75 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
+from .alone import alone
 from .caches import functions_apart, hide_sizes
+from .drawing import Drawn, keep_generators
 from .ordinary import make_ordinary, ordinary_mode
 from .reach import CACHE, Place, is_foreign, reach
 from .state import State
+from .undo import Undo, in_mode
 from .writes import Writes
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with Undo() as undo:
+        _keep_modes(model, undo)
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
 def in_training_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in training mode, and back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with Undo() as undo:
+        _keep_modes(model, undo)
         model.train()
         yield
-    finally:
+
+
+def _keep_modes(model: nn.Module, undo: Undo) -> None:
+    modes = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
         for module, mode in modes:
             module.training = mode
+
+    undo(restore)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, in which it runs the operations that its code names."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with in_eval_mode(model):
+    with alone(), in_eval_mode(model), Undo() as undo:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        undo(partial(torch.backends.mha.set_fastpath_enabled, fast))
         torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
         torch.clear_autocast_cache()  # and casts of weights made before, the weights
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        yield
 
 
 @contextmanager
 def random_kept() -> Iterator[None]:
-    """Put the random generators of torch (on the CPU and all GPUs), Python and numpy back."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    numpy: Any = sys.modules.get("numpy.random")
-    python, array = random.getstate(), numpy.get_state() if numpy else None
-    with torch.random.fork_rng(devices=list(gpus)):
-        try:
+    """Let operations draw from the generators of the process, and leave these as they were.
+
+    torch's, on the CPU and all GPUs; Python's and numpy's are put back (see ``keep_generators``).
+    """
+    with Undo() as undo:
+        keep_generators(undo, named=False)
+        with in_mode(Drawn()):
             yield
-        finally:
-            random.setstate(python)
-            if numpy:
-                numpy.set_state(array)
 
 
 @dataclass
@@ -108,35 +109,35 @@ def undisturbed(
         afresh: hide what the model's own caches know of sizes: it is computed again.
         watched: the caller shows every operation to ``writes`` itself.
     """
-    state = State()
-    state.keep(model, example)
-    reached = reach(_code_of(model, state))
-    places = [*state.attributes, *reached.places.values(), *reached.rebound.values()]
-    for kind in {base for found in state.classes for base in found.__mro__}:
-        if not is_foreign(kind.__module__):
-            state.keep_class(kind)
-            places += [Place(kind, name) for name in vars(kind)]
-    state.keep(*(place.value for place in places), shared=True)
-    state.keep_names(reached.rebound.values())
-    filled = (place.value for place in places if place.name in reached.stored)
-    caches = [value for value in filled if isinstance(value, (dict, set))]
-    apart = Apart(caches, False, state.writes)
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(random_kept())
-            stack.enter_context(ordinary_mode())
+    with alone(), Undo() as undo:
+        state = State()
+        state.keep(model, example)
+        reached = reach(_code_of(model, state))
+        places = [*state.attributes, *reached.places.values(), *reached.rebound.values()]
+        for kind in {base for found in state.classes for base in found.__mro__}:
+            if not is_foreign(kind.__module__):
+                state.keep_class(kind)
+                places += [Place(kind, name) for name in vars(kind)]
+        state.keep(*(place.value for place in places), shared=True)
+        state.keep_names(reached.rebound.values())
+        filled = (place.value for place in places if place.name in reached.stored)
+        caches = [value for value in filled if isinstance(value, (dict, set))]
+        apart = Apart(caches, False, state.writes)
+        undo(state.restore)
+        undo(partial(_look, apart, state))
+        keep_generators(undo, named=reached.draws)
+        with ordinary_mode(), functions_apart([*reached.caches.values(), *places]):
             make_ordinary(model)
             _run_as_written(model)
-            stack.enter_context(functions_apart([*reached.caches.values(), *places]))
-            hidden = [c for cache in caches for c in hide_sizes(cache)] if afresh else []
-            state.always |= {*map(id, hidden)}
-            if not watched:
-                stack.enter_context(state.writes)
-            apart.hidden = bool(hidden)
-            yield apart
-    finally:
-        apart.changed = state.changed()
-        state.restore()
+            if afresh:
+                hidden = [hide_sizes(cache, state.always.add) for cache in caches]
+                apart.hidden = any(hidden)
+            with nullcontext() if watched else in_mode(state.writes):
+                yield apart
+
+
+def _look(apart: Apart, state: State) -> None:
+    apart.changed = apart.changed or state.changed()
 
 
 def _run_as_written(model: nn.Module) -> None:
@@ -173,15 +174,11 @@ def full_precision() -> Iterator[None]:
 
     Convolutions do that by default, and two that sum other channels then differ by 1e-3.
     """
-    flags = _precision_flags()
-    before = [getattr(place, name) for place, name, _ in flags]
-    try:
-        for place, name, exact in flags:
+    with alone(), Undo() as undo:
+        for place, name, exact in _precision_flags():
+            undo(partial(setattr, place, name, getattr(place, name)))
             setattr(place, name, exact)
         yield
-    finally:
-        for (place, name, _), was in zip(flags, before, strict=True):
-            setattr(place, name, was)
 
 
 def _precision_flags() -> list[tuple[Any, str, Any]]:

@@ -9,11 +9,17 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from .drawing import TURN
+from .undo import Undo, in_mode, outermost
 
 
 class _Stopped(BaseException):
@@ -36,20 +42,27 @@ class Turns:
 
     def __init__(self, function: Callable[[Callable[[Any], None]], Any]):
         self._function = function
-        self._mine, self._theirs = threading.Semaphore(0), threading.Semaphore(0)
+        self._mine: SimpleQueue[None] = SimpleQueue()  # as these are not torn by an interrupt
+        self._theirs: SimpleQueue[None] = SimpleQueue()
         self._met: Any = None
         self._error: BaseException | None = None
         self._stopping = False
         self.over = False
         self.result: Any = None
         """What the function returned, once it is over."""
+        self._undo = Undo()
         device, threads = torch.get_default_device(), torch.get_num_threads()
         context = contextvars.copy_context()
         self._thread = threading.Thread(
-            target=context.run, args=(self._run, device, threads), daemon=True
+            target=context.run,
+            args=(self._run, device, threads, _get_current_dispatch_mode_stack()),
+            name=TURN,
+            daemon=True,
         )
 
     def __enter__(self) -> Self:
+        self._undo.__enter__()
+        self._undo(self._stop)
         self._thread.start()
         return self
 
@@ -59,10 +72,15 @@ class Turns:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._undo.__exit__(kind, error, trace)
+
+    def _stop(self) -> None:
         self._stopping = True
+        if self._thread.ident is None:  # it never began
+            return
         while not self.over:  # a function may meet again while it is unwound
-            self._theirs.release()
-            self._mine.acquire()
+            self._theirs.put(None)
+            self._mine.get()
         self._thread.join()
 
     def next(self) -> Any:
@@ -71,32 +89,40 @@ class Turns:
         Raises: what the function raises.
         """
         if not self.over:
-            self._theirs.release()
-            self._mine.acquire()
+            self._theirs.put(None)
+            self._mine.get()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         found, self._met = self._met, None
         return found
 
-    def _run(self, device: torch.device, threads: int) -> None:
-        self._theirs.acquire()
+    def _run(self, device: torch.device, threads: int, modes: list[Any]) -> None:
+        self._theirs.get()
         try:
             if not self._stopping:
                 torch.set_num_threads(threads)  # each thread begins with torch's own default
-                with nullcontext() if device.type == "cpu" else device:
-                    self.result = self._function(self._meet)
+                self.result = outermost(partial(self._computed, device, modes))
         except _Stopped:
             pass
         except BaseException as error:  # it is raised where the turn was given
             self._error = None if self._stopping else error
         finally:
             self.over = True
-            self._mine.release()
+            self._mine.put(None)
+
+    def _computed(self, device: torch.device, modes: list[Any]) -> Any:
+        """Run the function in the modes of the thread that takes turns with this one."""
+        with ExitStack() as stack:
+            if device.type != "cpu":
+                stack.enter_context(device)
+            for mode in modes:
+                stack.enter_context(in_mode(mode))
+            return self._function(self._meet)
 
     def _meet(self, found: Any) -> None:
         self._met = found
-        self._mine.release()
-        self._theirs.acquire()
+        self._mine.put(None)
+        self._theirs.get()
         if self._stopping:
             raise _Stopped

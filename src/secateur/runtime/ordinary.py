@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .reach import forget
+from .undo import Undo, outermost
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,16 +19,29 @@ R = TypeVar("R")
 
 @contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Leave inference mode, which hides operations and whose tensors can never be trained."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
+    """Leave the modes that somebody may be in, and that change what is seen or computed.
+
+    Inference mode hides operations, and its tensors can never be trained; autocast computes in
+    another type; and what is made on ``meta`` by default has no values.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
+        undo = stack.enter_context(Undo())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                undo(partial(torch.set_autocast_enabled, device, True))
+                torch.set_autocast_enabled(device, False)
         yield
 
 
 def in_ordinary_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function run outside of inference mode, so that what it makes can be trained.
+    """Let what a user calls run in no mode of theirs, and leave nothing behind where it fails.
+
+    It is outside of inference mode, so that what it makes can be trained, and of autocast.
 
     >>> @in_ordinary_mode
     ... def ones() -> Tensor:
@@ -38,7 +54,7 @@ def in_ordinary_mode(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with ordinary_mode():
-            return function(*args, **kwargs)
+            return outermost(partial(function, *args, **kwargs), at_last=forget)
 
     return run
 

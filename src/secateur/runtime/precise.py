@@ -8,7 +8,8 @@ a coarse type in its middle is computed finely all the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from .undo import Undo
+
 COARSE: dict[torch.dtype, tuple[torch.dtype, ...]] = {
     torch.float64: (torch.float32, torch.float16, torch.bfloat16),
     torch.float32: (torch.float16, torch.bfloat16),
 }
 """Real types that are raised, by the type that they are raised to."""
+LIFT = torch.ops.aten.lift_fresh.default
+"""What ``torch.tensor`` ends with, by its schema a view."""
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 NOISE = 4.0
 """Roundings of one operation, in units of its type's last place, that ``noise`` stands for."""
@@ -28,6 +33,12 @@ NOISE = 4.0
 
 class Precisely(TorchDispatchMode):
     """Operations compute in ``dtype`` at least, if not None, and on ``device``, if not None.
+
+    Tensors that are made without a type have it too, and the process's default stays as it is.
+
+    >>> with Precisely(torch.float64):
+    ...     (torch.ones(2, dtype=torch.float16) / 3).dtype, torch.zeros(2).dtype
+    (torch.float64, torch.float64)
 
     With a ``noise`` generator the result of each operation is off by a few units in the last place,
     as another order of summation would make it: how far outputs then move is what can be resolved.
@@ -101,11 +112,19 @@ class Precisely(TorchDispatchMode):
         written = func._schema.is_mutable
         if written and args and id(args[0]) in self.masks:
             raise RuntimeError(f"{func} writes to a parameter, which is masked as it is read")
-        stand_in = self._asked if written or func.is_view else self._given
+        same = written or (func.is_view and func is not LIFT)
+        stand_in = self._asked if same else self._given
         args = tuple(map(stand_in, args))
         kwargs = {name: stand_in(value) for name, value in kwargs.items()}
         out = func(*(_alike(args) if written else args), **kwargs)
-        return out if self.noise is None or written or func.is_view else tree_map(self._off, out)
+        if same:
+            return out
+        if self.dtype is not None:  # what names no type, or divides integers, has the default one
+            out = tree_map(self._made, out)
+        return out if self.noise is None else tree_map(self._off, out)
+
+    def _made(self, x: Any) -> Any:
+        return self.tensor(x) if isinstance(x, Tensor) and x.dtype in COARSE[self.dtype] else x
 
     def _off(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_meta:
@@ -134,39 +153,11 @@ def held_precisely(tensors: Iterable[Tensor], mode: Precisely) -> Iterator[None]
 
     They stay the same objects, and hold their own again afterwards.
     """
-    before = [(tensor, tensor.data) for tensor in {id(t): t for t in tensors}.values()]
-    try:
-        for tensor, data in before:
+    with Undo() as undo:
+        for tensor in {id(t): t for t in tensors}.values():
+            undo(partial(setattr, tensor, "data", tensor.data))
             mask = mode.masks.get(id(tensor))
+            data = tensor.data
             data = data if mask is None else data.masked_fill(~mask.to(data.device), 0)
             tensor.data = mode.tensor(data)
-        yield
-    finally:
-        for tensor, data in before:
-            tensor.data = data
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make tensors of a type where code names none."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def precisely(mode: Precisely) -> Iterator[None]:
-    """Compute in a mode, and make new tensors of its type.
-
-    >>> with precisely(Precisely(torch.float64)):
-    ...     (torch.ones(2, dtype=torch.float16) / 3).dtype
-    torch.float64
-    """
-    with ExitStack() as stack:
-        if mode.dtype is not None:
-            stack.enter_context(default_dtype(mode.dtype))
-        stack.enter_context(mode)
         yield

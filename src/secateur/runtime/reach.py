@@ -18,6 +18,8 @@ CACHE = type(lru_cache(len))  # what functools makes of a function
 FOREIGN = {"torch", "numpy", "scipy", "sympy", "mpmath", "secateur", *sys.stdlib_module_names}
 MOST_VISITS = 4000  # far more than forwards use; a walk that gets lost in a library ends here
 MOST_ENTRIES = 512  # of a container whose values are looked into for code
+DRAWS = {"random", "randint", "randrange", "uniform", "choice", "choices", "shuffle", "sample"}
+DRAWS |= {"manual_seed", "set_rng_state", "seed", "default_rng"}
 STORES = {"setdefault", "update", "add"}
 
 
@@ -84,8 +86,14 @@ class Reach:
         self._todo: deque[Any] = deque(roots)
         while self._todo and len(self._seen) < MOST_VISITS:
             self._visit(self._todo.popleft())
+        self._lost = bool(self._todo)
         self._seen.clear()
         self._todo.clear()
+
+    @property
+    def draws(self) -> bool:
+        """Whether the code may seed torch, or draw random numbers that are none of torch's."""
+        return self._lost or not DRAWS.isdisjoint(self._mentioned)
 
     @property
     def current(self) -> bool:
@@ -226,8 +234,13 @@ def reach(roots: frozenset[Any]) -> Reach:
         known = Reach(roots)
     _known[roots] = known  # as the newest
     while len(_known) > MOST_KNOWN:
-        del _known[next(iter(_known))]
+        _known.pop(next(iter(_known)), None)
     return known
+
+
+def forget() -> None:
+    """Let go of the classes and functions that are remembered."""
+    _known.clear()
 
 
 @lru_cache(maxsize=4096)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .drawing import Drawing
 
 SMALL = 2**16  # bytes of a buffer that is copied at once, as numpy may write to it unseen
 RUNNING = ("running_mean", "running_var")  # written, though the operation's schema does not say so
@@ -29,6 +31,7 @@ class Writes(TorchDispatchMode):
             int, Any
         ] = {}  # of each kept tensor, alive, so that its id stays its own
         self._copies: dict[int, Any] = {}
+        self.drawing = Drawing()
 
     def keep(self, tensor: Tensor) -> None:
         """Let a tensor be restored."""
@@ -79,8 +82,14 @@ class Writes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.before(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        return self.run(func, func, args, kwargs or {})
+
+    def run(
+        self, func: Any, by: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an operation, by itself or by what stands for it, on copies of what it writes to."""
+        self.before(func, args, kwargs)
+        return self.drawing.run(by, args, kwargs)
 
     def _copy(self, tensor: Tensor) -> None:
         memory = _memory_of(tensor)

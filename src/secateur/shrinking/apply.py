@@ -12,6 +12,7 @@ from secateur.repair.fold import Folding
 from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.undo import Undo
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
@@ -139,15 +140,13 @@ def cut_and_verify(
     surgery = surgery or Surgery(model)
     verify = verify and not any(p.is_meta for p in model.parameters())
     config, same = None, False
-    try:
+    with Undo(lasting=True) as undo:
+        undo(surgery.undo)
         check = Check(structure, example_inputs) if verify else None
         operation = Operation(surgery, structure, masks, example_inputs, folding, check, as_it_is)
         done = operation.perform(plan)
         config, same = _configured(model, structure, surgery, check)
-    except BaseException:
-        surgery.undo()
-        raise
-    outdate(model, surgery.shapes)
+        outdate(model, surgery.shapes)
     return Result(
         model,
         done.plan,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from secateur.graph.origins import Attribute
 from secateur.replacements import replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.runtime.forward import evaluating
+from secateur.runtime.undo import Undo
 from secateur.runtime.values import not_finite
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -47,7 +49,8 @@ class Surgery:
     def undo(self, since: int = 0) -> None:
         """Put every tensor and attribute back, last change first, down to a mark."""
         while len(self._undo) > since:
-            self._undo.pop()()
+            self._undo[-1]()  # an interrupt may come in it: then it is the next again
+            self._undo.pop()
 
     def set_data(self, tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> None:
         """Give a parameter or buffer other contents; it stays the same object.
@@ -68,7 +71,7 @@ class Surgery:
             before = getattr(module, name)
             self._undo.append(lambda: setattr(module, name, before))
         else:
-            self._undo.append(lambda: delattr(module, name))
+            self._undo.append(lambda: _without(module, name))
         setattr(module, name, value)
 
     def register_buffer(self, name: str, data: Tensor, *, persistent: bool) -> None:
@@ -196,13 +199,12 @@ class Surgery:
     @contextmanager
     def spelled_out(self, structure: Structure, plan: Plan) -> Iterator[None]:
         """Let the epsilons that a cut will change be numbers: a check computes in another type."""
-        start, count = self.mark(), structure.counter(plan)
-        for attribute, held, _ in rescaled_floats(self.model, structure.inferred.rescaled, count):
-            self.set_size(attribute, held)
-        try:
+        with Undo() as undo:
+            undo(partial(self.undo, self.mark()))
+            rescaled, count = structure.inferred.rescaled, structure.counter(plan)
+            for attribute, held, _ in rescaled_floats(self.model, rescaled, count):
+                self.set_size(attribute, held)
             yield
-        finally:
-            self.undo(start)
 
     def _hand_on_first_place(self, dropped: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Give the first block that is left the number of the first that was: 0.
@@ -292,7 +294,7 @@ class Surgery:
         for step in way:
             held = vars(held[step])
         if name not in held:  # a config that said nothing of it
-            self._undo.append(lambda: held.pop(name))
+            self._undo.append(lambda: held.pop(name, None))
             held[name] = size
             return
         before = held[name]
@@ -329,6 +331,11 @@ def _put(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
     tensor.data = data
     tensor.grad = gradient
     torch.clear_autocast_cache()  # it keeps copies of weights in another type by their objects
+
+
+def _without(module: Any, name: str) -> None:
+    if hasattr(module, name):
+        delattr(module, name)
 
 
 def _integer(module: nn.Module, inner: str, name: str) -> int | None:

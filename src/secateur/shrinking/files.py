@@ -25,6 +25,7 @@ from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.runtime.scratch import alone_in, scratch
 from secateur.runtime.together import Seal, publish, seal_of
+from secateur.runtime.undo import Undo
 
 from .cut import Surgery
 from .document import PLAN, SCHEMA, Document, dump, history_of, listed, read, seals_in
@@ -268,16 +269,14 @@ def load_pruned(
     made = _made_later(document, model, saved)
     held = replace(history, shapes={n: c for n, c in history.shapes.items() if n not in made})
     there = {name: tensor for name, tensor in saved.items() if name not in made}
-    try:
+    with Undo(lasting=True) as undo:
+        undo(surgery.undo)
         if wrong := [*found.wrong, *misfits(document, held, model, there, surgery)]:
             raise _misfit(folder, model, wrong)
         _repeat(surgery, history, there)
         for name in made:
             surgery.register_buffer(name, saved[name], persistent=document.buffers[name])
-    except BaseException:
-        surgery.undo()
-        raise
-    outdate(model, history.shapes)
+        outdate(model, history.shapes)
     return model
 
 

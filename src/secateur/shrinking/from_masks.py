@@ -15,6 +15,7 @@ from secateur.repair.fold import Folding, Inputs, watching
 from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.undo import Undo
 from secateur.structure import Structure, analyze
 from secateur.types import Example
 
@@ -96,14 +97,12 @@ def _repaired_and_shrunk(
 ) -> Result:
     """Return the result, or leave the model as it was."""
     record: Repair | None = None
-    try:
+    with Undo(lasting=True) as undo:
+        undo(surgery.undo)
         if data is not None:
             structure = structure or analyze(surgery.model, example)
             masks, record = repaired(surgery, masks, structure, data, how, inexact=settings[-1])
         result = _shrink(surgery, masks, example, structure, *settings)
-    except BaseException:
-        surgery.undo()
-        raise
     return result.with_repair(record)
 
 

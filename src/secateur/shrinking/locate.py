@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.graph.axes import Atom, atoms, positions
 from secateur.graph.program import Ref
+from secateur.runtime.undo import Undo, unhook
 from secateur.structure import Structure
 
 from .difference import difference
@@ -27,19 +29,19 @@ def module_outputs(model: nn.Module) -> Iterator[Calls]:
     """Collect what each module returns while a model runs."""
     calls: Calls = []
 
-    def watch(path: str, module: nn.Module) -> Any:
+    def watch(path: str) -> Any:
         def see(_: nn.Module, args: Any, out: Any) -> None:
             parts = out if isinstance(out, (tuple, list)) else [out]
             calls.append((path, [x.detach().clone() for x in parts if isinstance(x, Tensor)]))
 
-        return module.register_forward_hook(see)
+        return see
 
-    hooks = [watch(path, module) for path, module in model.named_modules()]
-    try:
+    with Undo() as undo:
+        for path, module in model.named_modules():
+            see = watch(path)
+            undo(partial(unhook, module._forward_hooks, see))
+            module.register_forward_hook(see)
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)

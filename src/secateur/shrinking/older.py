@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import OptimizerError
 from secateur.masks.optimizers import before_each_step
+from secateur.runtime.undo import undoable
 
 from .history import Shape
 from .trial_step import tensors_of
@@ -57,17 +59,28 @@ class _Watch:
     def __init__(self) -> None:
         self.cuts: dict[int, _Cut] = {}
         self.seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self.watching = False
+        self.end: Callable[[], object] | None = None
 
     def add(self, name: str, parameter: Tensor, before: Shape, after: Shape) -> None:
         key = id(parameter)
         stale = set(before) | (self.cuts[key].stale if key in self.cuts else set())
-        gone = weakref.ref(parameter, lambda _: self.cuts.pop(key, None))
+        gone = weakref.ref(parameter, lambda _: self.forget(key, None))
+        undoable(partial(self.forget, key, self.cuts.get(key)))
         self.cuts[key] = _Cut(gone, name, after, stale - set(after))
         self.seen.clear()
-        if not self.watching:
-            before_each_step(self.look)
-            self.watching = True
+        if self.end is None:
+            self.end = before_each_step(self.look)
+
+    def forget(self, key: int, before: _Cut | None) -> None:
+        """Let a parameter be as it was before a cut, or gone."""
+        if before is not None:
+            self.cuts[key] = before
+            return
+        self.cuts.pop(key, None)
+        end = self.end
+        if not self.cuts and end is not None:
+            self.end = None
+            end()
 
     def look(self, optimizer: Optimizer) -> None:
         if not self.cuts or optimizer in self.seen:

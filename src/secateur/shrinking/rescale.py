@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from secateur.graph.axes import Atom
 from secateur.graph.gains import Rescaled
 from secateur.graph.origins import Attribute
 from secateur.replacements import replacement_of
+from secateur.runtime.undo import Undo
 
 Count = Callable[[Atom], int]
 
@@ -67,11 +69,8 @@ def unrounded(
         dtype: what a check computes in; None is the model's own types, in which they are rounded.
     """
     state = dict(model.named_parameters())
-    held = [(state[name], state[name].data, exact) for name, exact in values.items()]
-    try:
-        for tensor, _, exact in held if dtype is not None else ():
-            tensor.data = exact.to(dtype)
+    with Undo() as undo:
+        for name, exact in values.items() if dtype is not None else ():
+            undo(partial(setattr, state[name], "data", state[name].data))
+            state[name].data = exact.to(dtype)
         yield
-    finally:
-        for tensor, data, _ in held:
-            tensor.data = data

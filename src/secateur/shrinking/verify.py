@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_map
 
 from secateur.errors import ShrinkError
 from secateur.graph.outputs import results_of
+from secateur.runtime.alone import alone
 from secateur.runtime.forward import evaluating, full_precision, undisturbed
-from secateur.runtime.precise import Precisely, held_precisely, precisely
+from secateur.runtime.precise import Precisely, held_precisely
+from secateur.runtime.undo import in_mode
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments
 
@@ -296,7 +298,7 @@ def ready(
     """
     state = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
     by_id = {id(state[name]): mask for name, mask in (masks or {}).items()}
-    with warnings.catch_warnings():
+    with alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mode = precision.mode(masks=by_id)
         with held_precisely(precision.held(model, by_id) if mode else (), mode or Precisely(None)):
@@ -322,11 +324,12 @@ def once(
 
     args, kwargs = call_arguments(tree_map(own, example))
     with ExitStack() as stack:
-        for context in (undisturbed(model), evaluating(model), torch.no_grad(), full_precision()):
+        apart = stack.enter_context(undisturbed(model))
+        for context in (evaluating(model), torch.no_grad(), full_precision()):
             stack.enter_context(context)
-        torch.manual_seed(seed)
+        apart.writes.drawing.seed(seed)
         if mode:
-            stack.enter_context(precisely(mode))
+            stack.enter_context(in_mode(mode))
         out = model(*args, **kwargs)
     return [t.detach().clone() for t in results_of(model, out)]
 
