@@ -307,6 +307,13 @@ class Pruner:
                 masking.take_off(self.model, bake=False)
             with masking.zeroed(self.model, self._before):
                 values, record = repair(self.model, self.masks, self.structure, data, how)
+        self._fill(values)
+        undoable(partial(vars(self).update, dict(vars(self))))
+        self.repaired, self._before = record, None
+        return record
+
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
+        """Give what is kept of tensors its new values, until the call that does it fails."""
         with torch.no_grad():
             state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             for name, value in values.items():
@@ -314,9 +321,6 @@ class Pruner:
                 where = where.to(value.device)
                 undoable(partial(fill, state[name], where, whole(state[name].detach())[where]))
                 fill(state[name], where, value[where])
-        undoable(partial(vars(self).update, dict(vars(self))))
-        self.repaired, self._before = record, None
-        return record
 
     def _before_optimizer(self, optimizer: Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -2,7 +2,7 @@
 
 torch has one default generator for all threads.  To save its state before a trial and put it back
 afterwards would let a training in another thread draw the same numbers twice.  So the trial has
-states of its own, that are in the place of the process's for the time of one operation.
+generators of its own, and only what cannot be given one runs for a moment in the state of ours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .undo import Undo
@@ -23,30 +24,46 @@ DRAWS = torch.Tag.nondeterministic_seeded
 
 
 class Drawing:
-    """The state that a trial draws from; at first that of the process."""
+    """What a trial draws from; at first it goes on where the process is."""
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] = {}
+        self._own: dict[str, torch.Generator] = {}
 
     def seed(self, seed: int) -> None:
         """Let the next numbers be those after ``torch.manual_seed(seed)``."""
-        self._states = {
-            name: torch.Generator(name).manual_seed(seed).get_state() for name in _generators()
-        }
+        self._own = {name: torch.Generator(name).manual_seed(seed) for name in _generators()}
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation; one that draws, from the trial's own state."""
+        """Run an operation; one that draws, from the trial's own generator."""
         if not _draws(func, kwargs):
             return func(*args, **kwargs)
+        given = _with_generator(func)
+        if given is None:
+            idle = (
+                _argument(func, "dropout_p", args, kwargs) == 0
+            )  # attention: it may, and does not
+            return func(*args, **kwargs) if idle else self._swapped(func, args, kwargs)
+        return given(*args, **{**kwargs, "generator": self._of(_device_of(args, kwargs))})
+
+    def _of(self, name: str) -> torch.Generator:
+        if name not in self._own:
+            state = _generators()[name].get_state()
+            self._own[name] = torch.Generator(name).set_state(state)
+        return self._own[name]
+
+    def _swapped(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run what takes no generator while the process's are in the state of ours."""
         generators = _generators()
         with Undo() as undo:
             for name, generator in generators.items():
                 undo(partial(generator.set_state, generator.get_state()))
-                if name in self._states:
-                    generator.set_state(self._states[name])
+                generator.set_state(self._of(name).get_state())
             out = func(*args, **kwargs)
-            self._states = {name: g.get_state() for name, g in generators.items()}
-            return out
+            for name, generator in generators.items():
+                self._of(name).set_state(generator.get_state())
+        return out
 
 
 class Drawn(TorchDispatchMode):
@@ -67,6 +84,37 @@ class Drawn(TorchDispatchMode):
 def _draws(func: Any, kwargs: dict[str, Any]) -> bool:
     """Tell whether an operation draws from the generators of the process."""
     return DRAWS in getattr(func, "tags", ()) and kwargs.get("generator") is None
+
+
+def _with_generator(func: Any) -> Any:
+    """Return the form of an operation that takes a generator, or None."""
+    names = [argument.name for argument in func._schema.arguments]
+    if "generator" in names:
+        return func
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        taken = [argument.name for argument in other._schema.arguments]
+        if "generator" in taken and [each for each in taken if each != "generator"] == names:
+            return other
+    return None
+
+
+def _argument(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what an operation is given for an argument, or its default; None if it has none."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            given = args[place] if place < len(args) else kwargs.get(name)
+            return argument.default_value if given is None else given
+    return None
+
+
+def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return the name of the generator of the device on which an operation computes."""
+    tensors = (x.device for x in args if isinstance(x, Tensor))
+    device = torch.device(kwargs.get("device") or next(tensors, "cpu"))
+    if device.type != "cuda":
+        return "cpu"
+    return str(torch.empty(0, device=device).device)  # with its index
 
 
 def _generators() -> dict[str, torch.Generator]:

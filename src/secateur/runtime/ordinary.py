@@ -53,10 +53,15 @@ def in_ordinary_mode(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with ordinary_mode():
-            return outermost(partial(function, *args, **kwargs), at_last=forget)
+        # twice: what fails is undone in the ordinary mode, and an interrupt may come as it is left
+        return outermost(partial(_ordinarily, partial(function, *args, **kwargs)), at_last=forget)
 
     return run
+
+
+def _ordinarily(function: Callable[[], R]) -> R:
+    with ordinary_mode():
+        return outermost(function)
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -124,7 +124,9 @@ class Precisely(TorchDispatchMode):
         return out if self.noise is None else tree_map(self._off, out)
 
     def _made(self, x: Any) -> Any:
-        return self.tensor(x) if isinstance(x, Tensor) and x.dtype in COARSE[self.dtype] else x
+        """Return what an operation made, in the type that stands for its own."""
+        coarse = isinstance(x, Tensor) and self.raised(x.dtype) is not x.dtype
+        return self.tensor(x) if coarse else x
 
     def _off(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_meta:

@@ -86,7 +86,7 @@ class Undo:
             outer._steps.extend(self._steps)
         if self in mine:
             mine.remove(self)
-        return (self._steps.clear(), result)[1]  # one line: nothing comes between
+        return result if self._steps.clear() is None else result  # type: ignore[func-returns-value]
 
     def roll_back(self) -> None:
         """Take the changes back, and before them those of what was opened inside and not left."""

@@ -1,0 +1,1 @@
+"""What goes wrong around a call: interrupts, other threads, modes, leftovers."""
