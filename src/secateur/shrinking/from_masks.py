@@ -55,8 +55,7 @@ def shrink(
         inplace: cut this very model; by default a deep copy.
         verify: compare the smaller with the masked model.
         constants: what becomes of a number that a removed position emits all the same (the bias
-            of its BatchNorm is not masked): "fold" it into the biases of its readers, so that the
-            outputs stay as they are, or "mask" it.  The notes say which, and what it does.
+            of its BatchNorm is not masked): "fold" it into its readers' biases, or "mask" it.
         inexact: remove also what is masked wherever it is made, if a norm over all makes it anew
             (hidden positions of a transformer): the result says by how much the outputs change.
         data: batches of inputs, by which what stays makes up for what goes (``Pruner.repair``).
@@ -76,18 +75,21 @@ def shrink(
     (5, True)
     """
     check_model(model)
-    dense, model = model, model if inplace else copied(model, borrowing=data is None)
     settings = verify, constants, inexact
-    result = _repaired_and_shrunk(
-        Surgery(model), masks, example_inputs, structure, settings, data, repair
-    )
-    if model is not dense:
-        own(model, dense)
+    how = _repaired_and_shrunk if inplace else _of_copy
+    return how(model, masks, example_inputs, structure, settings, data, repair)
+
+
+def _of_copy(model: nn.Module, masks: Mapping[str, Tensor], *given: Any) -> Result:
+    """Return the result of a copy, which keeps nothing of the model's own."""
+    copy = copied(model, borrowing=given[-2] is None)  # a repair writes to what it borrowed
+    result = _repaired_and_shrunk(copy, masks, *given)
+    own(copy, model)
     return result
 
 
 def _repaired_and_shrunk(
-    surgery: Surgery,
+    model: nn.Module,
     masks: Mapping[str, Tensor],
     example: Example,
     structure: Structure | None,
@@ -97,6 +99,7 @@ def _repaired_and_shrunk(
 ) -> Result:
     """Return the result, or leave the model as it was."""
     record: Repair | None = None
+    surgery = Surgery(model)
     with Undo(lasting=True) as undo:
         undo(surgery.undo)
         if data is not None:
