@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,32 @@ from typing import Any
 from transformers import TrainerCallback
 
 from secateur.errors import FileError
+from secateur.masks.resume import read_state
 from secateur.pruner import Pruner
 from secateur.shrinking import Result
+
+STATE = "pruner.safetensors"
+
+
+def whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+    """Return the newest checkpoint that was written to its end, or None.
+
+    A Trainer that is killed while it saves leaves a folder that is torn, and resumes from that.
+    ``PruningCallback`` writes its state last and whole, so that a folder which has one is whole:
+    ``trainer.train(resume_from_checkpoint=whole_checkpoint(args.output_dir))``.
+    """
+    numbered = {
+        int(path.name.rpartition("-")[2]): path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdecimal()
+    }
+    for number in sorted(numbered, reverse=True):
+        try:
+            read_state(numbered[number] / STATE)
+        except FileError:
+            continue  # torn: the one before it
+        return str(numbered[number])
+    return None
 
 
 class AfterOptimizerStep(TrainerCallback):
@@ -71,4 +96,4 @@ class PruningCallback(AfterOptimizerStep):
 
     def _file(self, args: Any, state: Any, folder: str | None = None) -> Path:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        return Path(folder or checkpoint) / "pruner.safetensors"
+        return Path(folder or checkpoint) / STATE
