@@ -53,6 +53,7 @@ def write_all(folder: Path) -> None:
     (folder / "config.md").write_text(config_table(), encoding="utf-8")
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
+    (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
 
 
 def _page(kind: str, name: str) -> str:
@@ -125,6 +126,32 @@ def coverage() -> str:
         lines += ["", f"Too slow: Torch-Pruning was stopped on {len(late)} models, after "]
         lines[-1] += f"{max(late):.0f} s of processor time for the pruning, which both had."
     return "\n".join(lines) + "\n"
+
+
+def repaired() -> str:
+    """Return what pruning without training kept of real models: a table of each."""
+    rows = json.loads((RESULTS / "repair.json").read_text())["data"]
+    lines: list[str] = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        (dense,) = (row["quality"] for row in own if row["way"] == "dense")
+        ways = list(dict.fromkeys(row["way"] for row in own if row["way"] != "dense"))
+        lines += ["", f"| {model}, dense {dense:.4g} | {' | '.join(ways)} |"]
+        lines.append(_columns(len(ways) + 1))
+        for setting in dict.fromkeys(row["setting"] for row in own if row["way"] != "dense"):
+            found = [
+                [r["quality"] for r in own if (r["setting"], r["way"]) == (setting, way)]
+                for way in ways
+            ]
+            lines.append(f"| {setting} | {' | '.join(map(_mean_of, found))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_of(figures: list[float]) -> str:
+    if not figures:
+        return "–"
+    spread = f" ({min(figures):.4g} to {max(figures):.4g})" if len(figures) > 1 else ""
+    return f"{sum(figures) / len(figures):.4g}{spread}"
 
 
 def _columns(number: int) -> str:
