@@ -18,7 +18,8 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from .errors import ConfigError, MissingExtraError, did_you_mean
+from .errors import ConfigError, FileError, MissingExtraError, did_you_mean
+from .runtime.io import read_text
 from .scoring.granularity import FORMS, Granularity
 
 GOALS = ("sparsity", "threshold", "min_sparsity", "max_sparsity")
@@ -143,6 +144,10 @@ def pattern_share(granularity: object) -> float | None:
     return None if meant is None else meant.sparsity
 
 
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
+"""What readers raise of values that are none, such as YAML's ``!!int ""``."""
+
+
 def read_settings(path: str | os.PathLike[str]) -> Any:
     """Return the plain value in a .yaml, .yml, .json or .toml file; ConfigError if malformed."""
     path = Path(path)
@@ -155,8 +160,10 @@ def read_settings(path: str | os.PathLike[str]) -> Any:
     if path.suffix not in readers:
         raise ConfigError(f"{path}: unknown file type; use one of {', '.join(readers)}.")
     try:
-        return readers[path.suffix](path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return readers[path.suffix](read_text(path))
+    except FileError as error:
+        raise ConfigError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
+    except UNREADABLE as error:
         raise ConfigError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
 
 

@@ -10,16 +10,17 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from torch import nn
 
 from secateur.errors import FileError
 from secateur.graph.cost import Cost
 from secateur.runtime.measure import Latency, state_bytes
 from secateur.shrinking import Result
+from secateur.shrinking.document import check_schema
 from secateur.shrinking.plan import Plan
 from secateur.structure import Structure
 
@@ -27,6 +28,19 @@ from .fact import Fact
 from .repaired import RepairFacts, repair_facts
 
 SCHEMA = 1
+
+
+Size: TypeAlias = Annotated[int, Field(ge=1, le=1 << 31)]
+
+
+def ascending(ranges: tuple[tuple[int, int], ...] | None) -> tuple[tuple[int, int], ...] | None:
+    """Return inclusive ranges of positions as they are; ValueError where they do not ascend."""
+    last = -1
+    for first, end in ranges or ():
+        if not last < first <= end < 1 << 31:
+            raise ValueError("ranges of positions must ascend")
+        last = end
+    return ranges
 
 
 class Slice(Fact):
@@ -41,8 +55,8 @@ class GroupFact(Fact):
     """A group that may be pruned; ``kept`` are inclusive ranges of positions, None for all."""
 
     name: str
-    size: int
-    kept: tuple[tuple[int, int], ...] | None = None
+    size: Size
+    kept: Annotated[tuple[tuple[int, int], ...] | None, AfterValidator(ascending)] = None
     params: int
     macs: float
     exact: bool
@@ -50,6 +64,12 @@ class GroupFact(Fact):
     sized: tuple[str, ...] = ()
     grid: tuple[str, ...] = ()
     slices: tuple[Slice, ...]
+
+    @model_validator(mode="after")
+    def inside(self) -> Self:
+        if self.kept and self.kept[-1][1] >= self.size:
+            raise ValueError("kept positions must lie inside of the group")
+        return self
 
     @property
     def left(self) -> int:
@@ -62,7 +82,7 @@ class FrozenFact(Fact):
     """A group that may not be pruned, and why."""
 
     name: str
-    size: int
+    size: Size
     reason: str
     place: str = ""
 
@@ -144,15 +164,13 @@ class Report(Fact):
         Raises:
             FileError: it is none, or one of a newer schema.
         """
+        check_schema(text, SCHEMA, place)
         try:
-            report = cls.model_validate_json(text)
+            return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise FileError(f"{place} is no report: {where}: {first['msg']}") from error
-        if report.schema_ > SCHEMA:
-            raise FileError(f"{place} has schema {report.schema_}, newer than {SCHEMA}: upgrade")
-        return report
 
     def to_text(self) -> str:
         return self.model_dump_json(indent=1, by_alias=True) + "\n"

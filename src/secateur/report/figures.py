@@ -101,8 +101,9 @@ def strip(group: GroupFact) -> list[tuple[float, float, float]]:
         return [(first / n, (last - first + 1) / n, 1.0) for first, last in ranges]
     counts = [0] * MOST_PIECES
     for first, last in ranges:
-        for position in range(first, last + 1):
-            counts[position * MOST_PIECES // group.size] += 1
+        for i in range(first * MOST_PIECES // group.size, last * MOST_PIECES // group.size + 1):
+            start, end = (-(-k * group.size // MOST_PIECES) for k in (i, i + 1))
+            counts[i] += min(last + 1, end) - max(first, start)
     full = group.size / MOST_PIECES
     pieces = enumerate(counts)
     return [(i / MOST_PIECES, 1 / MOST_PIECES, min(1.0, c / full)) for i, c in pieces if c]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from secateur.graph.cost import human
@@ -14,10 +15,10 @@ def to_markdown(report: Report) -> str:
     """Return the report as GitHub's Markdown."""
     rows = [[m.label, m.before, m.after, m.change] for m in measures(report)]
     parts = [
-        f"# {report.structure.model}",
+        f"# {_plain(report.structure.model)}",
         headline(report),
         _table(["", "before", "after", "change"], rows),
-        f"Loads with: {report.loads_with}",
+        f"Loads with: {_plain(report.loads_with)}",
     ]
     if report.check:
         kind = "every removal is exact" if report.check.exact else "some removals are inexact"
@@ -26,9 +27,9 @@ def to_markdown(report: Report) -> str:
             f"the largest, on {report.check.inputs} inputs ({kind})."
         )
     if report.repair:
-        parts.append(f"Repair `{report.repair.how}`: {quality(report.repair)}")
+        parts.append(f"Repair {_code(report.repair.how)}: {quality(report.repair)}")
     groups = [
-        [f"`{g.name}`", str(g.size), str(g.left), change(g.size, g.left), human(g.macs)]
+        [_code(g.name), str(g.size), str(g.left), change(g.size, g.left), human(g.macs)]
         for g in report.structure.groups
         if g.kept is not None
     ]
@@ -36,15 +37,37 @@ def to_markdown(report: Report) -> str:
         head = ["group", "before", "after", "change", "MACs/position"]
         parts += ["## What was cut", _table(head, groups)]
     if report.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
+        parts += ["## Notes", "\n".join(f"- {_plain(note)}" for note in report.notes)]
     if report.reproduce:
-        parts += ["## Again", f"```\n{report.reproduce}\n```"]
+        parts += ["## Again", _block(report.reproduce)]
     facts = ", ".join(f"{key} {value}" for key, value in report.environment.items())
-    parts.append(f"{report.made}; {facts}")
+    parts.append(_plain(f"{report.made}; {facts}"))
     return "\n\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Return a text as Markdown that shows it: on one line, and no tag, link or code of its own."""
+    return re.sub(r"([\\`<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Return a text as code on one line, which no backtick of its own ends."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"
+
+
+def _block(text: str) -> str:
+    """Return a text as a block of code, which no fence of its own ends."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     align = ["---", *["---:"] * (len(headings) - 1)]
-    lines = [headings, align, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [
+        headings,
+        align,
+        *([" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
