@@ -283,9 +283,12 @@ def threads(times: int, draw: random.Random) -> Iterator[str]:
     for _ in range(max(1, times // 10)):
         found: list[str] = []
         stop = threading.Event()
+        trained = net(3).train()
+        models = [net(0), net(0)]  # made here: a seed is the whole process's
 
-        def train(stop: threading.Event = stop, found: list[str] = found) -> None:
-            model = net(3).train()
+        def train(
+            stop: threading.Event = stop, model: nn.Module = trained, found: list[str] = found
+        ) -> None:
             optimizer = torch.optim.SGD(model.parameters(), 0.01)
             try:
                 while not stop.is_set():
@@ -295,11 +298,14 @@ def threads(times: int, draw: random.Random) -> Iterator[str]:
             except Exception:  # of a model that nobody prunes
                 found.append("raw")
 
-        def prune(found: list[str] = found) -> None:
-            found.append(judged(lambda: contents(cut(0, 0.5).model), wanted))
+        def prune(model: nn.Module, found: list[str] = found) -> None:
+            def cut_it() -> Made:
+                return contents(secateur.prune(model, EXAMPLE, 0.5, criterion="l2").model)
+
+            found.append(judged(cut_it, wanted))
 
         beside = threading.Thread(target=train)
-        both = [threading.Thread(target=prune) for _ in range(2)]
+        both = [threading.Thread(target=prune, args=(model,)) for model in models]
         for thread in (beside, *both):
             thread.start()
         for thread in both:
