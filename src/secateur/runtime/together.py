@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +46,20 @@ def place_of(folder: Path, name: str, seal: Seal) -> Path:
 
 
 @contextmanager
+def _opened(path: Path, named: Path) -> Iterator[tuple[Path, BinaryIO, int]]:
+    """Open a file where it was seen to wait, or, if it got its name just now, there."""
+    with ExitStack() as stack:
+        try:
+            file, size = stack.enter_context(opened(path))
+        except FileError:
+            if path == named:
+                raise
+            path = named
+            file, size = stack.enter_context(opened(path))
+        yield path, file, size
+
+
+@contextmanager
 def sealed(folder: Path, name: str, seal: Seal, *, verify: bool = True) -> Iterator[Path]:
     """Yield where the file of a seal is, and check that it is that file all the while.
 
@@ -58,15 +72,15 @@ def sealed(folder: Path, name: str, seal: Seal, *, verify: bool = True) -> Itera
     Raises:
         FileError: it is missing, or another one.
     """
-    path = place_of(folder, name, seal)
-    with opened(path) as (file, size):
+    named = folder / name
+    with _opened(place_of(folder, name, seal), named) as (path, file, size):
         before = os.fstat(file.fileno())
         if size != seal.size:
             raise FileError(f"{path} has {size} bytes, and had {seal.size} when it was saved")
         if verify and _digest(file, size) != seal.sha256:
             raise FileError(f"{path} is damaged or of another save: its SHA-256 is another")
         yield path
-        with opened(place_of(folder, name, seal)) as (now, _):  # it may have got its name meanwhile
+        with _opened(path, named) as (_, now, _):  # it may have got its name meanwhile
             if not os.path.samestat(before, os.fstat(now.fileno())):
                 raise FileError(f"{path} was replaced while it was read")
 

@@ -59,17 +59,27 @@ def read_folder(folder: Path, *, verify_digests: bool = True) -> Saved:
     Raises:
         FileError: there is no plan that can be read, or no file with weights.
     """
-    last = ""
+    last: tuple[int, int] | None = None
     for _ in range(MOST_TRIES):
+        save = _save(folder / PLAN)
         text = read_text(folder / PLAN)
         document = understood(text, folder / PLAN)
         saved = Saved(document, *_tensors(folder, document, verify_digests))
-        if saved.wrong and text == last:  # twice: no file that just got its name
+        if saved.wrong and save == last:  # twice, with no save in between
             return saved
         if not saved.wrong and read_text(folder / PLAN) == text:
             return saved
-        last = text
+        last = save
     raise FileError(f"{folder} is being written all the time: it was never the same for one read")
+
+
+def _save(plan: Path) -> tuple[int, int] | None:
+    """Return what tells one save of a plan from the next, also of the same text."""
+    try:
+        seen = plan.stat()
+    except OSError:
+        return None
+    return seen.st_ino, seen.st_mtime_ns
 
 
 def _tensors(folder: Path, document: Document, verify: bool) -> tuple[dict[str, Tensor], list[str]]:
