@@ -54,6 +54,7 @@ def write_all(folder: Path) -> None:
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
     (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
+    (folder / "faults.md").write_text(faults(), encoding="utf-8")
 
 
 def _page(kind: str, name: str) -> str:
@@ -152,6 +153,15 @@ def _mean_of(figures: list[float]) -> str:
         return "–"
     spread = f" ({min(figures):.4g} to {max(figures):.4g})" if len(figures) > 1 else ""
     return f"{sum(figures) / len(figures):.4g}{spread}"
+
+
+def faults() -> str:
+    """Return what came of faults on purpose, as a table."""
+    found = json.loads((RESULTS / "faults.json").read_text())["data"]
+    kinds = list(next(iter(found.values())))
+    lines = [f"| fault | {' | '.join(kinds)} |", _columns(len(kinds) + 1)]
+    lines += [f"| {n} | {' | '.join(str(row[k]) for k in kinds)} |" for n, row in found.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _columns(number: int) -> str:

@@ -99,6 +99,9 @@ def test_masked_classes_when_models_are_dropped_then_they_are_gone() -> None:
 
 
 def test_hook_of_optimizers_when_a_pruner_dies_in_a_step_then_the_step_goes_on() -> None:
+    gc.collect()
+    prune_in_place(model())  # what other tests have left goes with the next object that is made
+    before = process_state()["hooks of optimizers"]
     net, other = model(), nn.Linear(2, 2)
     held = [sc.Pruner(net, {"sparsity": 0.5}, X)]
     optimizer = torch.optim.SGD(other.parameters(), 0.1)
@@ -109,4 +112,4 @@ def test_hook_of_optimizers_when_a_pruner_dies_in_a_step_then_the_step_goes_on()
     del net
     prune_in_place(model())
     gc.collect()
-    assert process_state()["hooks of optimizers"] == 0
+    assert process_state()["hooks of optimizers"] <= before

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.runtime import drawing
 from secateur.runtime.forward import evaluating, full_precision, random_kept
 
 
@@ -26,12 +27,17 @@ def test_evaluating_when_the_body_raises_then_each_module_is_in_its_own_mode() -
     assert [module.training for module in net.modules()] == [True, True, False]
 
 
-def test_random_kept_when_numbers_are_drawn_then_the_next_are_as_without() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_random_kept_when_numbers_are_drawn_then_the_next_are_as_without(
+    alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "_only_thread", lambda: alone)
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     with random_kept():
-        torch.manual_seed(4)
+        if alone:  # else what another thread has drawn would be put back with the seed
+            torch.manual_seed(4)
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
 

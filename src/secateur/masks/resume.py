@@ -10,16 +10,19 @@ from typing import Any
 from torch import Tensor
 
 from secateur.errors import FileError
-from secateur.runtime.io import read_tensors, read_text_of, write_tensors
+from secateur.runtime.io import check_seal, read_tensors, read_text_of, write_tensors
 
-SCHEMA = 1
+SCHEMA = 2
+UNSEALED = 1
+"""The schema of files that do not say their digest."""
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write nested dicts and lists of tensors, numbers, text and None; whole, or not at all."""
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
-    write_tensors(path, tensors, text=json.dumps({"schema": SCHEMA, "state": tree}))
+    text = json.dumps({"schema": SCHEMA, "state": tree})
+    write_tensors(path, tensors, text=text, seal=True)
 
 
 def read_state(path: str | os.PathLike[str]) -> Any:
@@ -38,8 +41,10 @@ def read_state(path: str | os.PathLike[str]) -> Any:
     tensors = read_tensors(path)
     try:
         header = json.loads(read_text_of(path))
-        if header["schema"] != SCHEMA:
+        if header["schema"] not in (UNSEALED, SCHEMA):
             raise FileError(f"{path} has schema {header['schema']!r}; this version reads {SCHEMA}")
+        if header["schema"] != UNSEALED:
+            check_seal(path)
         return _joined(header["state"], tensors)
     except FileError:
         raise

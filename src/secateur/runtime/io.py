@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,11 +116,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, text: str = ""
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    text: str = "",
+    seal: bool = False,
 ) -> None:
     """Write tensors by name as safetensors; those that share memory are written each on its own.
 
-    ``text`` goes into the file's header, for ``read_text_of``.
+    ``text`` goes into the file's header, for ``read_text_of``; with ``seal`` also the SHA-256 of
+    the file, for ``check_seal``.
     """
     seen: set[int] = set()
     plain = {}
@@ -129,7 +136,43 @@ def write_tensors(
         seen.add(memory.data_ptr())
         plain[name] = data if alone else data.clone()
     with whole(path) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt"} | ({"text": text} if text else {}))
+        more = ({"text": text} if text else {}) | ({"sha256": UNSEALED} if seal else {})
+        save_file(plain, temporary, metadata={"format": "pt"} | more)
+        if seal:
+            place, _, digest = _seal(temporary)
+            with temporary.open("rb+") as file:
+                file.seek(place)
+                file.write(digest.encode())
+
+
+UNSEALED = "0" * 64
+"""What stands for a file's digest while it is computed."""
+
+
+def _seal(path: Path) -> tuple[int, str, str]:
+    """Return where a file says its digest, what it says there, and what the digest is."""
+    with opened(path) as (file, size):
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), size))
+        found = re.search(rb'"sha256":"([0-9a-f]{64})"', header)
+        if found is None:
+            raise FileError(f"{path} is damaged: it does not say its SHA-256")
+        start, end = found.span(1)
+        digest = hashlib.sha256(length + header[:start] + UNSEALED.encode() + header[end:])
+        while part := file.read(1 << 20):
+            digest.update(part)
+        return 8 + start, found[1].decode(), digest.hexdigest()
+
+
+def check_seal(path: str | os.PathLike[str]) -> None:
+    """Read a file that ``write_tensors(..., seal=True)`` wrote once over.
+
+    Raises:
+        FileError: any bit of it is another.
+    """
+    _, said, digest = _seal(Path(path))
+    if said != digest:
+        raise FileError(f"{path} is damaged: its SHA-256 is another than when it was saved")
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:

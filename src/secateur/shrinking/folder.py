@@ -77,7 +77,7 @@ def _save(plan: Path) -> tuple[int, int] | None:
     """Return what tells one save of a plan from the next, also of the same text."""
     try:
         seen = plan.stat()
-    except OSError:
+    except (OSError, ValueError):  # reading it says why
         return None
     return seen.st_ino, seen.st_mtime_ns
 
