@@ -136,15 +136,16 @@ def repaired() -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         (dense,) = (row["quality"] for row in own if row["way"] == "dense")
-        ways = list(dict.fromkeys(row["way"] for row in own if row["way"] != "dense"))
-        lines += ["", f"| {model}, dense {dense:.4g} | {' | '.join(ways)} |"]
-        lines.append(_columns(len(ways) + 1))
-        for setting in dict.fromkeys(row["setting"] for row in own if row["way"] != "dense"):
+        made = [row for row in own if row["way"] != "dense"]
+        settings = list(dict.fromkeys(row["setting"] for row in made))
+        lines += ["", f"| {model}, dense {dense:.4g} | {' | '.join(settings)} |"]
+        lines.append(_columns(len(settings) + 1))
+        for way in sorted({row["way"] for row in made}, key=lambda way: ("repaired" in way, way)):
             found = [
-                [r["quality"] for r in own if (r["setting"], r["way"]) == (setting, way)]
-                for way in ways
+                [row["quality"] for row in made if (row["setting"], row["way"]) == (setting, way)]
+                for setting in settings
             ]
-            lines.append(f"| {setting} | {' | '.join(map(_mean_of, found))} |")
+            lines.append(f"| {way} | {' | '.join(map(_mean_of, found))} |")
     return "\n".join(lines) + "\n"
 
 
