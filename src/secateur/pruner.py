@@ -18,7 +18,7 @@ from .config import Config
 from .errors import ConfigError
 from .masks import masking
 from .masks.classes import fill
-from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step
+from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step, sweep
 from .masks.resume import read_state, write_state
 from .repair import Repair, repair, repairs
 from .runtime.copying import copied, own
@@ -122,6 +122,7 @@ class Pruner:
         self.calls = 0
         self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
+        sweep()
         self._unwatch: Callable[[], object] = (
             before_each_step(self._before_optimizer) if trained else lambda: None
         )

@@ -68,10 +68,15 @@ def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None
 def _end(hook: Any) -> None:
     """Take a hook away, and those that waited for it.
 
-    Not while torch walks through its hooks, which must not change under it: then a later call does.
+    Not while torch walks through its hooks, which must not change under it: then ``sweep`` does.
     """
     _ended.add(hook)
-    if _stepping():
+    sweep()
+
+
+def sweep() -> None:
+    """Take away the hooks that ended in the middle of a step, unless one is going on."""
+    if not _ended or _stepping():
         return
     hooks = _optimizer._global_optimizer_pre_hooks
     for key in [key for key, each in list(hooks.items()) if each in _ended]:
