@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import random
-import signal
 import sys
 import tempfile
 import threading
@@ -24,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +31,10 @@ from torch import Tensor, nn
 import secateur
 from benchmarks.record import table, write
 from secateur.errors import SecateurError
+from tests.faults import flipped, kills, truncated
+from tests.process.interrupts import drawn, interrupted
 
 KINDS = ("whole", "refused", "changed", "raw")
-EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.chmod"}
-"""What the interpreter audits of files: a process is killed just before one of them."""
 Made = dict[str, Tensor]
 Attempt = Callable[[], Made]
 
@@ -74,20 +72,6 @@ def judged(attempt: Attempt, *right: Made) -> str:
     return "whole" if any(equal(found, each) for each in right) else "changed"
 
 
-def forked(run: Callable[[], object]) -> int:
-    """Run something in a child process, and return its exit status."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    try:
-        run()
-        os._exit(0)
-    except SecateurError:
-        os._exit(3)
-    except BaseException:  # the child's own end: it must not go on as a second parent
-        os._exit(4)
-
-
 def load(folder: Path) -> Made:
     return contents(secateur.load_pruned(folder, net(7)))
 
@@ -95,54 +79,26 @@ def load(folder: Path) -> Made:
 def kills_of_a_save(times: int, draw: random.Random) -> Iterator[str]:
     """Killed before any file call of a save over an older one; then the folder is loaded."""
     old, new = cut(0, 0.25), cut(1, 0.5)
-    for stop in range(times):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "small"
+        old.save(folder)
+        for _ in kills(partial(new.save, folder), folder):
+            yield judged(partial(load, folder), contents(old.model), contents(new.model))
             old.save(folder)
 
-            def killed(stop: int = stop, folder: Path = folder) -> None:
-                seen = 0
 
-                def audit(event: str, _: Any) -> None:
-                    nonlocal seen
-                    if event in EVENTS:
-                        seen += 1
-                        if seen > stop:
-                            os.kill(os.getpid(), signal.SIGKILL)
-
-                sys.addaudithook(audit)
-                new.save(folder)
-
-            done = forked(killed) == 0
-            yield judged(lambda f=folder: load(f), contents(old.model), contents(new.model))
-        if done:  # it was not killed any more: every call was
-            return
-
-
-def _spoilt(times: int, spoil: Callable[[bytes], bytes], draw: random.Random) -> Iterator[str]:
+def spoilt(
+    spoil: Callable[[bytes, random.Random], bytes], times: int, draw: random.Random
+) -> Iterator[str]:
+    """Any file of a saved model is another."""
     result = cut(0, 0.5)
     for _ in range(times):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             result.save(folder)
             file = draw.choice(sorted(p for p in folder.iterdir() if p.is_file()))
-            file.write_bytes(spoil(file.read_bytes()))
-            yield judged(lambda f=folder: load(f), contents(result.model))
-
-
-def flipped_bits(times: int, draw: random.Random) -> Iterator[str]:
-    """One bit of any file of a saved model is another."""
-
-    def spoil(data: bytes) -> bytes:
-        at = draw.randrange(len(data))
-        return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
-
-    yield from _spoilt(times, spoil, draw)
-
-
-def cut_files(times: int, draw: random.Random) -> Iterator[str]:
-    """Any file of a saved model ends too early."""
-    yield from _spoilt(times, lambda data: data[: draw.randrange(len(data))], draw)
+            file.write_bytes(spoil(file.read_bytes(), draw))
+            yield judged(partial(load, folder), contents(result.model))
 
 
 ODD: list[Any] = [
@@ -215,10 +171,7 @@ def edited_states(times: int, draw: random.Random) -> Iterator[str]:
         pruner.step()
         wanted = contents(pruner.finish().model)
         for _ in range(times):
-            at = draw.randrange(len(data))
-            path.write_bytes(
-                data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
-            )
+            path.write_bytes(flipped(data, draw))
             model = net()
             again = _pruner(model)
             before = contents(model)
@@ -233,48 +186,21 @@ def edited_states(times: int, draw: random.Random) -> Iterator[str]:
             yield "changed" if touched else found
 
 
-def interrupts(times: int, draw: random.Random) -> Iterator[str]:
-    """Ctrl-C at any line of a prune in place: the model and the modes are as before."""
-    package = str(Path(secateur.__file__).parent)
-
-    def lines(stop: int | None) -> int:
-        model = net()
-        before, modes = contents(model), _modes()
-        seen = 0
-
-        def trace(frame: Any, event: str, _: Any) -> Any:
-            nonlocal seen
-            if not frame.f_code.co_filename.startswith(package):
-                return None
-            if event == "line":
-                seen += 1
-                if stop is not None and seen == stop:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
-        sys.settrace(trace)
-        try:
-            secateur.prune(model, EXAMPLE, 0.5, criterion="l2", inplace=True)
-        except KeyboardInterrupt:
-            sys.settrace(None)
-            same = equal(contents(model), before) and _modes() == modes
-            os._exit(0 if same else 5)
-        finally:
-            sys.settrace(None)
-        return seen
-
-    count = lines(None)
-    for _ in range(times):
-        status = forked(lambda: lines(draw.randint(1, count)))
-        yield {0: "whole", 3: "refused", 4: "raw"}.get(status, "changed")
+def interrupts(
+    job: Callable[[nn.Module], object], times: int, draw: random.Random
+) -> Iterator[str]:
+    """Ctrl-C at a drawn line: model, modes, hooks and random numbers are as before."""
+    for moment in drawn(net, job, times, draw.randrange(1 << 30)):
+        yield "whole" if interrupted(net, job, moment) == [] else "changed"
 
 
-def _modes() -> tuple[object, ...]:
-    depth = torch._C._len_torch_dispatch_stack()
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
-    hooks = torch.nn.modules.module._global_forward_hooks
-    return depth, *modes, len(hooks), warnings.filters[:]
+def prune_in_place(model: nn.Module) -> None:
+    secateur.prune(model, EXAMPLE, 0.5, criterion="l2", inplace=True)
+
+
+def prune_and_repair(model: nn.Module) -> None:
+    batches = [EXAMPLE + i for i in range(4)]
+    secateur.prune(model, EXAMPLE, 0.5, inplace=True, data=batches)
 
 
 def threads(times: int, draw: random.Random) -> Iterator[str]:
@@ -356,11 +282,12 @@ def contexts(times: int, draw: random.Random) -> Iterator[str]:
 
 FAULTS: dict[str, Callable[[int, random.Random], Iterator[str]]] = {
     "killed in a save over an older one": kills_of_a_save,
-    "a flipped bit in a saved model": flipped_bits,
-    "a file of it cut short": cut_files,
+    "a flipped bit in a saved model": partial(spoilt, flipped),
+    "a file of it cut short": partial(spoilt, truncated),
     "an edited plan": edited_plans,
     "a flipped bit in a saved run": edited_states,
-    "interrupted at any line": interrupts,
+    "interrupted while it prunes": partial(interrupts, prune_in_place),
+    "interrupted while it repairs": partial(interrupts, prune_and_repair),
     "two threads, and one that trains": threads,
     "inside of other contexts": contexts,
 }
@@ -370,11 +297,10 @@ def main() -> int:
     """Do all of it, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="*", help="a shell pattern")
-    parser.add_argument("--times", type=int, default=200, help="of each; kills end by themselves")
+    parser.add_argument("--times", type=int, default=200, help="of each; kills are at every call")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)
     found: dict[str, dict[str, int]] = {}
     for name, fault in FAULTS.items():
         if fnmatch(name, options.only):

@@ -411,6 +411,40 @@ def test_prune_when_channels_of_a_residual_are_masked_one_by_one_then_the_rest_i
 # schedules
 
 
+def by_prune(net: nn.Module, x: Tensor) -> nn.Module:
+    return prune(net, x, sparsity=0.5, names=["0"]).model
+
+
+def by_finish(net: nn.Module, x: Tensor) -> nn.Module:
+    pruner = Pruner(net, Config(sparsity=0.5, names=("0",)), x)
+    pruner.step()
+    return pruner.finish(inplace=False).model
+
+
+def by_plan(net: nn.Module, x: Tensor) -> nn.Module:
+    return secateur.apply_plan(net, secateur.Plan({"0": (0, 1)}), x).model
+
+
+def by_masks(net: nn.Module, x: Tensor) -> nn.Module:
+    mask = torch.ones(16, 8, dtype=torch.bool)
+    mask[3:] = False
+    return secateur.shrink(net, {"0.weight": mask, "0.bias": mask[:, 0]}, x).model
+
+
+@pytest.mark.parametrize("way", [by_prune, by_finish, by_plan, by_masks])
+def test_copy_when_it_is_trained_then_the_dense_model_is_not(way):
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+    x = torch.randn(3, 8)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    small = way(net, x)
+    assert small[4].weight.shape == net[4].weight.shape  # what is not cut is a copy, too
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.fill_(7.0)
+    held = dict(net.named_parameters())
+    assert all(torch.equal(held[name], value) for name, value in before.items())
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("home", [nn.utils, nn.utils.parametrizations])

@@ -8,7 +8,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -21,6 +20,7 @@ import secateur as sc
 from secateur.cli.models import RECORD, Source, recalled, record_of
 from secateur.errors import FileError, WriteError
 from secateur.runtime.io import write_text
+from secateur.shrinking import files
 from secateur.shrinking.files import add_beside, save_with
 from tests.faults import file_calls, flipped, kills, truncated
 
@@ -219,6 +219,15 @@ def test_load_when_it_was_saved_before_there_were_digests_then_it_loads(models, 
     assert which(tmp_path, models) == "old"
 
 
+def test_save_when_a_plan_keeps_more_than_is_read_then_that_is_said_first(
+    models, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "MOST_IN_ALL", 7)  # 8 of 16 are kept
+    with pytest.raises(FileError, match="8 positions are kept"):
+        sc.save_pruned(models["old"], tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("index", [True, False])
 def test_load_when_shards_of_an_older_save_are_left_then_they_are_not_read(models, tmp_path, index):
     sc.save_pruned(models["old"], tmp_path)
@@ -291,8 +300,12 @@ def test_save_when_the_system_refuses_then_write_error_and_a_whole_folder(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, name, full)
-        with suppress(WriteError):  # unless it calls that less often
+        try:
             sc.save_pruned(models["new"], tmp_path)
+            refused = False
+        except WriteError:
+            refused = True
+    assert refused == (len(calls) > after)
     which(tmp_path, models)
     sc.save_pruned(models["new"], tmp_path)
     assert which(tmp_path, models) == "new"

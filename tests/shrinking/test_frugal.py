@@ -80,6 +80,18 @@ def test_prune_when_a_forward_reads_a_weight_its_own_way_then_it_is_exact_all_th
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
+def test_prune_when_frugal_then_no_large_parameter_holds_its_values_in_float64():
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    def watched(weight: nn.Parameter, x: Tensor) -> Tensor:
+        seen.add((weight.dtype, x.dtype))
+        return x @ weight.T
+
+    secateur.prune(Net(watched), torch.randn(3, 6), 0.5, criterion="l2")
+    assert (torch.float32, torch.float64) in seen
+    assert torch.float64 not in {weight for weight, _ in seen}
+
+
 def test_prune_when_a_weight_below_a_mask_is_nan_then_it_goes():
     net, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(3, 6)
     structure = secateur.analyze(net, x)

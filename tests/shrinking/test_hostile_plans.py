@@ -123,7 +123,7 @@ def many(groups: int, steps: int, size: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "steps", [many(1, 40, 1 << 20), many(64, 1, 1 << 20), many(8, 8, 1 << 17), many(0, 5000, 1)]
+    "steps", [many(1, 40, 1 << 20), many(64, 1, 1 << 20), many(8, 32, 1 << 17), many(0, 5000, 1)]
 )
 def test_load_when_a_plan_keeps_too_many_positions_then_no_memory_is_taken(whole, tmp_path, steps):
     tracemalloc.start()

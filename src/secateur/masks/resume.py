@@ -13,8 +13,8 @@ from secateur.errors import FileError
 from secateur.runtime.io import check_seal, read_tensors, read_text_of, write_tensors
 
 SCHEMA = 2
-UNSEALED = 1
-"""The schema of files that do not say their digest."""
+WITHOUT_DIGEST = 1
+"""The schema of older files, which do not say theirs."""
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -41,9 +41,9 @@ def read_state(path: str | os.PathLike[str]) -> Any:
     tensors = read_tensors(path)
     try:
         header = json.loads(read_text_of(path))
-        if header["schema"] not in (UNSEALED, SCHEMA):
+        if header["schema"] not in (WITHOUT_DIGEST, SCHEMA):
             raise FileError(f"{path} has schema {header['schema']!r}; this version reads {SCHEMA}")
-        if header["schema"] != UNSEALED:
+        if header["schema"] != WITHOUT_DIGEST:
             check_seal(path)
         return _joined(header["state"], tensors)
     except FileError:

@@ -22,6 +22,7 @@ from .scratch import scratch
 _umask = os.umask(0)  # there is no way to read it without setting it
 os.umask(_umask)
 READABLE = 0o666 & ~_umask
+CHUNK = 1 << 20  # bytes that are hashed at once
 MOST_TEXT = 1 << 28  # bytes; far beyond any file that secateur writes
 
 
@@ -136,16 +137,16 @@ def write_tensors(
         seen.add(memory.data_ptr())
         plain[name] = data if alone else data.clone()
     with whole(path) as temporary:
-        more = ({"text": text} if text else {}) | ({"sha256": UNSEALED} if seal else {})
+        more = ({"text": text} if text else {}) | ({"sha256": BLANK} if seal else {})
         save_file(plain, temporary, metadata={"format": "pt"} | more)
         if seal:
-            place, _, digest = _seal(temporary)
+            place, _, found = _seal(temporary)
             with temporary.open("rb+") as file:
                 file.seek(place)
-                file.write(digest.encode())
+                file.write(found.encode())
 
 
-UNSEALED = "0" * 64
+BLANK = "0" * 64
 """What stands for a file's digest while it is computed."""
 
 
@@ -158,10 +159,17 @@ def _seal(path: Path) -> tuple[int, str, str]:
         if found is None:
             raise FileError(f"{path} is damaged: it does not say its SHA-256")
         start, end = found.span(1)
-        digest = hashlib.sha256(length + header[:start] + UNSEALED.encode() + header[end:])
-        while part := file.read(1 << 20):
-            digest.update(part)
-        return 8 + start, found[1].decode(), digest.hexdigest()
+        blank = length + header[:start] + BLANK.encode() + header[end:]
+        return 8 + start, found[1].decode(), digest(file, size - len(blank), blank)
+
+
+def digest(file: BinaryIO, size: int, before: bytes = b"") -> str:
+    """Return the SHA-256 of some bytes and of the next ``size`` of a file, no more than these."""
+    found = hashlib.sha256(before)
+    while size > 0 and (part := file.read(min(size, CHUNK))):
+        found.update(part)
+        size -= len(part)
+    return found.hexdigest()
 
 
 def check_seal(path: str | os.PathLike[str]) -> None:
@@ -170,8 +178,8 @@ def check_seal(path: str | os.PathLike[str]) -> None:
     Raises:
         FileError: any bit of it is another.
     """
-    _, said, digest = _seal(Path(path))
-    if said != digest:
+    _, said, found = _seal(Path(path))
+    if said != found:
         raise FileError(f"{path} is damaged: its SHA-256 is another than when it was saved")
 
 

@@ -8,7 +8,6 @@ folder is whole as it was or as it will be, whenever who writes is killed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,9 +18,8 @@ from typing import BinaryIO
 
 from secateur.errors import FileError
 
-from .io import opened, settle, write_text
+from .io import digest, opened, settle, write_text
 
-CHUNK = 1 << 20
 WAITING = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 
 
@@ -36,7 +34,7 @@ class Seal:
 def seal_of(path: Path) -> Seal:
     """Return the seal of a file."""
     with opened(path) as (file, size):
-        return Seal(size, _digest(file, size))
+        return Seal(size, digest(file, size))
 
 
 def place_of(folder: Path, name: str, seal: Seal) -> Path:
@@ -77,7 +75,7 @@ def sealed(folder: Path, name: str, seal: Seal, *, verify: bool = True) -> Itera
         before = os.fstat(file.fileno())
         if size != seal.size:
             raise FileError(f"{path} has {size} bytes, and had {seal.size} when it was saved")
-        if verify and _digest(file, size) != seal.sha256:
+        if verify and digest(file, size) != seal.sha256:
             raise FileError(f"{path} is damaged or of another save: its SHA-256 is another")
         yield path
         with _opened(path, named) as (_, now, _):  # it may have got its name meanwhile
@@ -143,14 +141,6 @@ def _says(path: Path, text: str) -> bool:
             return file.read(size) == text.encode()
     except FileError:
         return False
-
-
-def _digest(file: BinaryIO, size: int) -> str:
-    found = hashlib.sha256()
-    while size > 0 and (part := file.read(min(size, CHUNK))):
-        found.update(part)
-        size -= len(part)
-    return found.hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -34,7 +34,7 @@ from .fits import by_tensor, misfits, shape_of, tensors_of, ties
 from .folder import BUFFERS, INDEX, WEIGHTS, is_weights, read_folder, same, weights_of
 from .history import HELD_AS, History
 from .older import outdate
-from .plan import Plan
+from .plan import MOST_IN_ALL, Plan
 
 
 class Holder(Protocol):
@@ -194,7 +194,17 @@ def _check_unchanged(tensors: Mapping[str, Tensor], history: History) -> None:
 
 
 def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> dict[str, Any]:
-    """Return what ``plan.json`` says of a pruned model."""
+    """Return what ``plan.json`` says of a pruned model.
+
+    Raises:
+        FileError: it would be more than ``load_pruned`` reads.
+    """
+    kept = sum(len(keep) for plan in history.steps for keep in plan.keep.values())
+    if kept > MOST_IN_ALL:
+        raise FileError(
+            f"{kept} positions are kept, and a plan is read with {MOST_IN_ALL} at most: save "
+            "model.state_dict(), and with torch.save or pickle the model itself"
+        )
     state = model.state_dict().keys()
     return {
         "format": "secateur.pruned",

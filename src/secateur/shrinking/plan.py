@@ -20,7 +20,7 @@ from .completion import complete, group_masks
 
 SCHEMA = 1
 MOST_POSITIONS = 1 << 20  # of a group; far beyond the size of any dimension that is pruned
-MOST_IN_ALL = 1 << 22  # of all groups and steps of a file; each takes some 40 bytes of memory
+MOST_IN_ALL = 1 << 24  # of all groups and steps of a file; each takes some 40 bytes of memory
 
 
 @dataclass(frozen=True)
