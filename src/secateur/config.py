@@ -199,6 +199,11 @@ class Config(Target):
     of: Literal["channels", "params", "macs"] = Field(
         "channels", description="what the sparsity is a share of"
     )
+    allocation: dict[str, Share] = Field(
+        default_factory=dict,
+        description="share to remove of each group or tensor, by its name or a shell pattern; goes "
+        "over the sparsity, without which the rest stays whole",
+    )
     alike: bool = Field(
         False,
         description="to params or macs all groups lose the same share; else widths inside of "

@@ -161,8 +161,8 @@ def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, An
         goals = ("sparsity", "threshold")
         exact = pattern_share(settings.get("granularity")) is not None  # 2:4 is a goal itself
         given = exact or any(settings.get(goal) is not None for goal in goals)
-        if not given and not settings.get("targets"):
-            raise ConfigError("prune() needs sparsity=…, threshold=… or config=…")
+        if not given and not settings.get("targets") and not settings.get("allocation"):
+            raise ConfigError("prune() needs sparsity=…, threshold=…, allocation=… or config=…")
         config = Config.from_dict(settings)
     elif settings:
         raise ConfigError("give either config=… or single settings to prune(), not both")

@@ -27,6 +27,7 @@ from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
 from .runtime.undo import Undo, undoable
 from .scoring.schedules import schedules
+from .selection.allocation import allotted
 from .selection.budget import Budget
 from .selection.calibration import Loss, observe_forwards
 from .selection.decision import Decision, decide
@@ -111,7 +112,7 @@ class Pruner:
         if selectables is None:
             self.structure = structure or analyze(model, example)
             selectables = _selectables(model, self.config, self.structure)
-        self.selectables = list(selectables)
+        self.selectables = allotted(self.config, self.structure, selectables)
         self.budget = Budget(self.config, self.structure, self.selectables)
         self.statistics = RunningScores(self.selectables, self.structure)
         self.scaler = scaler
@@ -405,11 +406,12 @@ class Pruner:
             MaskError: its masks do not fit the model.
         """
         check_form(state)
-        ours, theirs = self.config.model_dump(mode="json"), state["config"]
-        if other := [k for k in ours if ours[k] != theirs.get(k)]:
+        ours = self.config.model_dump(mode="json")
+        theirs = {**Config().model_dump(mode="json"), **state["config"]}  # of before it had all
+        if other := [k for k in ours if ours[k] != theirs[k]]:
             raise ConfigError(
                 "the state is of a run with other settings",
-                *(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} here" for k in other),
+                *(f"{k}: {theirs[k]!r} there, {ours[k]!r} here" for k in other),
             )
         known = {s.name for s in self.selectables}
         if state["keeps"] and set(state["keeps"]) != known:

@@ -77,6 +77,15 @@ def test_prune_when_run_on_what_it_wrote_then_cuts_further(
     assert [g["size"] for g in facts["groups"]] == [2, 4]
 
 
+def test_prune_when_shares_are_named_then_each_has_its_own(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    run("prune", *CONV, "--allocation", "0=0.25", "[23]=0.5", "--out", out)
+    facts = run("inspect", out, "--trust", "--json")
+    assert [g["size"] for g in facts["groups"]] == [6, 8]
+    said = run("prune", *CONV, "--allocation", "0.25", "--dry-run", code=cli.FAILED)
+    assert "write name=share" in said
+
+
 def test_prune_when_dry_run_then_plan_is_shown_and_nothing_written(
     run: Run, tmp_path: Path
 ) -> None:

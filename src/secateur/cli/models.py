@@ -134,6 +134,24 @@ def keywords(words: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
+def shares(words: Sequence[str]) -> dict[str, Any]:
+    """Return ``name=share`` words, in which names are those of groups, or patterns.
+
+    >>> shares(["layer1.*=0.5", "fc=0"])
+    {'layer1.*': 0.5, 'fc': 0.0}
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ConfigError(f"--allocation {word!r}: write name=share, as in 'layer1.*=0.5'")
+    return found
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into a model whose names and shapes it must have."""
     if path.suffix != ".safetensors":

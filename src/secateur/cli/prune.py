@@ -28,7 +28,7 @@ from secateur.structure import Structure
 from secateur.types import Example
 
 from .calibrate import calibrate, repair_asked
-from .models import RECORD, Source, keywords, load, record_of
+from .models import RECORD, Source, keywords, load, record_of, shares
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
 from .places import imported
 from .show import AsJson, show
@@ -163,16 +163,18 @@ def _config(file: Path | None, options: dict[str, Any]) -> Config:
     given = {name: _value(name, value) for name, value in options.items() if value is not None}
     if file is None:
         exact = pattern_share(given.get("granularity")) is not None
-        if not exact and not given.keys() & {"sparsity", "threshold"}:
+        if not exact and not given.keys() & {"sparsity", "threshold", "allocation"}:
             raise ConfigError("say how much to remove: --sparsity 0.5, --threshold or --config")
         return Config.from_dict(given)
     return Config.load(file).replace(**given) if given else Config.load(file)
 
 
 def _value(name: str, value: Any) -> Any:
-    """Return what words of an option mean: key=value pairs, or tile sizes as 1,-1,-1,-1."""
+    """Return what words of an option mean: pairs with "=", or tile sizes as 1,-1,-1,-1."""
     if name == "method_options":
         return keywords(value)
+    if name == "allocation":
+        return shares(value)
     words = value.split(",") if name == "granularity" else ()
     sizes = all(word.lstrip("-").isdigit() for word in words)
     return [int(word) for word in words] if words and sizes else value

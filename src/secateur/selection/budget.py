@@ -6,7 +6,6 @@ at all is known before anything is scored: by taking as much as may go.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
@@ -20,6 +19,7 @@ from secateur.graph.cost import macs, params
 from secateur.structure import Structure
 
 from .bisection import fewest, nearest, ratios_around
+from .families import families
 from .reach import held_back, in_the_way
 from .select import Request, rungs, select, select_count
 from .shared import late, shared
@@ -46,6 +46,8 @@ class Budget:
         self.config = config
         self.structure = structure
         self.selectables = selectables
+        self._families = families(config, structure, selectables)
+        self._open = [not each.request.fixed for each in selectables]
         self._check()
         self.unmet = self._shortfall()
         if self.unmet and config.strict:
@@ -59,10 +61,23 @@ class Budget:
             return
         if self.structure is None or any(s.group is None for s in self.selectables):
             raise ConfigError(f"of={self.config.of!r} needs granularity 'group' for all targets")
-        if any(s.request.sparsity is None for s in self.selectables):
+        open_ = [s.request.sparsity for s in self.selectables if not s.request.fixed]
+        if any(sparsity is None for sparsity in open_):
             raise ConfigError(f"of={self.config.of!r} needs a sparsity, not a threshold")
-        if len({s.request.sparsity for s in self.selectables}) > 1:
+        if len(set(open_)) > 1:
             raise ConfigError(f"of={self.config.of!r} needs one sparsity for all targets")
+        if all(target.sparsity is None for target in self.config.resolved_targets()):
+            raise ConfigError(f"of={self.config.of!r} needs a sparsity, which is its goal")
+        if not open_:
+            raise ConfigError(
+                f"of={self.config.of!r}: the allocation names all that could meet the goal; leave "
+                "some of it out, or of"
+            )
+
+    @property
+    def asked(self) -> float:
+        """The share of parameters or MACs that is to go."""
+        return next(s.request.sparsity or 0.0 for s in self.selectables if not s.request.fixed)
 
     def _shortfall(self) -> str:
         """Return that, and why, the goal is out of reach; "" where it is not.
@@ -80,8 +95,8 @@ class Budget:
         ]
         if self.config.of == "channels":
             return self._too_few(every)
-        asked = every[0].sparsity or 0.0
-        most = self._most([replace(r, sparsity=1.0) for r in every])
+        asked = self.asked
+        most = self._most([r if r.fixed else replace(r, sparsity=1.0) for r in every])
         if most >= asked - 1e-9:
             return ""
         whole = self.cost({})
@@ -99,7 +114,7 @@ class Budget:
         """
         if self.config.of == "channels":
             return ""
-        asked = self.selectables[0].request.sparsity or 0.0
+        asked = self.asked
         gone = 1 - self.cost(counts) / self.cost({})
         said = f"{asked:.1%} of {self.config.of} were to go, and {gone:.1%} went: see the notes"
         return said if gone < asked - 1e-9 else ""
@@ -133,16 +148,18 @@ class Budget:
     def select(self, requests: list[Request]) -> tuple[list[Tensor], list[str]]:
         """Return which positions of each selectable stay, and what a user should know."""
         names = [s.name for s in self.selectables]
-        if self.config.of == "channels" or not requests or requests[0].sparsity is None:
+        goal = next((r.sparsity for r in requests if not r.fixed), None)
+        if self.config.of == "channels" or goal is None:
             return self._balanced(requests, names)
-        allowed = (1 - requests[0].sparsity) * self.cost({})
+        allowed = (1 - goal) * self.cost({})
 
         later = self._later(requests)
 
         def at(ratio: float) -> tuple[list[Tensor], list[str]]:
             shares = (late(ratio) if last else ratio for last in later)
             pairs = zip(requests, shares, strict=True)
-            return self._balanced([replace(r, sparsity=share) for r, share in pairs], names)
+            tried = [r if r.fixed else replace(r, sparsity=share) for r, share in pairs]
+            return self._balanced(tried, names)
 
         # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
@@ -177,7 +194,7 @@ class Budget:
         that go later than others after these.
         """
         place = {s.name: i for i, s in enumerate(self.selectables)}
-        units = [[place[n] for n in family if n in place] for family in self._families()]
+        units = [[place[n] for n in family if n in place] for family in self._families]
         alone = set(place.values()) - {i for unit in units for i in unit}
         changing = [
             unit
@@ -204,13 +221,14 @@ class Budget:
             return keeps
         names = [s.name for s in self.selectables]
         place = {name: i for i, name in enumerate(names)}
-        families = self._families()
-        units = [[place[n] for n in f] for f in families if all(n in place for n in f)]
-        tied = {name for family in families for name in family}
+        units = [[place[n] for n in f] for f in self._families if all(n in place for n in f)]
+        tied = {name for family in self._families for name in family}
         units += [[place[name]] for name in names if name not in tied]
         start = [int(keeps[unit[0]].sum()) for unit in units]
         ladders = [
             sorted({count} | set.intersection(*(rungs(requests[i]) for i in unit)))
+            if not any(requests[i].fixed for i in unit)
+            else [count]
             for unit, count in zip(units, start, strict=True)
         ]
 
@@ -242,7 +260,7 @@ class Budget:
         selection = select(requests, names)
         keeps, notes = list(selection.keeps), [*selection.notes, *self._held()]
         place = {name: i for i, name in enumerate(names)}
-        for family in self._families():
+        for family in self._families:
             members = [place[name] for name in family if name in place]
             if not members:
                 continue
@@ -262,7 +280,7 @@ class Budget:
     def _outside(self) -> Iterator[tuple[list[str], str]]:
         """Yield groups that stay whole, and the mate because of which: it is not pruned."""
         here = {s.name for s in self.selectables}
-        for family in self._families():
+        for family in self._families:
             inside = [name for name in family if name in here]
             if inside and len(inside) < len(family):
                 yield inside, next(name for name in family if name not in here)
@@ -273,25 +291,3 @@ class Budget:
             "which the config leaves out"
             for inside, mate in self._outside()
         ]
-
-    def _families(self) -> list[tuple[str, ...]]:
-        groups = self.structure.groups if self.structure else ()
-        families = {tuple(sorted((g.name, *g.sized))) for g in groups if g.sized}
-        if self.config.uniform:
-            kinds: dict[tuple[str, int], list[str]] = {}
-            for each in self.selectables:
-                if each.group is not None:
-                    kind = re.sub(r"\d+", "#", each.name)
-                    kinds.setdefault((kind, each.group.size), []).append(each.name)
-            families |= {tuple(names) for names in kinds.values() if len(names) > 1}
-        return _joined(families)
-
-
-def _joined(families: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the families, joined where they share a member: all of them keep equally many."""
-    joined: list[set[str]] = []
-    for family in sorted(families):
-        touching = [other for other in joined if other & set(family)]
-        joined = [other for other in joined if other not in touching]
-        joined.append(set(family).union(*touching))
-    return sorted(tuple(sorted(family)) for family in joined)

@@ -45,6 +45,8 @@ class Request:
     """The number of units kept becomes the nearest multiple of this, where one fits; never 0."""
     pinned: Tensor | None = None
     """Bool, shape ``(n,)``: True must stay."""
+    fixed: bool = False
+    """The share was said for this one: a goal of all of them together leaves it alone."""
 
     @property
     def part_size(self) -> int:

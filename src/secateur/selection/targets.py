@@ -145,7 +145,8 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
         place = f"targets[{i}]" if config.targets else "the config"
         selectors = Selectors(model, target)
         odd = " ".join(selectors.problems())
-        if target.sparsity is None and target.threshold is None and target.min_sparsity is None:
+        goals = (target.sparsity, target.threshold, target.min_sparsity)
+        if all(goal is None for goal in goals) and not config.allocation:
             wrong.append(f"{place} has no goal: give sparsity or threshold")
         else:
             made = _made(model, selectors, config, structure, i)
@@ -179,7 +180,7 @@ def _request(target: Target, pool: Hashable, **options: float | int) -> Request:
     given = target.sparsity is not None or target.threshold is not None
     return Request(
         torch.empty(0),
-        sparsity=target.sparsity if given else target.min_sparsity,
+        sparsity=target.sparsity if given else target.min_sparsity or 0.0,
         threshold=target.threshold,
         min_sparsity=target.min_sparsity,
         max_sparsity=target.max_sparsity,
