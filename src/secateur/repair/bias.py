@@ -1,4 +1,4 @@
-"""Means only: weights stay, and the intercept that is fitted to every repair does the work."""
+"""Means only: weights stay, and the intercept does the work, without any Gram."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .system import System
 from .table import repairs
 
 
-@repairs.register
+@repairs.register(means_only=True)
 def bias(system: System, *, damping: float = 0.0) -> Tensor:
     """Return the weight on its mask: what a removed input emitted on average goes to the bias.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from .system import System
 
 
 @dataclass
-class Moments:
-    """Second moments of the kept inputs of one system, and with its outputs.
+class Sums:
+    """Sums over rows of one system's kept inputs and its outputs.
 
     Args:
         kept: int64, the features that stay.
@@ -30,38 +31,70 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add inputs ``(rows, features)`` and outputs ``(rows, out)``."""
-        x = x.index_select(1, self.kept)
-        dtype = torch.promote_types(precise(len(self.kept)), x.dtype)
+        self.rows += len(x)
+        for name, value in self._found(x.index_select(1, self.kept), y).items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def together(self, other: Self) -> Self:
+        """Return the sums over all rows of both."""
+        sums = {n: v + other.sums[n] if n in other.sums else v for n, v in self.sums.items()}
+        return replace(self, rows=self.rows + other.rows, sums=sums or dict(other.sums))
+
+    def reduced(self, device: torch.device) -> Self:
+        """Return the sums over the rows of all ranks."""
+        total = {}
+        for name, (shape, kind) in self._forms().items():
+            own = self.sums.get(name, torch.zeros(shape, dtype=kind, device=device))
+            total[name] = reduced(own, "sum")
+        rows = int(reduced(torch.tensor(self.rows, dtype=torch.float64), "sum"))
+        return replace(self, rows=rows, sums=total)
+
+    def error(self, weight: Tensor, mask: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return each output's mean squared error with the masked weight, ``(out,)``."""
+        raise NotImplementedError
+
+    def _found(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return the sums of kept inputs and outputs."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        found = {
-            "gram": moments(x[None], x[None], dtype)[0],
-            "cross": moments(x[None], y[None], dtype)[0],
+        return {
             "x": x.sum(0, dtype=wide).double(),
             "y": y.sum(0, dtype=wide).double(),
             "energy": y.to(wide).square().sum(0).double(),
         }
-        self.rows += len(x)
-        for name, value in found.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def together(self, other: Moments) -> Moments:
-        """Return the moments of all rows of both."""
-        sums = {n: v + other.sums[n] if n in other.sums else v for n, v in self.sums.items()}
-        return Moments(self.kept, self.outputs, self.rows + other.rows, sums or dict(other.sums))
+    def _forms(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return the shape and type of each sum."""
+        sizes = {"x": len(self.kept), "y": self.outputs, "energy": self.outputs}
+        return {name: ((size,), torch.float64) for name, size in sizes.items()}
 
-    def reduced(self, device: torch.device) -> Moments:
-        """Return the moments of the rows of all ranks."""
-        many, outputs = len(self.kept), self.outputs
-        dtype = precise(many)
-        shapes = {"gram": (many, many), "cross": (many, outputs), "x": (many,)}
-        shapes |= {"y": (outputs,), "energy": (outputs,)}
-        total = {}
-        for name, shape in shapes.items():
-            kind = dtype if name in ("gram", "cross") else torch.float64
-            own = self.sums.get(name, torch.zeros(shape, dtype=kind, device=device))
-            total[name] = reduced(own, "sum")
-        rows = int(reduced(torch.tensor(self.rows, dtype=torch.float64), "sum"))
-        return Moments(self.kept, self.outputs, rows, total)
+    def intercept(self, weight: Tensor) -> Tensor:
+        """Return what is left of the outputs' means with a weight ``(out, kept)``."""
+        x, y = self.sums["x"] / self.rows, self.sums["y"] / self.rows
+        return y - weight.to(x) @ x
+
+    def spread(self, scale: Tensor | None = None) -> Tensor:
+        """Return the variances of the outputs, summed; ``scale`` multiplies each, ``(out,)``."""
+        mean, square = (self.sums[name] / self.rows for name in ("y", "energy"))
+        variance = (square - mean.square()).clamp(min=0)
+        return variance.sum() if scale is None else (variance * scale.square()).sum()
+
+
+class Moments(Sums):
+    """Second moments of the kept inputs of one system, and with its outputs."""
+
+    def _found(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        dtype = torch.promote_types(precise(len(self.kept)), x.dtype)
+        gram, cross = moments(x[None], x[None], dtype)[0], moments(x[None], y[None], dtype)[0]
+        return {"gram": gram, "cross": cross, **super()._found(x, y)}
+
+    def _forms(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        many, kind = len(self.kept), precise(len(self.kept))
+        own = {"gram": ((many, many), kind), "cross": ((many, self.outputs), kind)}
+        return {**own, **super()._forms()}
+
+    def error(self, weight: Tensor, mask: Tensor, scale: Tensor | None = None) -> Tensor:
+        raw = self.system(weight, mask, centred=False, scale=scale)
+        return raw.error(raw.weight * raw.mask)
 
     def system(
         self, weight: Tensor, mask: Tensor, *, centred: bool, scale: Tensor | None = None
@@ -87,13 +120,31 @@ class Moments:
             weight, cross, energy = weight * s[:, None], cross * s, energy * s.square()
         return System(weight, gram, cross, energy.to(kind), mask, self.rows)
 
-    def intercept(self, weight: Tensor) -> Tensor:
-        """Return what is left of the outputs' means with a weight ``(out, kept)``."""
-        x, y = self.sums["x"] / self.rows, self.sums["y"] / self.rows
-        return y - weight.to(x) @ x
+
+@dataclass
+class Means(Sums):
+    """What an intercept can say of one system: no second moments, O(features) of memory.
+
+    Args:
+        weight: returns the masked one, ``(out, features)``; what it misses is summed.
+    """
+
+    weight: Callable[[], Tensor] = lambda: torch.empty(0)
+
+    def _found(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        missed = y.to(wide) - x.to(wide) @ self.weight()[:, self.kept].to(wide).T
+        return {"missed": missed.square().sum(0).double(), **super()._found(x, y)}
+
+    def _forms(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"missed": ((self.outputs,), torch.float64), **super()._forms()}
+
+    def error(self, weight: Tensor, mask: Tensor, scale: Tensor | None = None) -> Tensor:
+        missed = self.sums["missed"] / self.rows
+        return missed if scale is None else missed * scale.to(missed).square()
 
 
-def per_system(parts: Sequence[Moments], x: Tensor, y: Tensor, where: slice) -> None:
+def per_system(parts: Sequence[Sums], x: Tensor, y: Tensor, where: slice) -> None:
     """Add inputs and outputs ``(systems, rows, …)`` of some systems to the moments of each."""
     for part, inputs, outputs in zip(parts[where], x, y, strict=True):
         part.add(inputs, outputs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from secateur.scoring.watching import Watch
 from secateur.structure import Structure
 from secateur.types import Masks
 
-from .moments import Moments, kept_features
+from .moments import Means, Moments, Sums, kept_features
 
 SMALLEST = 1e-3
 """A norm that multiplies by less hides what its inputs would have to bring."""
@@ -40,8 +41,8 @@ class Reader:
     chosen: bool
     original: bool
     mask: Tensor  # bool (systems, out, features)
-    fit: list[Moments] = field(default_factory=list)
-    held: list[Moments] = field(default_factory=list)
+    fit: Sequence[Sums] = ()
+    held: Sequence[Sums] = ()
     unlike: bool = False
     """The dense model's rows were others."""
     other: int | None = None
@@ -50,11 +51,20 @@ class Reader:
     """What a norm between multiplies each output by, ``(outputs,)``."""
     program: Sequence[Any] = ()
 
-    def __post_init__(self) -> None:
-        outputs = self.mask.shape[1]
-        kept = list(kept_features(self.mask))
-        self.fit = [Moments(each, outputs) for each in kept]
-        self.held = [Moments(each, outputs) for each in kept]
+    def begin(self, means_of: Tensor | None = None) -> None:
+        """Get ready to sum: second moments, or means only, of this dense parameter's readings."""
+        kept, outputs = list(kept_features(self.mask)), self.mask.shape[1]
+
+        def sums() -> Sequence[Sums]:
+            if means_of is None:
+                return [Moments(each, outputs) for each in kept]
+            weights = (partial(self._masked, means_of, i) for i in range(len(kept)))
+            return [Means(each, outputs, weight=w) for each, w in zip(kept, weights, strict=True)]
+
+        self.fit, self.held = sums(), sums()
+
+    def _masked(self, parameter: Tensor, system: int) -> Tensor:
+        return self.arrangement.of(parameter)[system] * self.mask[system].to(parameter.device)
 
     def scale_of(self, summand: Tensor) -> Tensor | float:
         """Return what brings a summand to the scale of the outputs."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from secateur.types import Masks
 
 from .damping import best
 from .intercepts import Intercepts
-from .moments import Moments
+from .moments import Moments, Sums
 from .passes import Batch, in_step, one_by_one
 from .readers import Reader, beside, postponed, scout
 from .report import Refit
@@ -47,6 +48,7 @@ class Refitting:
         structure: of the dense model.
         masks: parameter name → bool tensor of its shape.
         solve: of ``secateur.repairs``.
+        means_only: it returns the masked weight: no second moments are summed.
     """
 
     dense: nn.Module
@@ -54,6 +56,7 @@ class Refitting:
     structure: Structure
     masks: Masks
     solve: Solve
+    means_only: bool = False
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
@@ -74,6 +77,9 @@ class Refitting:
                 if reader.tensor in later:  # its outputs are wanted until the readers had them
                     columns = reader.mask.any(1, keepdim=True)
                     reader.mask = columns.expand(reader.mask.shape).clone()
+            for reader in readers:
+                dense = self.dense.get_parameter(reader.tensor).detach()
+                reader.begin(dense if self.means_only else None)
             for alone, stage in groupby(readers, key=self._alone):
                 self._stage([*stage], alone, batches)
             values = {name: _named(self.pruned, name).clone() for name in self.moved}
@@ -112,7 +118,7 @@ class Refitting:
         device = dense.device
         fit = [part.reduced(device) for part in reader.fit]
         held = [part.reduced(device) for part in reader.held]
-        reader.fit, reader.held = [], []
+        reader.fit, reader.held = (), ()
         weights = arrangement.of(dense)
         masks = reader.mask.to(device)
         whole = weights.numel() == dense.numel()  # else the intercept has other rows' too
@@ -125,9 +131,7 @@ class Refitting:
                 shift.append(torch.zeros(weights.shape[1], dtype=torch.float64, device=device))
                 continue
             scale = None if reader.scale is None else reader.scale.view(len(weights), -1)[i]
-            solved = _solved(
-                self.solve, part, judge, weights[i], masks[i], intercept is not None, scale
-            )
+            solved = self._solved(part, judge, weights[i], masks[i], intercept is not None, scale)
             done.append(solved)
             new[i][:, part.kept] = solved.weight.to(new.dtype)
             shift.append(solved.shift * masks[i].any(1))
@@ -140,7 +144,12 @@ class Refitting:
                 self.moved.add(intercept.tensor)
         self.refits.append(_told(reader, done, fit, why))
 
-    def _obstacle(self, reader: Reader, fit: Sequence[Moments]) -> str:
+    def _solved(self, fit: Sums, held: Sums, *system: Any) -> _Solved:
+        if isinstance(fit, Moments) and isinstance(held, Moments):
+            return _fitted(self.solve, fit, held, *system)
+        return _moved(fit, held, *system)
+
+    def _obstacle(self, reader: Reader, fit: Sequence[Sums]) -> str:
         """Say why a reader is left as it is, if it is."""
         if not reader.original:
             return "the forward multiplies by a copy of it"
@@ -149,7 +158,7 @@ class Refitting:
         if reader.unlike and not reader.chosen:
             return "the dense model does not come to it with as many rows"
         rows, need = max((p.rows for p in fit), default=0), max(len(p.kept) for p in fit)
-        if rows < ENOUGH * need:
+        if rows < (1 if self.means_only else ENOUGH * need):
             return f"{rows} rows of data are too few for {need} features"
         return ""
 
@@ -164,7 +173,7 @@ class _Solved:
     damping: float | None
 
 
-def _solved(
+def _fitted(
     solve: Solve,
     fit: Moments,
     held: Moments,
@@ -175,7 +184,7 @@ def _solved(
 ) -> _Solved:
     """Return one system's weights, fitted to all rows with the damping that held-out ones chose."""
 
-    def system(moments: Moments, centred: bool = centred) -> System:
+    def system(moments: Moments) -> System:
         return moments.system(weight, mask, centred=centred, scale=scale)
 
     whole = fit.together(held) if held.rows else fit
@@ -183,9 +192,8 @@ def _solved(
     before = after = spread = nan
     if held.rows:
         chosen = best(solve, system(fit), system(held))
-        raw = system(held, False)
-        before, after = float(raw.error(raw.weight * raw.mask).sum()), chosen.error
-        spread, damping = float(_spread(held, scale)), chosen.damping
+        before, after = float(held.error(weight, mask, scale).sum()), chosen.error
+        spread, damping = float(held.spread(scale)), chosen.damping
     whole_system = system(whole)
     if damping is None:
         new = whole_system.weight * whole_system.mask
@@ -196,30 +204,39 @@ def _solved(
     return _Solved(new, _shift(whole, new, centred), before, after, spread, damping)
 
 
-def _shift(moments: Moments, weight: Tensor, centred: bool) -> Tensor:
-    shift = moments.intercept(weight)
+def _moved(
+    fit: Sums, held: Sums, weight: Tensor, mask: Tensor, centred: bool, scale: Tensor | None
+) -> _Solved:
+    """Return one system's masked weights, and what an intercept takes over."""
+    found = _asis(fit, held, weight, mask, scale)
+    whole = fit.together(held) if held.rows else fit
+    shift = _shift(whole, found.weight, centred)
+    after = found.before
+    if held.rows and centred:  # the error that is left varies about a mean, of which the shift goes
+        missed = held.intercept(found.weight)
+        gain = missed.square() - (missed - shift).square()
+        after -= float((gain if scale is None else gain * scale.to(gain).square()).sum())
+    return replace(found, shift=shift, after=max(after, 0.0) if held.rows else nan)
+
+
+def _shift(sums: Sums, weight: Tensor, centred: bool) -> Tensor:
+    shift = sums.intercept(weight)
     return shift if centred else torch.zeros_like(shift)
 
 
-def _spread(moments: Moments, scale: Tensor | None = None) -> Tensor:
-    """Return the summed variances of the outputs."""
-    mean, square = (moments.sums[name] / moments.rows for name in ("y", "energy"))
-    variance = (square - mean.square()).clamp(min=0)
-    return variance.sum() if scale is None else (variance * scale.square()).sum()
-
-
-def _asis(fit: Moments, held: Moments, weight: Tensor, mask: Tensor) -> _Solved:
+def _asis(
+    fit: Sums, held: Sums, weight: Tensor, mask: Tensor, scale: Tensor | None = None
+) -> _Solved:
     """Return the record of a system that keeps its masked weights."""
     kept = (weight * mask)[:, fit.kept]
     nothing = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
     if not held.rows:
         return _Solved(kept, nothing, nan, nan, nan, None)
-    raw = held.system(weight, mask, centred=False)
-    error = float(raw.error(raw.weight * raw.mask).sum())
-    return _Solved(kept, nothing, error, error, float(_spread(held)), None)
+    error = float(held.error(weight, mask, scale).sum())
+    return _Solved(kept, nothing, error, error, float(held.spread(scale)), None)
 
 
-def _told(reader: Reader, done: Sequence[_Solved], fit: Sequence[Moments], why: str) -> Refit:
+def _told(reader: Reader, done: Sequence[_Solved], fit: Sequence[Sums], why: str) -> Refit:
     judged = [each for each in done if each.energy == each.energy]
     energy = sum(each.energy for each in judged)
     before, after = (

@@ -15,7 +15,7 @@ class Refit:
         tensor: the reader's weight.
         before: error with the masked weight, behind readers that are repaired already.
         after: error with the new one.
-        damping: how strongly it was held to its old weights; None where it was left as it was.
+        damping: how strongly it was held to its old weights; None where they were left.
         rows: how many rows of inputs were fitted.
         why: why it was left as it was.
     """
@@ -26,6 +26,11 @@ class Refit:
     damping: float | None
     rows: int
     why: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether its weights or its intercept are others now."""
+        return not self.why and (self.damping is not None or self.after != self.before)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Repair:
     notes: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        done = [refit for refit in self.refits if refit.damping is not None]
+        done = [refit for refit in self.refits if refit.done]
         kl = ""
         if self.before.kl is not None and self.after.kl is not None:
             kl = f", KL {self.before.kl:.3g} -> {self.after.kl:.3g}"

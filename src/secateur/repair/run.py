@@ -49,7 +49,7 @@ def repair(
     judged = [b.inputs for b in batches if b.held] or [b.inputs for b in batches]
     pruned = copied(model)
     before = distance(model, _masked(copied(model), masks), judged)
-    job = Refitting(model, pruned, structure, masks, solve)
+    job = Refitting(model, pruned, structure, masks, solve, how in repairs.means_only)
     job.run(batches)
     after = distance(model, pruned, judged)
     norms, after = _norms(model, pruned, [b.inputs for b in batches if not b.held], judged, after)

@@ -11,6 +11,40 @@ True
 
 from __future__ import annotations
 
-from secateur.registry import Registry
+from collections.abc import Callable
+from functools import partial
+from typing import Any, overload
 
-repairs = Registry("repair")
+from secateur.registry import F, Registry
+
+
+class RepairRegistry(Registry):
+    """A registry that knows which repairs look at second moments, and which leave weights alone."""
+
+    def __init__(self, kind: str):
+        super().__init__(kind)
+        self.means_only: set[str] = set()
+
+    @overload
+    def register(self, function: F) -> F: ...
+
+    @overload
+    def register(self, *, means_only: bool) -> Callable[[F], F]: ...
+
+    def register(self, function: Any = None, *, means_only: bool = False) -> Any:
+        """Register a repair under its own name.
+
+        Args:
+            function: ``(system, *, damping) -> weight``.
+            means_only: it returns the masked weight: then no second moments are summed, and only
+                intercepts change.
+        """
+        if function is None:
+            return partial(self.register, means_only=means_only)
+        super().register(function)
+        if means_only:
+            self.means_only.add(function.__name__)
+        return function
+
+
+repairs = RepairRegistry("repair")
