@@ -34,6 +34,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method_options": {"strength": 50.0, "score_lr": 0.2},
         "steps": 12,
     },
+    "admm": {
+        "sparsity": 0.5,
+        "method": "admm",
+        "method_options": {"rho": {"*": 0.5}, "interval": 3},
+        "start": 14,
+    },
+    "admm of weights": {
+        "sparsity": 0.5,
+        "granularity": "element",
+        "method": "admm",
+        "method_options": {"rho": 0.5, "interval": 4},
+        "start": 14,
+    },
+    "lottery": {"sparsity": 0.7, "method": "lottery", "steps": 3, "every": 6},
+    "lottery of weights": {
+        "sparsity": 0.7,
+        "granularity": "element",
+        "method": "lottery",
+        "method_options": {"rewind_to": 3},
+        "steps": 2,
+        "every": 8,
+    },
+    "learning rate": {
+        "sparsity": 0.7,
+        "method": "lottery",
+        "method_options": {"rewind": "learning_rate", "rewind_to": 2},
+        "steps": 2,
+        "every": 8,
+    },
 }
 
 

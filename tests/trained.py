@@ -19,6 +19,32 @@ from secateur.nni import LightningEvaluator, TorchEvaluator, TransformersEvaluat
 from tests.zoo import torchvision_models
 
 BATCH = 64
+RESUMED: dict[str, dict[str, Any]] = {
+    "admm": {"method": "admm", "method_options": {"interval": 2, "rho": 0.5}, "start": 5},
+    "admm of weights": {
+        "method": "admm",
+        "method_options": {"interval": 2, "rho": 0.5},
+        "start": 5,
+        "granularity": "element",
+        "types": ["Conv2d"],
+    },
+    "lottery": {"method": "lottery", "steps": 2, "every": 3},
+    "lottery of weights": {
+        "method": "lottery",
+        "method_options": {"rewind_to": 1},
+        "steps": 2,
+        "every": 3,
+        "granularity": "element",
+        "types": ["Conv2d"],
+    },
+    "learning rate": {
+        "method": "lottery",
+        "method_options": {"rewind": "learning_rate"},
+        "steps": 2,
+        "every": 3,
+    },
+}
+"""Methods that a trainer must resume bit for bit, besides its own."""
 
 
 @cache

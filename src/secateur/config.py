@@ -193,7 +193,7 @@ class Config(Target):
     steps: Count = Field(1, description="pruning steps until the goal")
     every: Count = Field(1, description="calls of step() for one pruning step")
     method: str | None = Field(None, description="a name in secateur.methods")
-    method_options: dict[str, bool | int | float | str] = Field(
+    method_options: dict[str, bool | int | float | str | dict[str, float]] = Field(
         default_factory=dict, description="settings of the method, as its docstring lists them"
     )
     of: Literal["channels", "params", "macs"] = Field(

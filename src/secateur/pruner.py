@@ -39,7 +39,7 @@ from .shrinking import Plan, Result, cut_and_verify
 from .shrinking import shrink as shrink_masks
 from .structure import Structure, analyze
 from .training import named
-from .types import Example, Masks
+from .types import Example, Masks, Scores
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,8 @@ class Pruner:
         if due or (self.method.continuous and self.updates):
             self.decide(self.share)
             self.put_on()
+        if due:
+            self.method.pruned()
         metrics = self.metrics()
         if due:
             self.statistics.reset()
@@ -192,22 +194,33 @@ class Pruner:
         Raises: as ``step``.
         """
         tensors = self.tensors()
-        generator = torch.Generator().manual_seed(self.config.seed)
+        self.statistics.notes.clear()
         with torch.no_grad():
             given = self.method.scores()
-            check_scorable([s for s in self.selectables if s.name not in given], tensors)
-            self.statistics.notes.clear()
-            scores = [
-                given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
-                for s in self.selectables
-            ]
-            made = decide(self.selectables, scores, self.budget, tensors, share)
+            made = decide(
+                self.selectables, self.scores(tensors, given), self.budget, tensors, share
+            )
             notes = [*made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)
         self._before = {name: mask.clone() for name, mask in self._on().items()}
         self.decision = made
         return made.masks
+
+    def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
+        """Return the scores of each selectable: those that are given, and else the criterion's."""
+        check_scorable([s for s in self.selectables if s.name not in given], tensors)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return [
+            given[s.name] if s.name in given else self.statistics.score(s, tensors, generator)
+            for s in self.selectables
+        ]
+
+    def masks_of(self, tensors: Mapping[str, Tensor]) -> Masks:
+        """Return the masks that the whole goal makes of other values of the parameters."""
+        with torch.no_grad():
+            scores = self.scores(tensors, {})
+            return decide(self.selectables, scores, self.budget, tensors, 1.0).masks
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored and masked by name: the parameters, without their masks."""
@@ -334,6 +347,7 @@ class Pruner:
             return
         self._optimizer.seen(optimizer, self.scaler)
         self.observe(ours())
+        self.method.before(optimizer)
         penalty = self.method.penalty()
         if penalty is not None and penalty.requires_grad:
             add_gradient(penalty, [p for p in ours() if p.requires_grad])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur import Config, Pruner
-from tests.trained import BATCH, digits, net
+from tests.trained import BATCH, RESUMED, digits, net
 from tests.zoo import torchvision_models
 
 CONFIG = Config(sparsity=0.5, criterion="taylor", schedule="cubic", steps=3, every=2)
@@ -159,8 +159,9 @@ def test_checkpoint_when_masks_are_on_then_has_plain_names_and_masked_values(
     [
         {"criterion": "taylor", "schedule": "cubic", "steps": 3, "every": 2},
         {"method": "movement", "start": 1, "steps": 6},
+        *RESUMED.values(),
     ],
-    ids=["taylor", "movement"],
+    ids=["taylor", "movement", *RESUMED],
 )
 def test_fit_when_resumed_from_a_checkpoint_then_ends_as_if_never_broken(
     settings: dict[str, Any], tmp_path: Path

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur import Config, Pruner
 from secateur.errors import FileError
-from tests.trained import BATCH, Labelled, digits, net
+from tests.trained import BATCH, RESUMED, Labelled, digits, net
 from tests.zoo import torchvision_models
 
 CONFIG = Config(sparsity=0.5, criterion="taylor", schedule="cubic", steps=3, every=2)
@@ -164,8 +164,9 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     [
         {"criterion": "taylor", "schedule": "cubic", "steps": 3, "every": 2},
         {"method": "movement", "start": 1, "steps": 6},
+        *RESUMED.values(),
     ],
-    ids=["taylor", "movement"],
+    ids=["taylor", "movement", *RESUMED],
 )
 def test_train_when_resumed_from_a_checkpoint_then_ends_as_if_never_broken(
     settings: dict[str, Any], tmp_path: Path

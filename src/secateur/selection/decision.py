@@ -54,7 +54,7 @@ def decide(
         scores: of each, one number per position, wherever it was computed.
         budget: what the selectables are to meet together.
         tensors: parameters by name; each mask is on the device of its own.
-        share: of the goal, in [0, 1].
+        share: of the way to the goal, in [0, 1], as the config's schedule understands it.
 
     Raises:
         ScoreError: a score is NaN or infinite.
@@ -64,7 +64,8 @@ def decide(
     for i, score in zip(few, moved([scores[i] for i in few], "cpu"), strict=True):
         scores[i] = score  # where a budget's search is faster
     pairs = zip(selectables, scores, strict=True)
-    keeps, notes = budget.select([scored(each, score, share) for each, score in pairs])
+    schedule = budget.config.schedule
+    keeps, notes = budget.select([scored(each, score, share, schedule) for each, score in pairs])
     gone = [s.masked_fill(k, -inf).amax() for s, k in zip(scores, keeps, strict=True) if len(s)]
     level = max(numbers(gone), default=-inf)
     return Decision(

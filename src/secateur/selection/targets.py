@@ -22,6 +22,7 @@ from secateur.graph.layout import Along
 from secateur.runtime.values import not_finite
 from secateur.scoring.criteria import Side, criteria, needs
 from secateur.scoring.granularity import Element, Granularity
+from secateur.scoring.schedules import asked
 from secateur.settings import granularity_from, stores_transposed
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -276,18 +277,20 @@ def _by_row(granularity: Granularity, module: nn.Module, rank: int) -> Granulari
     return Element(apart=(0, 1) if stacked else (0,))
 
 
-def scored(selectable: Selectable, score: Tensor, share: float = 1.0) -> Request:
-    """Return the selectable's request with its scores, for a share of its goal."""
+def scored(
+    selectable: Selectable, score: Tensor, share: float = 1.0, schedule: str = "constant"
+) -> Request:
+    """Return the selectable's request with its scores, for a share of the way to its goal."""
     request = selectable.request
 
     def part(value: float | None) -> float | None:
-        return None if value is None else value * share
+        return None if value is None else asked(schedule, value, share)
 
     return replace(
         request,
         score=score,
         sparsity=part(request.sparsity),
-        threshold=part(request.threshold),
+        threshold=None if request.threshold is None else request.threshold * share,
         min_sparsity=part(request.min_sparsity),
         max_sparsity=part(request.max_sparsity),
     )

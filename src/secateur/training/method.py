@@ -4,10 +4,11 @@ A method is a pydantic dataclass, whose fields are its settings.  A ``Pruner`` m
 (``Config(method="slim", method_options={"strength": 1e-4})``) and calls, in this order:
 
 1. ``attach``, once, when all is set up and nothing is masked;
-2. ``penalty``, before each step of the user's optimizer: the gradient of what it returns is added
-   to the gradients of the parameters, which are final by then;
+2. ``before``, before each step of an optimizer of the user's; then ``penalty``: the gradient of
+   what it returns is added to the gradients of the parameters, which are final by then;
 3. ``step``, at the start of each ``Pruner.step()``: learn from what the last backward left;
 4. ``scores``, whenever the pruner decides; and ``complete``, on the masks that come of it;
+5. ``pruned``, when the masks of a pruning step are on;
 
 and ``state_dict`` and ``load_state_dict`` with the pruner's own.
 """
@@ -20,6 +21,7 @@ from typing import Any, ClassVar, cast
 
 from pydantic import ConfigDict, ValidationError
 from torch import Tensor
+from torch.optim import Optimizer
 
 from secateur.errors import ConfigError, did_you_mean
 from secateur.registry import F, Registry
@@ -42,6 +44,9 @@ class Method:
     def attach(self, run: Run) -> None:
         """Prepare for a run; ``run.model``, ``.selectables`` and ``.config`` are set."""
 
+    def before(self, optimizer: Optimizer) -> None:
+        """Look at an optimizer that holds parameters of the model and is about to step."""
+
     def penalty(self) -> Tensor | None:
         """Return a differentiable scalar that is added to the user's loss, or None."""
         return None
@@ -61,6 +66,9 @@ class Method:
     def complete(self, masks: Masks) -> Masks:
         """Return the masks that go on: those given, or more."""
         return masks
+
+    def pruned(self) -> None:
+        """Go on from a pruning step: its masks are on."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs: nested dicts of tensors, numbers and text."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.selection.targets import Selectable
-from secateur.types import Masks
+from secateur.types import Masks, Scores
 
 
 class Run(Protocol):
@@ -30,3 +31,12 @@ class Run(Protocol):
     @property
     def share(self) -> float:
         """The share of the goal that the schedule asks for now, in [0, 1]."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is scored and masked by name: the parameters, without their masks."""
+
+    def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
+        """Return the scores of each selectable: those that are given, and else the criterion's."""
+
+    def masks_of(self, tensors: Mapping[str, Tensor]) -> Masks:
+        """Return the masks that the whole goal makes of other values of the parameters."""
