@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .runtime.progress import Progress as Progress
     from .scoring.criteria import criteria as criteria
     from .scoring.schedules import schedules as schedules
+    from .searching import Search as Search
+    from .searching import search as search
     from .shrinking import Plan as Plan
     from .shrinking import Result as Result
     from .shrinking import Verification as Verification
@@ -55,6 +57,7 @@ _HOMES = {
     "runtime.progress": ("Progress",),
     "scoring.criteria": ("criteria",),
     "scoring.schedules": ("schedules",),
+    "searching": ("Search", "search"),
     "shrinking": (
         "Plan",
         "Result",

@@ -64,8 +64,8 @@ def prune(
     """
     given = {n: v for n, v in (("sparsity", sparsity), ("criterion", criterion)) if v is not None}
     data = batches if data is None else data
-    how = _repair(repair, data, loss)
-    chosen = _config(config, {**settings, **given})
+    how = repair_wanted(repair, data, loss)
+    chosen = one_shot_config(config, {**settings, **given})
     if how is not None and data is not None:
         data, model = held(data), model if inplace else copied(model)  # data is read twice
     pruner = _decided(model, chosen, example_inputs, data, loss)
@@ -78,14 +78,22 @@ def _decided(
     model: nn.Module, config: Config, example: Example, data: Any, loss: Loss | None
 ) -> Pruner:
     """Return a pruner that has decided what goes."""
+    pruner, notes = prepared(model, config, example, data, loss)
+    pruner.decide()
+    pruner.notes.extend(notes)
+    return pruner
+
+
+def prepared(
+    model: nn.Module, config: Config, example: Example, data: Any, loss: Loss | None
+) -> tuple[Pruner, list[str]]:
+    """Return a pruner that has seen the data that its criterion needs, and notes."""
     pruner, notes = by_default(
         Pruner(model, config, example, trained=False), has_data=data is not None
     )
     if data is not None:
         pruner.calibrate(data, loss)
-    pruner.decide()
-    pruner.notes.extend(notes)
-    return pruner
+    return pruner, notes
 
 
 def _repaired(pruner: Pruner, data: Any, how: str, verify: bool) -> Result:
@@ -94,7 +102,7 @@ def _repaired(pruner: Pruner, data: Any, how: str, verify: bool) -> Result:
     return pruner.finish(verify=verify)
 
 
-def _repair(how: str | None, data: Any, loss: Loss | None) -> str | None:
+def repair_wanted(how: str | None, data: Any, loss: Loss | None) -> str | None:
     """Return the repair that was asked for, or None.
 
     Raises:
@@ -151,7 +159,9 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
     return watching, ["scored on random tokens: data=[batches of real ones] says more"]
 
 
-def _config(config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Config:
+def one_shot_config(
+    config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> Config:
     """Return what one shot prunes by: all settings at once, or single ones.
 
     Raises:

@@ -1,0 +1,77 @@
+"""How a search is conducted, beside what is pruned and tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a search is conducted; ``secateur.search`` takes each field by its name.
+
+    Attributes:
+        name: of the study in its storage.
+        direction: "minimize" where lower values are better.
+        per: draw a share for each "group", or for each "block" of them.
+        sampler_options: of the sampler, by name.
+        pruner: Optuna's, which stops a trial at a bad number that ``evaluate`` yields; by default
+            ``MedianPruner()``.
+        heartbeat: seconds between two signs of life.  Who misses four of them is taken for dead,
+            and its trial is made again; of a process of the same machine it is known at once.
+
+    >>> Options(direction="up")
+    Traceback (most recent call last):
+        ...
+    secateur.errors.ConfigError: direction must be 'maximize' or 'minimize', got 'up'
+    """
+
+    name: str = "search"
+    direction: Direction = "maximize"
+    per: Literal["group", "block"] = "group"
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    pruner: BasePruner | None = None
+    heartbeat: float = 30.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < len(str(self.name)) <= 200:
+            problems.append(f"name must be of 1 to 200 letters, got {self.name!r}")
+        for word, known in (("direction", DIRECTIONS), ("per", ("group", "block"))):
+            if getattr(self, word) not in known:
+                said = " or ".join(map(repr, known))
+                problems.append(f"{word} must be {said}, got {getattr(self, word)!r}")
+        if type(self.heartbeat) not in (int, float) or not self.heartbeat > 0:
+            problems.append(f"heartbeat must be seconds above 0, got {self.heartbeat!r}")
+        if not isinstance(self.sampler_options, Mapping):
+            problems.append(f"sampler_options must be a dict, got {self.sampler_options!r}")
+        if problems:
+            raise ConfigError(*problems)
+
+    @classmethod
+    def of(cls, settings: MutableMapping[str, Any]) -> Options:
+        """Return the options among settings, and take them out of these."""
+        names = [each.name for each in fields(cls) if each.name in settings]
+        return cls(**{name: settings.pop(name) for name in names})
+
+
+DIRECTIONS = ("maximize", "minimize")
+
+
+def check(trials: object, evaluate: object) -> None:
+    """Raise a ConfigError where there is no number of trials, or nothing to evaluate by."""
+    problems = []
+    if type(trials) is not int or trials < 0:
+        problems.append(f"trials must be a whole number, 0 or more, got {trials!r}")
+    if not callable(evaluate):
+        problems.append(f"evaluate must be a function of a model, got {type(evaluate).__name__}")
+    if problems:
+        raise ConfigError(*problems)

@@ -1,0 +1,91 @@
+"""``search``: many allocations are tried, and the best one is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from secateur.config import Config
+from secateur.errors import MissingExtraError
+from secateur.one_shot import one_shot_config, prepared, repair_wanted
+from secateur.runtime.batches import held
+from secateur.selection.calibration import Loss
+from secateur.types import Example
+
+from .found import Search
+from .job import Evaluate, Job, Train
+from .options import Options, check
+from .space import Space
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+
+
+def search(
+    model: nn.Module,
+    example_inputs: Example,
+    evaluate: Evaluate,
+    sparsity: float | None = None,
+    *,
+    trials: int = 40,
+    sampler: str | BaseSampler = "tpe",
+    storage: str | os.PathLike[str] | BaseStorage | None = None,
+    config: Config | Mapping[str, Any] | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    repair: str | None = None,
+    train: Train | None = None,
+    **settings: Any,
+) -> Search:
+    """Try many allocations at one cost, and find that with the best ``evaluate(model)``.
+
+    Each trial draws a share for every group, makes them meet the goal, prunes a copy, repairs it
+    (with ``data``), trains it (with ``train``) and evaluates it.  The first is what ``prune`` does
+    alone.  Called again, it goes on; several machines with one ``storage`` share the trials.
+
+    Args:
+        evaluate: ``(model) → number``, or an iterator over numbers, of which the last one counts.
+        sparsity: the share of ``of`` (by default "macs") that goes in each; of a front the most.
+        trials: of all workers together; what is in the storage already counts.
+        sampler: a name in ``secateur.searching.samplers``, or one of Optuna's.
+        storage: a file, a URL, or one of Optuna's; by default ``<name>.journal`` in this folder.
+        train: trains the smaller model a little.
+        settings: of pruning, as for ``prune``, or fields of ``secateur.searching.Options``.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+        ConfigError: a setting is wrong, the study is of another search, or ``evaluate`` returned no
+            number.  What it raises itself ends the search; called again, that is tried again.
+
+    See also:
+        ``Search``, which it returns, with an example; ``prune``; ``Options``.
+    """
+    given = settings if sparsity is None else {**settings, "sparsity": sparsity}
+    options = Options.of(given)
+    check(trials, evaluate)
+    shared = _needed()
+    data = None if data is None else held(data)
+    how = repair_wanted(repair, data, loss)
+    chosen = one_shot_config(config, given).with_defaults({"of": "macs"})
+    pruner, notes = prepared(model, chosen, example_inputs, data, loss)
+    job = Job(pruner, example_inputs, data, how, train, evaluate)
+    return shared(job, Space(pruner, options.per), sampler, storage, trials, options).work(notes)
+
+
+def _needed() -> Any:
+    """Return what needs Optuna.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        from .shared import Shared
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "optuna":
+            raise
+        raise MissingExtraError("secateur.search", "optuna", "search") from error
+    return Shared

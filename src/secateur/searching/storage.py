@@ -1,0 +1,134 @@
+"""Where a study is kept: a file, a database, or a storage of Optuna's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.study import Study
+
+from secateur.errors import ConfigError, SecateurError, shortened
+
+from .journal import JournalFile
+from .options import Direction
+
+Place = str | os.PathLike[str] | BaseStorage
+
+
+def storage_at(place: Place) -> BaseStorage:
+    """Return the storage that a path, a URL, or a storage of Optuna's stands for.
+
+    Nothing that is read from a file or a database is ever unpickled.
+
+    Raises:
+        ConfigError: it cannot be reached, or its kind needs pickles.
+        FileError: the file is damaged, or no study.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     type(storage_at(f"{folder}/study.journal")).__name__
+    'JournalStorage'
+    """
+    if isinstance(place, BaseStorage):
+        return place
+    if not isinstance(place, (str, os.PathLike)):
+        raise ConfigError(
+            f"storage={place!r}: give a path, a URL as postgresql://host/name, or one of Optuna's"
+        )
+    text = os.fspath(place)
+    if "://" not in text:
+        return _journal(Path(text))
+    kind = text.partition("://")[0]
+    if kind.startswith("redis"):
+        raise ConfigError("storage: Optuna keeps pickles in redis, which are not read here")
+    return _database(text)
+
+
+def _journal(path: Path) -> BaseStorage:
+    try:
+        return JournalStorage(JournalFile(path))
+    except SecateurError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(
+            f"{path} is no study that can be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _database(url: str) -> BaseStorage:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        cause = error.__cause__ or error
+        raise ConfigError(
+            f"storage: the driver of {shown(url)} is not installed ({cause}): for PostgreSQL "
+            'pip install "psycopg[binary]" and write postgresql+psycopg://…'
+        ) from error
+    except (SQLAlchemyError, RuntimeError) as error:
+        said = str(error).replace(url, shown(url)).strip().splitlines()
+        raise ConfigError(
+            f"storage: {shown(url)} cannot be opened: {shortened(said[0] if said else '', 400)}"
+        ) from error
+
+
+def shown(place: object) -> str:
+    """Return a place as it may be shown: without a password.
+
+    >>> shown("postgresql://me:secret@host/studies")
+    'postgresql://me:***@host/studies'
+    >>> shown("study.journal")
+    'study.journal'
+    """
+    if isinstance(place, BaseStorage):
+        return type(place).__name__
+    text = str(place)
+    if "://" not in text:
+        return text
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(text).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return f"{text.partition('://')[0]}://…"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let Optuna say only what is wrong: a bar shows the rest."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def opened_study(
+    place: Place, name: str, directions: list[Direction], sampler: BaseSampler, pruner: BasePruner
+) -> Study:
+    """Return the study of a name in a storage, which is made where there is none."""
+    storage = storage_at(place)
+    with quiet():
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=directions,
+            sampler=sampler,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    found = [direction.name.lower() for direction in study.directions]
+    if found != directions:
+        raise ConfigError(
+            f"the study {name!r} is made for {found}, and this search for {directions}"
+        )
+    return study

@@ -1,0 +1,197 @@
+"""A search that is broken off, by an error or a signal, goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import signal
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from torch import nn
+
+from secateur.errors import ConfigError, FileError
+from secateur.searching.slots import MOST_FAILURES, RETRY, WORKER, slots_of
+from tests.searches import drawn, likeness, search, work
+
+SAMPLERS = ("random", "tpe", "annealing", "cmaes", "amc", "nsga2")
+
+
+class Broken(Exception):
+    pass
+
+
+def breaking(at: int) -> Any:
+    """Return an evaluation that fails once, in its n-th call."""
+    calls = []
+
+    def evaluate(model: nn.Module) -> float:
+        calls.append(model)
+        if len(calls) == at:
+            raise Broken
+        return likeness(model)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_search_when_broken_off_and_resumed_then_tries_what_an_unbroken_one_does(
+    sampler: str, tmp_path: Path
+) -> None:
+    small = {"hidden1": 8, "hidden2": 8, "warmup": 2}  # an agent that learns quickly
+    options = {"sampler": sampler, "sampler_options": small if sampler == "amc" else {}}
+    whole = search(tmp_path / "whole.journal", **options)
+    for at in (1, 7):
+        with pytest.raises(Broken):
+            search(tmp_path / f"{at}.journal", breaking(at), **options)
+        again = search(tmp_path / f"{at}.journal", **options)
+        assert drawn(again) == drawn(whole)
+        assert len({tuple(t.allocation.values()) for t in again.trials[2:]}) > 1
+
+
+def test_search_when_its_process_is_killed_then_goes_on_without_waiting(
+    tmp_path: Path, processes: BaseContext
+) -> None:
+    path, options = tmp_path / "killed.journal", {"sampler": "tpe", "heartbeat": 3600.0}
+    child: Any = processes.Process(target=work, args=(str(path), 4, options))  # type: ignore[attr-defined]
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    states = [t["state"] for t in _lines(path) if t["op_code"] == 6]
+    assert len(states) == 3, "three trials are whole in the file, and the fourth has not ended"
+    whole = search(tmp_path / "whole.journal", sampler="tpe")
+    assert drawn(search(path, **options)) == drawn(whole)
+
+
+def test_search_when_two_share_a_file_and_one_is_killed_then_every_trial_is_there_once(
+    tmp_path: Path, processes: BaseContext
+) -> None:
+    path, options = str(tmp_path / "shared.journal"), {"trials": 12, "sampler": "tpe"}
+    children: list[Any] = [
+        processes.Process(target=work, args=(path, dies_at, options))  # type: ignore[attr-defined]
+        for dies_at in (3, None)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [-signal.SIGKILL, 0]
+    found = search(path, **options)
+    assert [t.slot for t in found.trials] == list(range(12))
+    assert not found.failed
+    complete = [t for t in found.study.trials if t.state.name == "COMPLETE"]
+    assert len(complete) == 12
+
+
+def test_search_when_more_trials_are_asked_for_then_the_old_ones_count(tmp_path: Path) -> None:
+    few = search(tmp_path / "a.journal", trials=3)
+    more = search(tmp_path / "a.journal", trials=5)
+    assert drawn(more)[:3] == drawn(few)
+    assert len(search(tmp_path / "a.journal", breaking(1), trials=5).trials) == 5
+    assert len(search(tmp_path / "a.journal", trials=2).trials) == 2
+
+
+def test_search_when_a_worker_elsewhere_falls_silent_then_its_trial_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    first = search(tmp_path / "a.journal", trials=2)
+    lost = first.study.ask()
+    lost.set_user_attr(WORKER, ["another machine", 1, 1])
+    found = search(tmp_path / "a.journal", trials=3, heartbeat=0.05)
+    assert [t.slot for t in found.trials] == [0, 1, 2]
+    assert found.study.trials[lost.number].state.name == "FAIL"
+    assert found.study.trials[-1].user_attrs[RETRY] == 2
+
+
+def test_search_when_a_trial_fails_again_and_again_then_is_given_up(tmp_path: Path) -> None:
+    def never(model: nn.Module) -> float:
+        raise Broken
+
+    for _ in range(MOST_FAILURES):
+        with pytest.raises(Broken):
+            search(tmp_path / "a.journal", never, trials=2)
+    found = search(tmp_path / "a.journal", trials=2)
+    assert found.failed == (0,)
+    assert [t.slot for t in found.trials] == [1]
+    assert "every attempt failed: trials 0" in str(found)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_journal_when_cut_off_at_any_byte_then_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    whole = search(path, trials=2)
+    text = path.read_bytes()
+    for size in range(len(text) - 300, len(text), 71):
+        path.write_bytes(text[:size])
+        found = search(path, trials=2, heartbeat=0.02)  # what it says of its worker may be gone
+        assert drawn(found) == drawn(whole)
+        assert [line["op_code"] for line in _lines(path)]
+
+
+def test_journal_when_a_line_is_damaged_then_says_which(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    search(path, trials=1)
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2][:-3]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(FileError, match="line 3"):
+        search(path)
+
+
+@pytest.mark.parametrize("text", ["hello\n", "[]\n", '{"op_code": 99}\n', '{"op_code": 4}\n', "\0"])
+def test_journal_when_it_is_another_file_then_is_an_error_of_ours(
+    text: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.journal"
+    path.write_text(text)
+    if text == "\0":  # a torn first line, of which nothing is lost
+        assert len(search(path, trials=1).trials) == 1
+        return
+    with pytest.raises((FileError, ConfigError), match=r"a\.journal"):
+        search(path)
+
+
+def test_study_when_searched_by_any_sampler_then_holds_no_pickle(tmp_path: Path) -> None:
+    for sampler in SAMPLERS:
+        search(tmp_path / "all.journal", sampler=sampler, name=sampler, trials=7)
+    for line in _lines(tmp_path / "all.journal"):
+        assert "80049" not in json.dumps(line), "how the hexadecimal digits of a pickle begin"
+    with pytest.raises(ConfigError, match="sampler='cmaes'"):
+        search(tmp_path / "b.journal", sampler=optuna.samplers.CmaEsSampler())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sparsity": 0.4}, "goal: "),
+        ({"of": "params"}, "config.of: 'macs' there, 'params' here"),
+        ({"sampler": "tpe"}, "sampler: 'random' there, 'tpe' here"),
+        ({"direction": "minimize"}, "maximize"),
+        ({"exclude": ["0"]}, "units.0"),
+        ({"train": lambda model: None}, "trained: False there, True here"),
+    ],
+)
+def test_search_when_the_study_is_of_another_then_says_what_differs(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    search(tmp_path / "a.journal", trials=1)
+    with pytest.raises(ConfigError, match="search") as caught:
+        search(tmp_path / "a.journal", trials=1, **change)
+    assert said in str(caught.value)
+    assert len(search(tmp_path / "a.journal", trials=1, name="another", **change).trials) == 1
+
+
+def test_slots_when_trials_are_retries_then_have_the_slots_of_the_first() -> None:
+    def trial(number: int, **attrs: Any) -> optuna.trial.FrozenTrial:
+        made = optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=attrs)
+        made.number = number
+        return made
+
+    trials = [trial(0), trial(1), trial(2, **{RETRY: 0}), trial(3), trial(4, **{RETRY: 0})]
+    numbers = {slot: [t.number for t in tries] for slot, tries in slots_of(trials).items()}
+    assert numbers == {0: [0, 2, 4], 1: [1], 2: [3]}
