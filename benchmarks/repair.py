@@ -56,6 +56,7 @@ WAYS = {
     "activation": Way({"criterion": "activation"}, data=True),
     "activation, repaired": Way({"criterion": "activation"}, data=True, repair="least_squares"),
     "obs, repaired": Way({"criterion": "obs"}, data=True, repair="least_squares"),
+    "elimination, repaired": Way({"criterion": "elimination"}, data=True, repair="least_squares"),
 }
 """To remove channels, heads and neurons."""
 BETWEEN = {"scope": "global", "normalize": "output", "max_sparsity": 0.75}

@@ -24,5 +24,6 @@ def made_up(name: str, rows: Tensor, seed: int = 0) -> dict[str, Any]:
         "input_rows": noise.abs(),
         "input_moments": lambda rows: 2 * rows,
         "input_inverse": lambda rows: rows,
+        "input_elimination": lambda rows: rows.square().sum(1),
     }
     return {each: known[each] for each in needs(criteria[name])}

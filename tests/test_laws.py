@@ -31,7 +31,7 @@ EXACT = 1e-9
 """In float64, relative to what varies between inputs, so that no constant hides an error."""
 
 
-SLOW = {"apoz", "energy", "fluctuation", "frequency", "mean_activation", "obs"}
+SLOW = {"apoz", "elimination", "energy", "fluctuation", "frequency", "mean_activation", "obs"}
 """Criteria that ask for what others ask for too, or for what takes long."""
 
 

@@ -86,7 +86,7 @@ def twice(d: Draw, model: nn.Module, example: Any) -> Cut:
 @way
 def repaired(d: Draw, model: nn.Module, example: Any) -> Cut:
     """Data chooses, and what stays makes up for what is masked: the dense weights are new ones."""
-    criterion = d.pick("activation", "activation", "wanda", "obs", "fluctuation", "l2")
+    criterion = d.pick("activation", "elimination", "wanda", "obs", "fluctuation", "l2")
     config = Config.from_dict({**settings(d), "criterion": criterion})
     with torch.inference_mode(False):
         twin = copy.deepcopy(model)

@@ -139,6 +139,7 @@ def test_needs_when_asked_then_reads_the_signature():
     assert {name: needs(criteria[name]) for name in criteria} == {
         "activation": ("input_norm",),
         "apoz": ("input_zeros",),
+        "elimination": ("input_elimination",),
         "energy": ("input_moments",),
         "fluctuation": ("input_variance",),
         "fpgm": (),

@@ -13,8 +13,10 @@ import secateur as sc
 from secateur import Config, Pruner
 from secateur.errors import ConfigError
 from secateur.scoring.criteria import criteria
-from secateur.scoring.statistics import DAMPING, STATISTICS, PerChannel, statistic
+from secateur.scoring.grams import DAMPING
+from secateur.scoring.statistics import STATISTICS, PerChannel, statistic
 from tests.repair.kinds import hugging_face, low_rank, tokens
+from tests.scoring.test_elimination import by_subsets
 
 KNOWING = [n for n in criteria if criteria.asks(n, "forward")]
 UNITS = 16
@@ -75,6 +77,15 @@ def _left(j: int) -> Tensor:
     return ((gap @ damped) * gap).sum().sqrt()
 
 
+def _in_turn() -> Tensor:
+    """Return the root mean square error that each hidden unit adds, the cheapest first, damped."""
+    x, weight = hidden(), net()[2].weight.detach()
+    gram = x.T @ x / len(x)
+    damped = gram + DAMPING * gram.diagonal().mean() * torch.eye(UNITS, dtype=gram.dtype)
+    reader = weight, damped, torch.arange(UNITS)
+    return by_subsets([reader], UNITS).sqrt()
+
+
 def by_hand(name: str) -> Tensor:
     """Return the scores of the hidden units, from the rows that the second layer reads."""
     x, weight = hidden(), net()[2].weight.detach()
@@ -84,6 +95,7 @@ def by_hand(name: str) -> Tensor:
         "activation": lambda: norm * weight.norm(dim=0),
         "energy": lambda: norm * weight.norm(dim=0),
         "obs": lambda: torch.stack([_left(j) for j in range(UNITS)]),
+        "elimination": _in_turn,
         "fluctuation": lambda: x.var(0, correction=0) * weight.square().sum(0),
         "apoz": lambda: (x != 0).double().mean(0),
         "mean_activation": lambda: x.mean(0).abs(),

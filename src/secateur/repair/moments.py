@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.runtime.distributed import reduced
-from secateur.scoring.statistics import moments, precise
+from secateur.scoring.grams import moments, precise
 
 from .system import System
 

@@ -7,14 +7,11 @@ a channel carries, and what becomes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from .criteria import criteria
-
-Function = Callable[[Tensor], Tensor]
+from .grams import Function
 
 
 @criteria.register(of="readers", within="row")
@@ -85,6 +82,25 @@ def obs(rows: Tensor, *, input_inverse: Function) -> Tensor:
     Hassibi and Stork, 1993; Kurtic et al., 2023, arXiv:2302.04089
     """
     return (rows * input_inverse(rows)).sum(1).clamp(min=0).sqrt()
+
+
+@criteria.register(of="readers", error="root")
+def elimination(rows: Tensor, *, input_elimination: Function) -> Tensor:
+    """Root mean square error that a unit adds when its turn comes, the cheapest first.
+
+    As ``obs``, with all that stay refitted after each turn: of two channels that say the same, the
+    first costs nothing, and then the other costs much.
+
+    Args:
+        rows: weights, ``(units, elements)``.
+        input_elimination: from rows to the mean square error of each.
+
+    >>> elimination(torch.ones(2, 1), input_elimination=lambda rows: torch.tensor([0.0, 4.0]))
+    tensor([0., 2.])
+
+    Kurtic et al., 2023, arXiv:2302.04089 (ZipLM)
+    """
+    return input_elimination(rows).clamp(min=0).sqrt()
 
 
 @criteria.register(of="readers", error="square")

@@ -19,7 +19,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -56,7 +56,7 @@ class Statistic:
 
 STATISTICS: dict[str, Statistic] = {}
 """Each name that a criterion may ask for.  What comes of it has the shape of ``rows``, or is a
-function from rows to as many."""
+function of rows."""
 
 S = TypeVar("S", bound=type[Statistic])
 
@@ -98,7 +98,7 @@ class PerChannel(Statistic):
         return granularity.rows(spread)
 
 
-def _seen(sums: Sums) -> Tensor:
+def seen_of(sums: Sums) -> Tensor:
     return sums["seen"].clamp(min=1)
 
 
@@ -122,7 +122,7 @@ class input_norm(PerChannel):
         return {"square": reading.total(_square), "seen": reading.whole()}
 
     def channels(self, sums: Sums) -> Tensor:
-        return (sums["square"] / _seen(sums)).sqrt()
+        return (sums["square"] / seen_of(sums)).sqrt()
 
 
 @statistic
@@ -133,7 +133,7 @@ class input_mean(PerChannel):
         return {"sum": reading.total(_sum), "seen": reading.whole()}
 
     def channels(self, sums: Sums) -> Tensor:
-        return sums["sum"] / _seen(sums)
+        return sums["sum"] / seen_of(sums)
 
 
 @statistic
@@ -148,8 +148,8 @@ class input_variance(PerChannel):
         }
 
     def channels(self, sums: Sums) -> Tensor:
-        mean = sums["sum"] / _seen(sums)
-        return (sums["square"] / _seen(sums) - mean.square()).clamp(min=0)
+        mean = sums["sum"] / seen_of(sums)
+        return (sums["square"] / seen_of(sums) - mean.square()).clamp(min=0)
 
 
 @statistic
@@ -174,113 +174,4 @@ class input_rows(PerChannel):
         return {"rows": reading.count(), "seen": reading.whole()}
 
     def channels(self, sums: Sums) -> Tensor:
-        return (sums["rows"] / _seen(sums))[:, None]
-
-
-PLACES = 16
-"""Of each image that a convolution's second moments are made of, at least, to rank what it reads.
-
-Ranks need fewer than weights do: a ResNet-20 without half of its inner channels, chosen by ``obs``
-and repaired, keeps 80.0 % with 16 and 80.5 with 64, on some 1,000 images, at a third of the time.
-"""
-
-
-class Gram(Statistic):
-    """Second moments of what weights multiply together: O(features²) of memory for each input.
-
-    A criterion gets a function from rows to rows, which multiplies what a unit reads of each input
-    by a matrix of those features.
-    """
-
-    def observe(self, reading: Reading) -> dict[str, Tensor]:
-        features = reading.features
-        x = reading.source
-        total = x.new_zeros(reading.systems, features, features, dtype=precise(features))
-        rows = 0
-        for where, inputs, _ in reading.chunks(places=PLACES):
-            total[where] += moments(inputs, inputs, total.dtype)
-            rows += inputs.shape[0] * inputs.shape[1]
-        taken = reading.count().sum() / max(rows, 1)  # a convolution's chunks are a sample
-        return {"gram": total * taken, "seen": reading.whole()}
-
-    def blocks(self, gram: Tensor, together: Tensor) -> Tensor:
-        """Return the matrix of each system, zero between features of different units.
-
-        Args:
-            gram: mean products of features, ``(features, features)``.
-            together: bool, of the same shape: they belong to one unit.
-        """
-        raise NotImplementedError
-
-    def value(
-        self, seen: Seen, granularity: Granularity, weight: Tensor
-    ) -> Callable[[Tensor], Tensor]:
-        places = granularity.rows(torch.arange(weight.numel()).reshape(weight.shape))
-        units = torch.empty(weight.numel(), dtype=torch.long)
-        units[places] = torch.arange(len(places))[:, None].expand(places.shape)
-        units = units.reshape(weight.shape)
-
-        def multiplied(rows: Tensor) -> Tensor:
-            given = torch.zeros(weight.numel(), dtype=torch.float64, device=rows.device)
-            given[places.to(rows.device)] = rows.double()
-            given = given.reshape(weight.shape)
-            made = torch.zeros_like(given)
-            for arrangement, sums in seen.items():
-                matrices = arrangement.of(given)
-                labels = arrangement.of(units)[:, 0].to(rows.device)
-                found = []
-                for gram, label, w in zip(sums["gram"], labels, matrices, strict=True):
-                    mean = (gram / _seen(sums).to(gram)).to(w)
-                    found.append(w @ self.blocks(mean, label[:, None] == label[None, :]))
-                arrangement.put(made, torch.stack(found))
-            return granularity.rows(made).to(rows.dtype)
-
-        return multiplied
-
-
-@statistic
-class input_moments(Gram):
-    """A function: rows times the second moments of what they multiply, within each unit.
-
-    ``(rows * input_moments(rows)).sum(1)`` is the mean square of what the units add to outputs.
-    """
-
-    def blocks(self, gram: Tensor, together: Tensor) -> Tensor:
-        return gram * together
-
-
-@statistic
-class input_inverse(Gram):
-    """A function: rows times what is left of the second moments once all others make up for a unit.
-
-    ``(rows * input_inverse(rows)).sum(1)`` is the mean square error of the outputs when a unit goes
-    and the others are refitted: the inverse of its block of the inverse.
-    """
-
-    def blocks(self, gram: Tensor, together: Tensor) -> Tensor:
-        damped = gram + DAMPING * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(
-            len(gram), dtype=gram.dtype, device=gram.device
-        )
-        return torch.linalg.inv(torch.linalg.inv(damped) * together)
-
-
-DAMPING = 0.01
-"""Of the mean diagonal, added to it before it is inverted."""
-
-
-def precise(features: int) -> torch.dtype:
-    """Return in what products of so many features are added up."""
-    return torch.float64 if features <= 2048 else torch.float32
-
-
-def moments(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``xᵀ y`` of ``(systems, rows, …)``, added up in ``dtype``.
-
-    Large products are computed in float32, blocks of rows at a time, and added up in ``dtype``.
-    """
-    small = x.shape[-1] * y.shape[-1] <= 128**2
-    inner = dtype if small else torch.promote_types(x.dtype, torch.float32)
-    found = x.new_zeros(len(x), x.shape[-1], y.shape[-1], dtype=dtype)
-    for a, b in zip(x.split(4096, 1), y.split(4096, 1), strict=True):
-        found += torch.matmul(a.mT.to(inner), b.to(inner)).to(dtype)
-    return found
+        return (sums["rows"] / seen_of(sums))[:, None]
