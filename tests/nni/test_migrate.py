@@ -43,6 +43,28 @@ REWRITTEN = {
     "from nni.compression.utils.evaluator import TorchEvaluator": (
         "from secateur.nni import TorchEvaluator"
     ),
+    # NNI 2.x
+    "from nni.compression.pytorch.pruning import L1NormPruner, LotteryTicketPruner": (
+        "from secateur.nni.pytorch.pruning import L1NormPruner, LotteryTicketPruner"
+    ),
+    "from nni.compression.pytorch import TorchEvaluator": (
+        "from secateur.nni.pytorch import TorchEvaluator"
+    ),
+    "from nni.compression.pytorch.speedup.v2 import ModelSpeedup": (
+        "from secateur.nni.pytorch.speedup.v2 import ModelSpeedup"
+    ),
+    "from nni.compression.pytorch.utils.counter import count_flops_params": (
+        "from secateur.nni.pytorch.utils.counter import count_flops_params"
+    ),
+    "from nni.algorithms.compression.v2.pytorch.pruning.tools import AGPTaskGenerator": (
+        "from secateur.nni.pytorch.pruning.tools import AGPTaskGenerator"
+    ),
+    "from nni.algorithms.compression.v2.pytorch.pruning.basic_pruner import FPGMPruner": (
+        "from secateur.nni.pytorch.pruning import FPGMPruner"
+    ),
+    "from nni.algorithms.compression.v2.pytorch import TorchEvaluator": (
+        "from secateur.nni.pytorch import TorchEvaluator"
+    ),
     "from nni.compression.pruning import *": "from secateur.nni.pruning import *",
     "from nni.compression import pruning": "from secateur.nni import pruning",
     "from nni import compression": "from secateur import nni as compression",
@@ -82,7 +104,7 @@ REWRITTEN = {
 }
 
 
-@pytest.mark.parametrize("before", REWRITTEN, ids=lambda text: text[:50])
+@pytest.mark.parametrize("before", REWRITTEN, ids=lambda text: text[:70])
 def test_migrate_when_all_has_a_counterpart_then_nothing_is_left(before):
     done = migrate(before)
     assert done.text == (before if REWRITTEN[before] is None else REWRITTEN[before])
@@ -97,7 +119,11 @@ LEFT = {
     "from nni.compression.distillation import DynamicLayerwiseDistiller": ("training step", None),
     "from nni.compression.base.wrapper import ModuleWrapper": ("no wrappers", None),
     "from nni.compression.pruning import L1NormPrunr": ("Did you mean 'L1NormPruner'", None),
-    "from nni.compression.pytorch.pruning import L1NormPruner": ("NNI 2.x", None),
+    "from nni.compression.pytorch.quantization import QATQuantizer": ("torchao", None),
+    "from nni.algorithms.compression.pytorch.pruning import NetAdaptPruner": (
+        "older than 2.x",
+        None,
+    ),
     "from nni.nas.nn.pytorch import LayerChoice": ("NNI has to stay installed", None),
     "import nni\nnni.report_final_result(1)": ("NNI has to stay installed", None),
     "import nni.nas": ("NNI has to stay installed", None),
@@ -118,7 +144,7 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("before", LEFT, ids=lambda text: text[:50])
+@pytest.mark.parametrize("before", LEFT, ids=lambda text: text[:70])
 def test_migrate_when_something_has_no_counterpart_then_it_stays_and_is_listed(before):
     why, after = LEFT[before]
     done = migrate(before)

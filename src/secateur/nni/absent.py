@@ -27,7 +27,10 @@ REASONS = {
     "base.apply_method": WRAPPERS,
     "base.fuse_modules": QUANTISE,
     "base.config": CONFIG,
-    "pytorch": "this is NNI 2.x, whose constructors differ: move to 3.0's first",
+    "pytorch.quantization": QUANTISE,
+    "pytorch.quantization_speedup": QUANTISE,
+    "pytorch.distillation": DISTIL,
+    "algorithms.compression.pytorch": "this is older than 2.x's pruners: move to those first",
     "utils.Scaling": "secateur.scoring.granularity says what is removed together",
     "utils.scaling": "secateur.scoring.granularity says what is removed together",
     **{

@@ -22,7 +22,16 @@ from secateur.errors import ConfigError, NoMatchError, did_you_mean
 from .settings import GOALS, Entry, load, parse
 from .targets import Align, TargetSetting, class_name, register_module, target_settings
 
-__all__ = ["Align", "Entry", "TargetSetting", "load", "parse", "register_module", "resolve"]
+__all__ = [
+    "Align",
+    "Entry",
+    "TargetSetting",
+    "load",
+    "parse",
+    "register_module",
+    "resolve",
+    "selected",
+]
 
 
 def resolve(
@@ -43,13 +52,13 @@ def resolve(
     unmatched: list[str] = []
     problems: list[str] = []
     for number, entry in enumerate(entries, 1):
-        selected, lost = _select(entry, model)
+        chosen, lost = selected(entry, model)
         unmatched += [f"entry {number}{problem}" for problem in lost]
         if entry.exclude:
-            found = {name: each for name, each in found.items() if each.module not in selected}
+            found = {name: each for name, each in found.items() if each.module not in chosen}
             continue
         made = 0
-        for name, lenient in selected.items():
+        for name, lenient in chosen.items():
             records, wrong = target_settings(
                 entry, number, name, modules[name], default_granularity, lenient=lenient
             )
@@ -74,7 +83,7 @@ def resolve(
     )
 
 
-def _select(entry: Entry, model: nn.Module) -> tuple[dict[str, bool], list[str]]:
+def selected(entry: Entry, model: nn.Module) -> tuple[dict[str, bool], list[str]]:
     """Return the selected modules (→ whether a regular expression alone found it), and problems."""
     modules = dict(model.named_modules(remove_duplicate=False))
     first = {id(module): name for name, module in model.named_modules()}

@@ -17,6 +17,13 @@ MODULES = (
     *("common.types", "common.concrete_trace_utils"),
 )
 """Where a name is looked for that NNI has elsewhere."""
+OLDER = (
+    *("pytorch", "pytorch.pruning", "pytorch.pruning.tools", "pytorch.speedup"),
+    *("pytorch.utils", "pytorch.utils.counter"),
+)
+"""Likewise, of what scripts of NNI 2.x import."""
+MOVED = {"nni.algorithms.compression.v2": "nni.compression"}
+"""Where NNI 2.x implements → where it offers."""
 
 
 def module_for(name: str) -> str | None:
@@ -25,7 +32,7 @@ def module_for(name: str) -> str | None:
     >>> module_for("nni.compression.pruning"), module_for("nni"), module_for("nni.nas")
     ('secateur.nni.pruning', 'secateur.nni', None)
     """
-    path = name.removeprefix("nni").removeprefix(".compression")
+    path = _offered(name).removeprefix("nni").removeprefix(".compression")
     return f"{HERE}{path}" if _loaded(f"{HERE}{path}") else None
 
 
@@ -41,8 +48,10 @@ def home_of(module: str, name: str) -> str | None:
     if here is not None and (_has(here, name) or _loaded(f"{here}.{name}")):
         return here
     path = _path(f"{module}.{name}")
+    module = _offered(module)
     if reason(path) is None and module.startswith("nni.compression"):
-        homes = (f"{HERE}.{other}".rstrip(".") for other in MODULES)
+        places = (*OLDER, *MODULES) if module.startswith("nni.compression.pytorch") else MODULES
+        homes = (f"{HERE}.{other}".rstrip(".") for other in places)
         return next((home for home in homes if _has(home, name)), None)
     return None
 
@@ -65,7 +74,7 @@ def why_not(dotted: str) -> str:
     """Say why a name of NNI's is not here, and what to do."""
     if found := reason(_path(dotted)):
         return found
-    if not dotted.startswith("nni.compression"):
+    if not _offered(dotted).startswith("nni.compression"):
         return "it is not about compression; NNI has to stay installed for it"
     known = [n for m in MODULES for n in dir(import_module(f"{HERE}.{m}".rstrip(".")))]
     near = did_you_mean(dotted.rpartition(".")[2], known)
@@ -73,7 +82,18 @@ def why_not(dotted: str) -> str:
 
 
 def _path(dotted: str) -> str:
-    return dotted.removeprefix("nni.").removeprefix("compression.")
+    return _offered(dotted).removeprefix("nni.").removeprefix("compression.")
+
+
+def _offered(dotted: str) -> str:
+    """Return a dotted name where NNI offers it, of one where it is implemented.
+
+    >>> _offered("nni.algorithms.compression.v2.pytorch.pruning")
+    'nni.compression.pytorch.pruning'
+    """
+    for place, offered in MOVED.items():
+        dotted = dotted.replace(place, offered, 1) if dotted.startswith(place) else dotted
+    return dotted
 
 
 @cache

@@ -24,7 +24,7 @@ from secateur.types import Example
 from .activations import values_masked
 from .common.concrete_trace_utils import traced_with
 from .dependencies import auto_set_dependency_group_ids
-from .pruning.masks import broadcast, checked
+from .masks import broadcast, checked
 from .targets import full_name, is_activation
 from .utils.external.external_replacer import TransformersAttentionReplacer
 
@@ -233,7 +233,7 @@ def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
     """
     path = Path(file)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             return _nested(load_file(path, device=str(map_location or "cpu")))
         with _only_dicts():
             loaded = torch.load(path, map_location=map_location, weights_only=True)
@@ -244,6 +244,12 @@ def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:
     if not isinstance(loaded, dict) or not all(isinstance(v, dict) for v in loaded.values()):
         raise MaskError(f"{path} holds no masks of the form {{module: {{target: tensor}}}}")
     return loaded
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by its content whether a file is one, whatever its name: a length, and then JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _plain(factory: object = None) -> dict[str, Any]:

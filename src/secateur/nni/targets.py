@@ -256,6 +256,11 @@ def _granularity(
     return meant or Element()
 
 
+def known_class(module: nn.Module) -> bool:
+    """Tell whether a module's class, or one that it extends, has known targets."""
+    return bool(_of_class(type(module)))
+
+
 def _known_targets(module: nn.Module) -> dict[str, Setting]:
     """Return the default targets of a module's class, or of the nearest class that it extends."""
     known = _of_class(type(module))

@@ -116,6 +116,16 @@ def _pattern(setting: object, transposed: bool) -> Granularity | None:
 
 
 @form(
+    "balanced:sizes",
+    "Single weights, the same share of every tile of these sizes, such as balanced:1,16.",
+    "'balanced:sizes' such as 'balanced:1,16'",
+)
+def _balanced(setting: object, transposed: bool) -> Granularity | None:
+    found = isinstance(setting, str) and re.fullmatch(r"balanced:(\d{1,9}(?:,\d{1,9})*)", setting)
+    return Balanced(tuple(map(int, found[1].split(",")))) if found else None
+
+
+@form(
     "tile sizes",
     "Tiles, one size per trailing dimension, -1 for all of it, such as [8, -1].",
     "a list of tile sizes",
@@ -248,6 +258,45 @@ class Tile(Granularity):
             max(dim, 1) if size == -1 else size for dim, size in zip(shape, sizes, strict=True)
         ]
         return [(-(-dim // size), size) for dim, size in zip(shape, whole, strict=True)]
+
+
+@dataclass(frozen=True)
+class Balanced(Granularity):
+    """Single weights, of which every tile loses the same number; the sizes are those of ``Tile``.
+
+    >>> Balanced((1, 2)).units((3, 4)), Balanced((1, 2)).clusters((3, 4))
+    (12, 6)
+
+    Cao et al., 2019, "Efficient and Effective Sparse LSTM on FPGA with Bank-Balanced Sparsity"
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        Tile(self.sizes)
+
+    def units(self, shape: Shape) -> int:
+        return prod(shape)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        self.clusters(tensor.shape)
+        return Tile(self.sizes).rows(tensor).reshape(-1, 1)
+
+    def expand(self, keep: Tensor, shape: Shape) -> Tensor:
+        place = Tile(self.sizes).rows(torch.arange(prod(shape), device=keep.device).reshape(shape))
+        mask = torch.empty(prod(shape), dtype=torch.bool, device=keep.device)
+        mask[place.flatten()] = _checked(keep, self, shape)
+        return mask.reshape(tuple(shape))
+
+    def clusters(self, shape: Shape) -> int:
+        last = tuple(shape)[len(shape) - len(self.sizes) :]
+        whole = [n if size == -1 else size for n, size in zip(last, self.sizes, strict=False)]
+        if len(self.sizes) > len(shape) or any(n % m for n, m in zip(last, whole, strict=True)):
+            raise ConfigError(
+                f"balanced:{','.join(map(str, self.sizes))} does not fit a tensor of shape "
+                f"{tuple(shape)}: each size must divide its dimension; exclude it, or give others"
+            )
+        return Tile(self.sizes).units(shape)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,16 @@ def decide(
     )
 
 
+def sunk(scores: Tensor, alive: Tensor, low: float) -> Tensor:
+    """Return scores in which what is gone already is below ``low``, and so goes first.
+
+    >>> import torch
+    >>> sunk(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([True, True, False]), 1.0)
+    tensor([3., 1., 0.])
+    """
+    return scores.masked_fill(~alive.to(scores.device), low - max(1.0, abs(low)))
+
+
 def masks_of(
     selectables: Sequence[Selectable], keeps: Sequence[Tensor], tensors: Mapping[str, Tensor]
 ) -> Masks:

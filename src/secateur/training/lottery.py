@@ -24,6 +24,7 @@ from secateur.errors import ConfigError
 from secateur.masks.classes import fill
 from secateur.runtime.distributed import whole
 from secateur.runtime.undo import undoable
+from secateur.selection.decision import sunk
 
 from .method import STRICT, Method, methods
 from .run import Run
@@ -92,13 +93,8 @@ class Lottery(Method):
         found = self._run.scores(self._run.tensors(), {})
         keeps = self._run.keeps
         low = min((float(score.min()) for score in found if len(score)), default=0.0)
-        low -= max(1.0, abs(low))
-        return {
-            each.name: score.masked_fill(~keeps[each.name].to(score.device), low)
-            if each.name in keeps
-            else score
-            for each, score in zip(self._run.selectables, found, strict=True)
-        }
+        named = zip((each.name for each in self._run.selectables), found, strict=True)
+        return {n: sunk(s, keeps[n], low) if n in keeps else s for n, s in named}
 
     @torch.no_grad()
     def pruned(self) -> None:

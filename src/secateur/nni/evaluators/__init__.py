@@ -6,6 +6,7 @@ patched: a trainer, an optimizer, a loop that was built as ever works as it is.
 
 from .deepspeed import DeepspeedTorchEvaluator as DeepspeedTorchEvaluator
 from .evaluator import Evaluator as Evaluator
+from .legacy import LegacyEvaluator as LegacyEvaluator
 from .lightning import LightningEvaluator as LightningEvaluator
 from .torch import TorchEvaluator as TorchEvaluator
 from .transformers import TransformersEvaluator as TransformersEvaluator

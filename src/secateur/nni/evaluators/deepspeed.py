@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from secateur.errors import MissingExtraError
+from secateur.errors import ConfigError, MissingExtraError
 
 from .evaluator import AfterStep, Limits, judged
 from .torch import stepping
@@ -72,6 +72,23 @@ class DeepspeedTorchEvaluator:
         most = limits.get("max_steps"), limits.get("max_epochs")
         with stepping(engine.basic_optimizer, after_step, most[0]):
             self.training_func(engine, optimizer, self.training_step, scheduler, *most)
+
+    def finetune(self, model: nn.Module) -> None:
+        """Train for as long as ``training_func`` does without limits."""
+        self.train(model, lambda: None)
+
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> DeepspeedTorchEvaluator:
+        """Return this, if the configuration names the optimizer: it is made for each model anew.
+
+        Raises:
+            ConfigError: an optimizer was given, which trains one model.
+        """
+        if self.optimizer is not None:
+            raise ConfigError(
+                "pruners that work on copies need an optimizer for each: name it in DeepSpeed's "
+                "configuration, not as optimizer=…"
+            )
+        return self
 
     def evaluate(self, model: nn.Module) -> float:
         """Return the metric of ``evaluating_func``."""

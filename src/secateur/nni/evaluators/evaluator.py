@@ -42,6 +42,14 @@ class Evaluator(Protocol):
         """
         ...
 
+    def finetune(self, model: nn.Module) -> None:
+        """Train as long as the trainer likes."""
+        ...
+
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> Evaluator:
+        """Return one that trains a copy, maybe a smaller one, of the model it was built for."""
+        ...
+
 
 def judged(evaluator: Any, model: nn.Module) -> float:
     """Return the metric of an evaluator that has a function for it, or None in its place.

@@ -47,6 +47,18 @@ class LightningEvaluator:
             self.trainer.callbacks.remove(callback)
             loop.max_epochs, loop.epoch_loop.max_steps = before
 
+    def finetune(self, model: nn.Module) -> None:
+        """Fit for as long as the trainer was built to, from its first epoch on."""
+        loop = self.trainer.fit_loop
+        steps = loop.epoch_loop.max_steps
+        limits: Limits = {"max_steps": None if steps == -1 else steps}
+        limits["max_epochs"] = None if loop.max_epochs in (None, -1) else loop.max_epochs
+        self.train(model, lambda: None, **limits)
+
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> LightningEvaluator:
+        """Return this: a copy of a LightningModule builds its optimizers itself."""
+        return self
+
     def evaluate(self, model: nn.Module) -> float:
         """Return the first metric that ``trainer.test`` reports, or the one named "default"."""
         reported = self.trainer.test(model, self.data_module, verbose=False)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from secateur.errors import ConfigError
 
 from .evaluator import AfterStep, Limits, judged
+from .rebuilt import fresh, rescheduled, set_to, settings, state_of
 
 
 class TorchEvaluator:
@@ -76,6 +77,7 @@ class TorchEvaluator:
         if problems:
             raise ConfigError(*problems)
         self._several = [_innermost(each) for each in several]
+        self._built = [settings(each) for each in self._several], state_of(lr_schedulers)
 
     def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         """Call ``training_func``; see ``Evaluator``."""
@@ -92,6 +94,33 @@ class TorchEvaluator:
     def evaluate(self, model: nn.Module) -> float:
         """Return the metric of ``evaluating_func``."""
         return judged(self, model)
+
+    def finetune(self, model: nn.Module) -> None:
+        """Train for as long as ``training_func`` does without limits."""
+        self.train(model, lambda: None)
+
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> TorchEvaluator:
+        """Return one that trains a copy of the model, from the settings that this was built with.
+
+        Args:
+            model: the copy, which may be smaller.
+            dense: the model that the optimizers were built for.
+        """
+        known = substitutes(model, dense)
+        groups, state = self._built
+        made = [fresh(each, known) for each in self._several]
+        for optimizer, values in zip(made, groups, strict=True):
+            set_to(optimizer, values)
+        several = isinstance(self.optimizers, (list, tuple))
+        by_id = {id(old): new for old, new in zip(self._several, made, strict=True)}
+        return TorchEvaluator(
+            self.training_func,
+            made if several else made[0],
+            self.training_step,
+            rescheduled(self.lr_schedulers, state, by_id),
+            self.dummy_input,
+            self.evaluating_func,
+        )
 
     def _watched(self, model: nn.Module) -> Optimizer:
         own = {id(parameter) for parameter in model.parameters()}
@@ -135,6 +164,13 @@ def stepping(optimizer: Optimizer, after_step: AfterStep, max_steps: int | None)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def substitutes(model: nn.Module, dense: nn.Module) -> dict[int, nn.Parameter]:
+    """Return the parameters of a copy by the ids of those that they were made from."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    named = dense.named_parameters(remove_duplicate=False)
+    return {id(p): own[name] for name, p in named if name in own}
 
 
 def _innermost(optimizer: Any) -> Any:

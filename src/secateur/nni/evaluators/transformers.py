@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 from torch import nn
@@ -9,6 +11,8 @@ from torch import nn
 from secateur.errors import ConfigError
 
 from .evaluator import AfterStep, Limits
+from .rebuilt import fresh
+from .torch import substitutes
 
 
 class TransformersEvaluator:
@@ -55,6 +59,14 @@ class TransformersEvaluator:
             args.max_steps, args.num_train_epochs = before
             trainer.optimizer, trainer.lr_scheduler = made
 
+    def finetune(self, model: nn.Module) -> None:
+        """Train for as long as the Trainer's arguments say."""
+        self.train(model, lambda: None)
+
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> TransformersEvaluator:
+        """Return one that lends its Trainer to a copy of the model while it trains or evaluates."""
+        return _Lent(self, model, dense)
+
     def evaluate(self, model: nn.Module) -> float:
         """Return the Trainer's ``metric_for_best_model``, or else minus its loss."""
         trainer = self._owner_of(model)
@@ -70,3 +82,32 @@ class TransformersEvaluator:
                 "pruned; give both the same"
             )
         return self.trainer
+
+
+class _Lent(TransformersEvaluator):
+    """An evaluator whose Trainer has another model for as long as it is used."""
+
+    def __init__(self, lender: TransformersEvaluator, model: nn.Module, dense: nn.Module):
+        super().__init__(lender.trainer, lender.dummy_input)
+        optimizer = lender.trainer.optimizer
+        self.model = model
+        self.optimizer = optimizer and fresh(optimizer, substitutes(model, dense))
+
+    def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
+        with self._lent():
+            super().train(model, after_step, **limits)
+
+    def evaluate(self, model: nn.Module) -> float:
+        with self._lent():
+            return super().evaluate(model)
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        trainer = self.trainer
+        before = trainer.model, trainer.model_wrapped, trainer.optimizer
+        trainer.model = trainer.model_wrapped = self.model
+        trainer.optimizer = self.optimizer
+        try:
+            yield
+        finally:
+            trainer.model, trainer.model_wrapped, trainer.optimizer = before

@@ -16,9 +16,13 @@ from .basic import FPGMPruner as FPGMPruner
 from .basic import L1NormPruner as L1NormPruner
 from .basic import L2NormPruner as L2NormPruner
 from .basic import LevelPruner as LevelPruner
+from .iterative import LotteryTicketPruner as LotteryTicketPruner
 from .pruner import Pruner as Pruner
 from .scheduled import AGPPruner as AGPPruner
 from .scheduled import LinearPruner as LinearPruner
 from .training import MovementPruner as MovementPruner
 from .training import SlimPruner as SlimPruner
 from .training import TaylorPruner as TaylorPruner
+from .v2 import ActivationAPoZRankPruner as ActivationAPoZRankPruner
+from .v2 import ActivationMeanRankPruner as ActivationMeanRankPruner
+from .v2 import ADMMPruner as ADMMPruner

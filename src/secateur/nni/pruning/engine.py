@@ -18,10 +18,11 @@ from secateur.nni.placed import placed, unplaced
 from secateur.pruner import Pruner
 from secateur.scoring.criteria import criteria, needs
 from secateur.scoring.granularity import Granularity
+from secateur.selection.decision import sunk
 from secateur.selection.select import Request
 from secateur.selection.targets import Part, Selectable
 from secateur.structure import analyze
-from secateur.types import Masks
+from secateur.types import Masks, Scores
 
 from .align import aligned, needs_value
 
@@ -36,6 +37,10 @@ class Engine(Pruner):
         activations: the targets among them that are inputs and outputs.
         example: returns what the model is run on to score those.
         others: returns the masks of other pruners of the same model, which multiply with these.
+        before: masks from which nothing comes back: what they mask goes first.
+
+    Attributes:
+        known: scores by name of target, in place of the criterion's.
     """
 
     def __init__(
@@ -46,7 +51,10 @@ class Engine(Pruner):
         activations: ActivationMasks,
         example: Callable[[], Any],
         others: Callable[[], Masks],
+        before: Mapping[str, Tensor] | None = None,
     ):
+        self.known: dict[str, Tensor] = {}
+        self._gone = before or {}
         self.activations = activations
         self._run_on = example
         self._others = others
@@ -88,6 +96,16 @@ class Engine(Pruner):
             return found | {name: gate.detach() for name, gate in self.activations.gates.items()}
         return found | self._observed()
 
+    def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
+        found = super().scores(tensors, {**given, **self.known})
+        low = min((float(score.min()) for score in found if len(score)), default=0.0)
+        for i, each in enumerate(self.selectables):
+            for part in each.parts if len(found[i]) else ():
+                if part.tensor in self._gone:
+                    alive = part.granularity.rows(self._gone[part.tensor]).any(1)
+                    found[i] = sunk(found[i], alive, low)
+        return found
+
     def decide(self, share: float = 1.0) -> Masks:
         super().decide(share)
         followers = [target for target in self.targets if target.align is not None]
@@ -97,6 +115,8 @@ class Engine(Pruner):
         for target in followers:
             module = self.model.get_submodule(target.module)
             self.masks[target.name] = aligned(target, self.masks, shapes.get(target.name), module)
+        for name in self.masks.keys() & self._gone.keys():
+            self.masks[name] &= self._gone[name].to(self.masks[name].device)
         return self.masks
 
     def put_on(self) -> None:

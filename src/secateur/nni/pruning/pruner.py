@@ -15,11 +15,11 @@ from secateur.masks import masking
 from secateur.nni.activations import ActivationMasks
 from secateur.nni.config_list import parse, resolve
 from secateur.nni.evaluators import Evaluator
+from secateur.nni.masks import NniMasks, boolean, product
 from secateur.nni.targets import full_name
 from secateur.types import call_arguments
 
 from .engine import Engine
-from .masks import NniMasks, boolean, product
 
 
 class Pruner:
@@ -67,6 +67,7 @@ class Pruner:
         self.activations = ActivationMasks(model, [t for t in self.targets if t.shape is None])
         self.masks: dict[str, Tensor] = {}  # full target name → bool, True is kept
         self.notes: list[str] = []
+        self._given: dict[str, Tensor] = {}  # masks from which nothing comes back
         self._fused: Pruner | None = None
 
     @classmethod
@@ -245,6 +246,7 @@ class Pruner:
             self.activations,
             self._example,
             others,
+            self._given,
         )
 
     def _example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -281,7 +283,7 @@ class Pruner:
         self._take_off(bake=False)
         try:
             for each in pruners:
-                each.masks = {}
+                each.masks = dict(each._given)
                 engines[each] = each._engine(self._family())
             learned = any(engine.method.learns_masks for engine in engines.values())
             masking.put_on(self.bound_model, self.parameter_masks(), differentiable=learned)
