@@ -133,7 +133,7 @@ def test_compress_when_admm_trains_then_what_goes_was_pulled_to_zero() -> None:
         gone[rho] = {
             n: float(below[n].detach()[~m].norm()) for n, m in masks if n.endswith("weight")
         }
-    assert all(gone[1.0][name] < 0.5 * norm for name, norm in gone[1e-9].items()), gone
+    assert all(gone[1.0][name] < 0.7 * norm for name, norm in gone[1e-9].items()), gone
 
 
 @pytest.mark.parametrize(
