@@ -58,10 +58,12 @@ class Heartbeat:
     Args:
         beat: is given a number that grows; returns False when it need not be called again.
         interval: in seconds.
+        at_last: called at the end, by the thread that called ``beat``.
     """
 
-    def __init__(self, beat: Callable[[int], bool], interval: float):
+    def __init__(self, beat: Callable[[int], bool], interval: float, at_last: Callable[[], object]):
         self._beat = beat
+        self._at_last = at_last
         self._interval = interval
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="secateur heartbeat")
@@ -83,3 +85,4 @@ class Heartbeat:
         count = 1
         while not self._over.wait(self._interval) and self._beat(count):
             count += 1
+        self._at_last()

@@ -45,7 +45,7 @@ def search(
 
     Each trial draws a share for every group, makes them meet the goal, prunes a copy, repairs it
     (with ``data``), trains it (with ``train``) and evaluates it.  The first is what ``prune`` does
-    alone.  Called again, it goes on; several machines with one ``storage`` share the trials.
+    alone.  Called again, it goes on; machines with one ``storage`` share the trials.
 
     Args:
         evaluate: ``(model) → number``, or an iterator over numbers, of which the last one counts.
@@ -57,12 +57,13 @@ def search(
         settings: of pruning, as for ``prune``, or fields of ``secateur.searching.Options``.
 
     Raises:
-        MissingExtraError: Optuna is not installed.
-        ConfigError: a setting is wrong, the study is of another search, or ``evaluate`` returned no
-            number.  What it raises itself ends the search; called again, that is tried again.
+        ConfigError: also where the study is of another search, or ``evaluate`` returns no number.
 
-    See also:
-        ``Search``, which it returns, with an example; ``prune``; ``Options``.
+    >>> import torch; from optuna.storages import InMemoryStorage
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> small = lambda model: -model[0].out_features  # a score of yours goes here
+    >>> search(net, torch.zeros(1, 8), small, 0.5, trials=2, storage=InMemoryStorage()).best.value
+    -8.0
     """
     given = settings if sparsity is None else {**settings, "sparsity": sparsity}
     options = Options.of(given)

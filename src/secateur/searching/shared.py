@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.pruners import MedianPruner
 from optuna.samplers import BaseSampler, CmaEsSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -25,7 +26,7 @@ from .samplers.ours import SHARES
 from .seeds import seed_of
 from .slots import ENDED, Worker, fail, given_up, winner
 from .space import MOST, Allocation, Space
-from .storage import Place, opened_study, quiet
+from .storage import Place, opened_study, quiet, released, storage_at
 
 REMOVED, COST, GOAL = "secateur:removed", "secateur:cost", "share that goes"
 EQUAL = 0.5
@@ -58,11 +59,16 @@ class Shared:
         directions: list[Direction] = [self.options.direction]
         if self.fronts:
             directions.append("minimize")
-        pruner = self.options.pruner or MedianPruner()
-        place = Path(f"{self.options.name}.journal") if self.storage is None else self.storage
-        study = opened_study(place, self.options.name, directions, self._sampler(), pruner)
+        pruner, name = self.options.pruner or MedianPruner(), self.options.name
+        study = opened_study(self.opened, name, directions, self._sampler(), pruner)
         claim(study, self._facts())
         return study
+
+    @cached_property
+    def opened(self) -> BaseStorage:
+        """The storage that the study is in."""
+        default = Path(f"{self.options.name}.journal")
+        return storage_at(default if self.storage is None else self.storage)
 
     def _sampler(self) -> BaseSampler:
         if isinstance(self.sampler, CmaEsSampler):
@@ -105,20 +111,24 @@ class Shared:
 
     def work(self, notes: Sequence[str] = ()) -> Search:
         """Take trials until all are done by somebody; return what was found, with these notes."""
-        with quiet(), Bar(self.trials) as bar:
-            worker = Worker(self.study, self.trials, self.options.heartbeat)
-            self._show(bar, worker)
-            while (taken := worker.take()) is not None:
-                slot, trial = taken
-                try:
-                    with worker.alive(trial):
-                        self._run(slot, trial)
-                except BaseException as error:
-                    fail(self.study, trial, shortened(f"{type(error).__name__}: {error}", 300))
-                    error.add_note(f"in trial {slot} of the search {self.options.name!r}")
-                    raise
+        with released(self.opened), quiet():
+            with Bar(self.trials) as bar:
+                worker = Worker(self.study, self.trials, self.options.heartbeat)
                 self._show(bar, worker)
-        return self.found(notes)
+                while (taken := worker.take()) is not None:
+                    self._attempt(worker, *taken)
+                    self._show(bar, worker)
+            return self.found(notes)
+
+    def _attempt(self, worker: Worker, slot: int, trial: Trial) -> None:
+        """Run a trial; one that fails can be taken by somebody else at once."""
+        try:
+            with worker.alive(trial):
+                self._run(slot, trial)
+        except BaseException as error:
+            fail(self.study, trial, shortened(f"{type(error).__name__}: {error}", 300))
+            error.add_note(f"in trial {slot} of the search {self.options.name!r}")
+            raise
 
     def _run(self, slot: int, trial: Trial) -> None:
         """Make and evaluate one trial, and tell how it ended."""

@@ -158,7 +158,7 @@ class Worker:
                 return False
             return True
 
-        return Heartbeat(beat, self.heartbeat)
+        return Heartbeat(beat, self.heartbeat, trial.storage.remove_session)
 
 
 def fail(study: Study, trial: Trial | int, why: str = "") -> None:

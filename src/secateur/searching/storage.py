@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from .journal import JournalFile
 from .options import Direction
 
 Place = str | os.PathLike[str] | BaseStorage
+
+TRIES, PAUSE = 6, 0.3
+"""To open a database, and seconds between: of two that make its tables at once, one fails."""
 
 
 def storage_at(place: Place) -> BaseStorage:
@@ -62,21 +66,26 @@ def _journal(path: Path) -> BaseStorage:
 
 
 def _database(url: str) -> BaseStorage:
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-    try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except ImportError as error:
-        cause = error.__cause__ or error
-        raise ConfigError(
-            f"storage: the driver of {shown(url)} is not installed ({cause}): for PostgreSQL "
-            'pip install "psycopg[binary]" and write postgresql+psycopg://…'
-        ) from error
-    except (SQLAlchemyError, RuntimeError) as error:
-        said = str(error).replace(url, shown(url)).strip().splitlines()
-        raise ConfigError(
-            f"storage: {shown(url)} cannot be opened: {shortened(said[0] if said else '', 400)}"
-        ) from error
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except ImportError as error:
+            cause = error.__cause__ or error
+            raise ConfigError(
+                f"storage: the driver of {shown(url)} is not installed ({cause}): for PostgreSQL "
+                'pip install "psycopg[binary]" and write postgresql+psycopg://…'
+            ) from error
+        except (SQLAlchemyError, RuntimeError) as error:
+            if not (tries_left and isinstance(error, DBAPIError)):
+                said = str(error).replace(url, shown(url)).strip().splitlines()
+                raise ConfigError(
+                    f"storage: {shown(url)} cannot be opened: "
+                    f"{shortened(said[0] if said else '', 400)}"
+                ) from error
+            time.sleep(PAUSE)
+    raise AssertionError("the last try returns or raises")
 
 
 def shown(place: object) -> str:
@@ -112,11 +121,25 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+@contextmanager
+def released(storage: BaseStorage) -> Iterator[None]:
+    """Keep no connection open afterwards; the next question opens one again."""
+    try:
+        yield
+    finally:
+        storage.remove_session()
+        if isinstance(storage, RDBStorage):
+            storage.engine.dispose()
+
+
 def opened_study(
-    place: Place, name: str, directions: list[Direction], sampler: BaseSampler, pruner: BasePruner
+    storage: BaseStorage,
+    name: str,
+    directions: list[Direction],
+    sampler: BaseSampler,
+    pruner: BasePruner,
 ) -> Study:
-    """Return the study of a name in a storage, which is made where there is none."""
-    storage = storage_at(place)
+    """Return the study of a name, which is made where there is none."""
     with quiet():
         study = optuna.create_study(
             storage=storage,
