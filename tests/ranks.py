@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,16 @@ STEPS = 6
 EXAMPLE = torch.zeros(2, 6)
 
 
-def run(rank: int, folder: str, checks: list[str]) -> None:
-    """Join the process group, run checks by name, and leave what each found in a file."""
+def run(rank: int, folder: str, checks: list[str], module: str = __name__) -> None:
+    """Join the process group, run checks of a module, and leave what each found in a file."""
+    known = vars(importlib.import_module(module))
+    known = known.get("CHECKS", known)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
     found: dict[str, Any] = {}
     for name in checks:
         try:
-            found[name] = globals()[name](rank)
+            found[name] = known[name](rank)
         except Exception:
             found[name] = traceback.format_exc()
             break  # the other rank may wait for this one
@@ -41,6 +45,23 @@ def run(rank: int, folder: str, checks: list[str]) -> None:
     if all(isinstance(value, dict) for value in found.values()):
         dist.destroy_process_group()
     os._exit(0)  # without waiting for the other rank
+
+
+def both_ranks(
+    processes: BaseContext, folder: str, checks: list[str], module: str = __name__
+) -> list[dict[str, Any]]:
+    """Return what each rank found, by check."""
+    started = [
+        processes.Process(target=run, args=(rank, folder, checks, module), daemon=True)
+        for rank in range(RANKS)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+    return [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
 def net() -> nn.Module:
@@ -201,3 +222,20 @@ def inputs() -> list[Tensor]:
 def ddp_repair(rank: int) -> dict[str, Tensor]:
     """Each rank has batches of its own."""
     return calibrated(net(), inputs()[4 * rank : 4 * rank + 4])
+
+
+def joined_epochs(rank: int) -> dict[str, Tensor]:
+    """Ranks with more and fewer batches, and a step of the pruner after each epoch."""
+    model = net()
+    pruner = Pruner(model, Config(sparsity=0.5, steps=2), structure=STRUCTURE)
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        with wrapped.join():
+            for i in range(2 + rank):
+                x, y = batch(i, rank)
+                optimizer.zero_grad()
+                F.cross_entropy(wrapped(x), y).backward()
+                optimizer.step()
+        pruner.step()
+    return dict(pruner.masks)

@@ -18,6 +18,7 @@ SecateurError
 ├── DivergenceError (RuntimeError)   processes that train together decided differently
 ├── ShrinkError (RuntimeError)       the smaller model fails; the model is as it was before
 │   └── VerificationError            it runs, but differs from the masked model
+├── RankError (RuntimeError)        another of the processes that go together failed
 ├── MissingExtraError (ImportError)  an optional dependency is not installed
 └── NotHereError (ImportError)       NNI has something of that name, and secateur has not
 """
@@ -125,6 +126,10 @@ class VerificationError(ShrinkError):
 
 class DivergenceError(SecateurError, RuntimeError):
     """Processes that train one model together would prune it differently."""
+
+
+class RankError(SecateurError, RuntimeError):
+    """Another process failed in a call that all make together, with an error of its own kind."""
 
 
 class MissingExtraError(SecateurError, ImportError):

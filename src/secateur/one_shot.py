@@ -14,6 +14,7 @@ from .repair import repairs
 from .runtime.batches import held
 from .runtime.copying import copied
 from .runtime.ordinary import in_ordinary_mode
+from .runtime.ranks import on_all_ranks
 from .selection.calibration import Loss
 from .selection.tokens import random_tokens
 from .settings import pattern_share
@@ -22,6 +23,7 @@ from .types import Example
 
 
 @in_ordinary_mode
+@on_all_ranks
 def prune(
     model: nn.Module,
     example_inputs: Example,

@@ -22,9 +22,11 @@ from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step, 
 from .masks.resume import read_state, write_state
 from .repair import Repair, repair, repairs
 from .runtime.copying import copied, own
-from .runtime.distributed import check_same, rank, whole
+from .runtime.distributed import check_same, restoring, sharded, whole
+from .runtime.joining import Joining
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
+from .runtime.ranks import meet, on_all_ranks, rank
 from .runtime.undo import Undo, undoable
 from .scoring.schedules import schedules
 from .selection.allocation import allotted
@@ -59,6 +61,9 @@ class Pruner:
     goal is reached, and more calls only keep the masks.  Each pruning step is one line of the log
     ``secateur.pruner``, at the level INFO.
 
+    Where a process group was made, all ranks make the same calls in the same order, this one too,
+    but for ``save``; what one of them raises all raise.  Blocks of ``join()`` are refused.
+
     Args:
         model: any module; under DDP the bare one, not the wrapper.
         config: what to prune, how much, and when.
@@ -89,6 +94,7 @@ class Pruner:
     """
 
     @in_ordinary_mode
+    @on_all_ranks
     def __init__(
         self,
         model: nn.Module,
@@ -107,6 +113,8 @@ class Pruner:
         config = config if isinstance(config, Config) else Config.from_dict(config)
         self.method = named(config.method, config.method_options)
         self.config = config.with_defaults(self.method.defaults)
+        meet(f"with {self.config.model_dump(mode='json', exclude_defaults=True)}")
+        self._joining = Joining(model)
         self.example = example
         self.structure = structure
         if selectables is None:
@@ -151,7 +159,10 @@ class Pruner:
     @property
     def updates(self) -> int:
         """How many pruning steps have been made."""
-        return min(max(self.calls - self.config.start, 0) // self.config.every, self.config.steps)
+        return self._updates(self.calls)
+
+    def _updates(self, calls: int) -> int:
+        return min(max(calls - self.config.start, 0) // self.config.every, self.config.steps)
 
     @property
     def share(self) -> float:
@@ -169,12 +180,18 @@ class Pruner:
             ConfigError: the criterion needs gradients, and there were none.
             DivergenceError: ranks would mask differently; no mask has changed.
         """
-        before = self.updates
-        self._learn()
-        undoable(partial(vars(self).update, dict(vars(self))))
-        self.calls += 1
-        due = self.updates > before
-        if due or (self.method.continuous and self.updates):
+        self._joining.refuse()
+        due = self._updates(self.calls + 1) > self.updates
+        if due or self.method.continuous:
+            return self._pruned(due)
+        self._watch()
+        return self.metrics()
+
+    @on_all_ranks
+    def _pruned(self, due: bool) -> dict[str, float]:
+        """Make a step in which ranks exchange what they have seen."""
+        self._watch()
+        if self.updates:
             self.decide(self.share)
             self.put_on()
         if due:
@@ -187,12 +204,20 @@ class Pruner:
                 report(metrics)
         return metrics
 
+    def _watch(self) -> None:
+        self._learn()
+        undoable(partial(vars(self).update, dict(vars(self))))
+        self.calls += 1
+
     @in_ordinary_mode
+    @on_all_ranks
     def decide(self, share: float = 1.0) -> Masks:
         """Compute the masks for a share of the goal and return them, without putting them on.
 
         Raises: as ``step``.
         """
+        self._joining.refuse()
+        undoable(partial(vars(self).update, dict(vars(self))))
         tensors = self.tensors()
         self.statistics.notes.clear()
         with torch.no_grad():
@@ -243,6 +268,7 @@ class Pruner:
         self.statistics.observe({n: p for n, p in named if only is None or id(p) in only})
 
     @in_ordinary_mode
+    @on_all_ranks
     def calibrate(self, data: Iterable[Any], loss: Loss | None = None) -> None:
         """Run the model on batches and collect what the criterion needs of its forwards.
 
@@ -267,6 +293,7 @@ class Pruner:
         >>> pruner.step()["sparsity"]
         0.5
         """
+        self._joining.refuse()
         needed = bool(self.statistics.parts)
         if needed and loss is None:
             raise ConfigError(
@@ -279,6 +306,7 @@ class Pruner:
         )
 
     @in_ordinary_mode
+    @on_all_ranks
     def repair(self, data: Iterable[Any], how: str = "least_squares") -> Repair:
         """Let what stays make up for what is masked: new weights, under the same masks.
 
@@ -304,6 +332,7 @@ class Pruner:
 
         He et al., 2017, arXiv:1707.06168; Frantar and Alistarh, 2023, arXiv:2301.00774
         """
+        self._joining.refuse()
         repairs[how]
         if not self.keeps:
             raise ConfigError("nothing is masked yet: call step() or decide() before repair()")
@@ -334,7 +363,10 @@ class Pruner:
             for name, value in values.items():
                 where = self.masks.get(name, torch.ones_like(value, dtype=torch.bool))
                 where = where.to(value.device)
-                undoable(partial(fill, state[name], where, whole(state[name].detach())[where]))
+                if sharded(state[name]):  # a rank that fails puts its own shard back, alone
+                    undoable(restoring(state[name]))
+                else:
+                    undoable(partial(fill, state[name], where, state[name].detach()[where]))
                 fill(state[name], where, value[where])
 
     def _before_optimizer(self, optimizer: Optimizer) -> None:
@@ -409,6 +441,7 @@ class Pruner:
         }
 
     @in_ordinary_mode
+    @on_all_ranks
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; before or after the model's state is loaded.
 
@@ -463,6 +496,7 @@ class Pruner:
         if rank() == 0:
             write_state(path, state)
 
+    @on_all_ranks
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that ``save`` wrote.
 
@@ -477,6 +511,7 @@ class Pruner:
         return self.masks if masking.is_masked(self.model) else {}
 
     @in_ordinary_mode
+    @on_all_ranks
     def finish(self, *, inplace: bool = True, verify: bool = True) -> Result:
         """Cut out what is masked and return the smaller model with the record of what was done.
 

@@ -23,24 +23,14 @@ CHECKS = [
     "divergence",
     "ddp_copies",
     "ddp_repair",
+    "joined_epochs",
 ]
 
 
 @pytest.fixture(scope="module")
 def found(processes, tmp_path_factory) -> list[dict[str, Any]]:
     """What each rank found, by check."""
-    folder = str(tmp_path_factory.mktemp("ranks"))
-    started = [
-        processes.Process(target=ranks.run, args=(rank, folder, CHECKS), daemon=True)
-        for rank in range(ranks.RANKS)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(300)
-        if process.is_alive():
-            process.kill()
-    return [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return ranks.both_ranks(processes, str(tmp_path_factory.mktemp("ranks")), CHECKS)
 
 
 def both(found: list[dict[str, Any]], check: str) -> list[dict[str, Tensor]]:
@@ -113,3 +103,11 @@ def test_repair_when_ranks_have_other_batches_then_it_is_that_of_one_process_wit
         assert one.keys() == alone.keys()
         for name, value in one.items():
             torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_step_when_it_comes_after_a_block_of_join_then_both_mask_alike(found):
+    first, second = both(found, "joined_epochs")
+    assert first.keys() == second.keys()
+    for name, mask in first.items():
+        assert torch.equal(mask, second[name]), name
+    assert not first["0.weight"].all()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.errors import MaskError, did_you_mean
-from secateur.runtime.distributed import sharded, whole
+from secateur.runtime.distributed import restoring, sharded, whole
 from secateur.runtime.undo import Undo, undoable
 from secateur.runtime.values import numbers
 
@@ -140,7 +140,10 @@ def zeroed(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
     below = {name: whole(parameters[name].detach())[~mask] for name, mask in masks.items()}
     with Undo() as undo:
         for name, mask in masks.items():
-            undo(partial(fill, parameters[name], ~mask, below[name]))
+            if sharded(parameters[name]):  # a rank that fails puts its own shard back, alone
+                undo(restoring(parameters[name]))
+            else:
+                undo(partial(fill, parameters[name], ~mask, below[name]))
             fill(parameters[name], ~mask, torch.zeros_like(below[name]))
         yield
 

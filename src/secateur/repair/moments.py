@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from secateur.runtime.distributed import reduced
+from secateur.runtime.distributed import reduced_each
 from secateur.scoring.grams import moments, precise
 
 from .system import System
@@ -42,12 +42,11 @@ class Sums:
 
     def reduced(self, device: torch.device) -> Self:
         """Return the sums over the rows of all ranks."""
-        total = {}
+        own = {"rows": torch.tensor(self.rows, dtype=torch.float64)}
         for name, (shape, kind) in self._forms().items():
-            own = self.sums.get(name, torch.zeros(shape, dtype=kind, device=device))
-            total[name] = reduced(own, "sum")
-        rows = int(reduced(torch.tensor(self.rows, dtype=torch.float64), "sum"))
-        return replace(self, rows=rows, sums=total)
+            own[name] = self.sums.get(name, torch.zeros(shape, dtype=kind, device=device))
+        total = reduced_each(own, "sum")
+        return replace(self, rows=int(total.pop("rows")), sums=total)
 
     def error(self, weight: Tensor, mask: Tensor, scale: Tensor | None = None) -> Tensor:
         """Return each output's mean squared error with the masked weight, ``(out,)``."""

@@ -101,9 +101,10 @@ class Calibration:
     def finish(self, batches: int) -> None:
         """Add what all ranks have seen of so many batches each."""
         self._shared = None
-        for key, sums in summed(self._new).items():
+        inputs, outputs = summed(self._new), summed(self.outputs.new)
+        for key, sums in inputs.items():
             add(self._sums.setdefault(key, {}), sums)
-        for output, sums in summed(self.outputs.new).items():
+        for output, sums in outputs.items():
             add(self.outputs.sums.setdefault(output, {}), sums)
         self._new, self.outputs.new = {}, {}
         self.batches += batches

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from secateur.masks import masking
-from secateur.runtime.distributed import reduced
+from secateur.runtime.distributed import reduced_each
 from secateur.runtime.values import moved, not_finite
 from secateur.selection.targets import Selectable
 from secateur.settings import granularity_from, stores_transposed
@@ -119,7 +119,8 @@ class Movement(Method):
             place: dict(zip(decided, moved(list(decided.values()), place), strict=True))
             for place in {gradient.device for gradient in left.values()}
         }
-        return {each.name: self._gradient(each, left, keeps) for each in self._run.selectables}
+        mine = {each.name: self._gradient(each, left, keeps) for each in self._run.selectables}
+        return reduced_each(mine, "mean")
 
     def _gradient(
         self,
@@ -127,7 +128,7 @@ class Movement(Method):
         left: Mapping[str, Tensor],
         keeps: Mapping[torch.device, Mapping[str, Tensor]],
     ) -> Tensor:
-        """Return the gradient of a score; what other selectables have masked adds nothing."""
+        """Return the gradient of a score here; what other selectables have masked adds nothing."""
         score = self._scores[each.name]
         total = torch.zeros_like(score)
         for part in each.parts:
@@ -141,7 +142,7 @@ class Movement(Method):
                     mask = other.masks(stay[other.name], given, only=part.tensor)[part.tensor]
                     gradient = gradient * mask
             total += part.granularity.rows(gradient).to(score).sum(1)
-        return reduced(total, "mean")
+        return total
 
     def _penalty_gradient(self, name: str) -> Tensor | float:
         run = self._run
