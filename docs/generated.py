@@ -54,6 +54,7 @@ def write_all(folder: Path) -> None:
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
     (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
+    (folder / "searched.md").write_text(searched(), encoding="utf-8")
     (folder / "faults.md").write_text(faults(), encoding="utf-8")
 
 
@@ -147,6 +148,12 @@ def repaired() -> str:
             ]
             lines.append(f"| {way} | {' | '.join(map(_mean_of, found))} |")
     return "\n".join(lines) + "\n"
+
+
+def searched() -> str:
+    """Return what searched allocations were worth, and what they took."""
+    _, _, text = (RESULTS / "search.md").read_text(encoding="utf-8").split("\n\n", 2)
+    return text
 
 
 def _mean_of(figures: list[float]) -> str:

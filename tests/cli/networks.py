@@ -79,3 +79,11 @@ def train(model: nn.Module, pruner: Pruner) -> list[dict[str, float]]:
 
 def too_short(model: nn.Module, pruner: Pruner) -> None:
     pruner.step()
+
+
+def size(model: nn.Module) -> float:
+    return -float(sum(parameter.numel() for parameter in model.parameters()))
+
+
+def failing(model: nn.Module) -> float:
+    raise RuntimeError("no such data")

@@ -14,6 +14,7 @@ from secateur import cli, criteria, methods, schedules
 from secateur.repair import repairs
 from secateur.scoring.criteria import needs
 from secateur.scoring.granularity import FORMS
+from secateur.searching.samplers import samplers
 
 NETWORKS = Path(__file__).parent / "networks.py"
 CONV = [f"{NETWORKS}:conv", "--input", "2,3,12,12"]
@@ -261,6 +262,7 @@ def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run
         "schedule": schedules,
         "method": methods,
         "repair": repairs,
+        "sampler": samplers,
     }
     assert named == [
         *((setting, name) for setting, registry in registries.items() for name in registry),
@@ -273,7 +275,8 @@ def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run
 def test_list_when_a_criterion_asks_for_statistics_then_says_what_a_run_must_be_given(
     run: Run,
 ) -> None:
-    needed = {row["name"]: row["needs"] for row in run("list", "--json")["names"]}
+    rows = run("list", "--json")["names"]  # a sampler has the name of a criterion
+    needed = {row["name"]: row["needs"] for row in rows if row["setting"] != "sampler"}
     assert needed["l2"] == needed["random"] == "weights"
     assert needed["taylor"] == "data and a loss"
     assert {needed[name] for name in repairs} == {"data"}

@@ -23,6 +23,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "secateur prune net.py:Net --input 1,3,32,32 --sparsity 0.5 --schedule cubic --steps 100 "
         "--train net.py:train --out small",
     ),
+    "search": (
+        "secateur search net.py:Net --input 1,3,32,32 --evaluate net.py:accuracy --sparsity 0.5 "
+        "--data inputs.npz --trials 40 --sampler tpe --out small",
+        "secateur search net.py:Net --input 1,3,32,32 --evaluate net.py:accuracy --sparsity 0.7 "
+        "--sampler nsga2 --storage postgresql+psycopg://host/studies --out small",
+    ),
     "compare": ("secateur compare torchvision:resnet18 small",),
     "export": (
         "secateur export small --onnx --torch-export",

@@ -17,6 +17,7 @@ REGISTRIES = {
     "schedule": ("scoring", "schedules.register"),
     "method": ("training", "methods.register"),
     "repair": ("repair", "repairs.register"),
+    "sampler": ("searching/samplers", "sampler"),
 }
 """Setting → the folder whose files register its names, and with what."""
 LOSS = "grad"

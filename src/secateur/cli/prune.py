@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,25 +9,20 @@ from cyclopts import Parameter
 from rich.console import Group as Lines
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from secateur.config import Config
-from secateur.errors import ConfigError, MissingExtraError
+from secateur.errors import ConfigError
 from secateur.graph.cost import human
 from secateur.one_shot import by_default
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
-from secateur.runtime.io import write_text
-from secateur.runtime.measure import latency
-from secateur.settings import pattern_share
-from secateur.shrinking import Plan, Result
-from secateur.shrinking.files import save_with
+from secateur.shrinking import Plan
 from secateur.structure import Structure
-from secateur.types import Example
 
 from .calibrate import calibrate, repair_asked
-from .models import RECORD, Source, keywords, load, record_of, shares
+from .models import load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
+from .outcome import check_place, config_of, reported, save
 from .places import imported
 from .show import AsJson, show
 
@@ -65,8 +58,8 @@ def prune(
         module:function of (model, pruner), your loop: it calls pruner.step() after each optimizer
         step, and may return what it measured, a list of dicts with "step", for the report.
     """
-    _check_place(out, dry_run)
-    chosen = _config(config, settings | ({"strict": False} if best_effort else {}))
+    check_place(out, dry_run)
+    chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
     dense = loaded.model if dry_run else copied(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example, trained=False)
@@ -83,13 +76,8 @@ def prune(
         if how is not None and batches is not None:
             pruner.repair(batches, how)
         result = pruner.finish()
-        _save(result, out, loaded.source)
-        show(*_reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
-
-
-def _check_place(out: Path | None, dry_run: bool) -> None:
-    if out is None and not dry_run:
-        raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
+        save(result, out, loaded.source)
+        show(*reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
@@ -100,48 +88,6 @@ def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
         raise ConfigError("a schedule or several steps need training: give --train module:function")
     pruner.decide()
     return []
-
-
-def _save(result: Result, out: Path, source: Source) -> None:
-    """Write the smaller model and how to build the dense one."""
-    save_pretrained: Any = getattr(result.model, "save_pretrained", None)
-    ordinary = result.config is not None and save_pretrained is not None
-
-    def beside(folder: Path) -> None:
-        if ordinary:
-            save_pretrained(folder)  # an ordinary config says the new sizes
-        write_text(folder / RECORD, record_of(source))
-
-    save_with(result.model, out, weights=not ordinary, beside=beside)
-    for name in ("report.json", "report.html"):
-        (out / name).unlink(missing_ok=True)  # of another model; the new ones take a while
-
-
-def _reported(
-    result: Result,
-    dense: nn.Module,
-    example: Example,
-    out: Path,
-    history: list[dict[str, float]],
-    config: Config,
-) -> tuple[Lines, dict[str, Any]]:
-    """Write the report; return what a person is shown, and the facts."""
-    from secateur.report import report_of, write
-
-    report = report_of(
-        result,
-        dense,
-        latency=latency({"before": dense, "after": result.model}, example),
-        history=history,
-        config=config.model_dump(mode="json", exclude_unset=True),
-        reproduce=shlex.join(["secateur", *sys.argv[1:]]),
-    )
-    try:
-        page = str(write(out, report))
-    except MissingExtraError as error:  # the model is saved, and report.json too
-        page = str(error)
-    lines = Lines(result, f"saved in {out}; report: {page}")
-    return lines, report.model_dump(mode="json", by_alias=True)
 
 
 def _trained(pruner: Pruner, train: Any) -> list[dict[str, float]]:
@@ -156,28 +102,6 @@ def _trained(pruner: Pruner, train: Any) -> list[dict[str, float]]:
         )
     shown = [{key: row[key] for key in ("step", "sparsity")} for row in steps]
     return [*shown, *map(dict, told)] if isinstance(told, list) else shown
-
-
-def _config(file: Path | None, options: dict[str, Any]) -> Config:
-    """Return the settings of a file with the options over them."""
-    given = {name: _value(name, value) for name, value in options.items() if value is not None}
-    if file is None:
-        exact = pattern_share(given.get("granularity")) is not None
-        if not exact and not given.keys() & {"sparsity", "threshold", "allocation"}:
-            raise ConfigError("say how much to remove: --sparsity 0.5, --threshold or --config")
-        return Config.from_dict(given)
-    return Config.load(file).replace(**given) if given else Config.load(file)
-
-
-def _value(name: str, value: Any) -> Any:
-    """Return what words of an option mean: pairs with "=", or tile sizes as 1,-1,-1,-1."""
-    if name == "method_options":
-        return keywords(value)
-    if name == "allocation":
-        return shares(value)
-    words = value.split(",") if name == "granularity" else ()
-    sizes = all(word.lstrip("-").isdigit() for word in words)
-    return [int(word) for word in words] if words and sizes else value
 
 
 def _plan(pruner: Pruner) -> Plan:

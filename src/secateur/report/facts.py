@@ -19,6 +19,7 @@ from torch import nn
 from secateur.errors import FileError
 from secateur.graph.cost import Cost
 from secateur.runtime.measure import Latency, state_bytes
+from secateur.searching import Search
 from secateur.shrinking import Result
 from secateur.shrinking.document import check_schema
 from secateur.shrinking.plan import Plan
@@ -26,6 +27,7 @@ from secateur.structure import Structure
 
 from .fact import Fact
 from .repaired import RepairFacts, repair_facts
+from .searched import SearchFacts, search_facts
 
 SCHEMA = 1
 
@@ -150,6 +152,7 @@ class Report(Fact):
     tensors: tuple[TensorFact, ...]
     check: Check | None
     repair: RepairFacts | None = None
+    search: SearchFacts | None = None
     notes: tuple[str, ...] = ()
     loads_with: str
     history: tuple[dict[str, float], ...] = ()
@@ -229,6 +232,7 @@ def report_of(
     latency: Mapping[str, Latency] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
     history: Sequence[Mapping[str, float]] = (),
+    search: Search | None = None,
     config: Mapping[str, Any] | None = None,
     reproduce: str = "",
 ) -> Report:
@@ -240,6 +244,7 @@ def report_of(
         latency: of "before" and "after", from ``secateur.runtime.measure.latency``.
         scores: "before" and "after" → name → value, such as accuracy in %.
         history: one dict per step, each with "step" and what was measured then.
+        search: that found the allocation.
         config: the settings that were given.
         reproduce: the command or call that does it again.
     """
@@ -265,6 +270,7 @@ def report_of(
             passed=verification.passed,
         ),
         repair=result.repair and repair_facts(result.repair),
+        search=search and search_facts(search),
         notes=(*result.warnings, *result.notes),
         loads_with=result.loads_with,
         history=tuple(dict(step) for step in history),

@@ -26,6 +26,12 @@ def to_markdown(report: Report) -> str:
             f"Check: outputs differ from the masked model's by {report.check.difference:.1e} of "
             f"the largest, on {report.check.inputs} inputs ({kind})."
         )
+    if report.search:
+        front = [t for t in report.search.trials if t.slot in report.search.front]
+        rows = [[str(t.slot), f"{t.value:.5g}", f"{t.cost:.1%}"] for t in front]
+        heads = ["trial", "value", f"{report.search.of} left"]
+        said = f"Of {len(report.search.trials)} trials no other is both better and cheaper than:"
+        parts += ["## The front", said, _table(heads, rows)]
     if report.repair:
         parts.append(f"Repair {_code(report.repair.how)}: {quality(report.repair)}")
     groups = [

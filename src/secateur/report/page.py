@@ -11,6 +11,7 @@ from secateur.errors import MissingExtraError
 from .facts import Report
 from .figures import curves, decade, headline, measures, quality, refitted, spreads, strip
 from .map import LANE, ROW, map_of
+from .searched import front
 
 MANY = 60
 """Rows of a chart; longer ones are folded, so that the page stays a page."""
@@ -59,6 +60,7 @@ def to_html(report: Report) -> str:
         spreads=spreads(report),
         refitted=refitted(report.repair) if report.repair else [],
         quality=quality(report.repair) if report.repair else "",
+        front=front(report.search) if report.search else None,
         reasons=reasons,
         config={name: _word(value) for name, value in report.config.items()},
     )

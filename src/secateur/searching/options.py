@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,3 +76,12 @@ def check(trials: object, evaluate: object) -> None:
         problems.append(f"evaluate must be a function of a model, got {type(evaluate).__name__}")
     if problems:
         raise ConfigError(*problems)
+
+
+def without_password(place: str) -> str:
+    """Return a path or URL as it may be shown.
+
+    >>> without_password("postgresql://me:secret@host/studies"), without_password("a.journal")
+    ('postgresql://me:***@host/studies', 'a.journal')
+    """
+    return re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", place)

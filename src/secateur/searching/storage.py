@@ -17,7 +17,7 @@ from optuna.study import Study
 from secateur.errors import ConfigError, SecateurError, shortened
 
 from .journal import JournalFile
-from .options import Direction
+from .options import Direction, without_password
 
 Place = str | os.PathLike[str] | BaseStorage
 
@@ -74,40 +74,18 @@ def _database(url: str) -> BaseStorage:
         except ImportError as error:
             cause = error.__cause__ or error
             raise ConfigError(
-                f"storage: the driver of {shown(url)} is not installed ({cause}): for PostgreSQL "
-                'pip install "psycopg[binary]" and write postgresql+psycopg://…'
+                f"storage: the driver of {without_password(url)} is not installed ({cause}): for "
+                'PostgreSQL pip install "psycopg[binary]" and write postgresql+psycopg://…'
             ) from error
         except (SQLAlchemyError, RuntimeError) as error:
             if not (tries_left and isinstance(error, DBAPIError)):
-                said = str(error).replace(url, shown(url)).strip().splitlines()
+                said = str(error).replace(url, without_password(url)).strip().splitlines()
                 raise ConfigError(
-                    f"storage: {shown(url)} cannot be opened: "
+                    f"storage: {without_password(url)} cannot be opened: "
                     f"{shortened(said[0] if said else '', 400)}"
                 ) from error
             time.sleep(PAUSE)
     raise AssertionError("the last try returns or raises")
-
-
-def shown(place: object) -> str:
-    """Return a place as it may be shown: without a password.
-
-    >>> shown("postgresql://me:secret@host/studies")
-    'postgresql://me:***@host/studies'
-    >>> shown("study.journal")
-    'study.journal'
-    """
-    if isinstance(place, BaseStorage):
-        return type(place).__name__
-    text = str(place)
-    if "://" not in text:
-        return text
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(text).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return f"{text.partition('://')[0]}://…"
 
 
 @contextmanager
