@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,51 @@ OTHERS = (
 DEFAULT = Options()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Conduct:
+    """How a search is conducted.
+
+    Parameters
+    ----------
+    trials
+        How many are made, by all machines together; those that are there already count.
+    sampler
+        tpe, annealing, amc, cmaes, random, or nsga2, which looks for the front of value and cost.
+    sampler_option
+        key=value for the sampler; repeat it for more.
+    storage
+        A file, or a URL as postgresql+psycopg://host/studies.
+    name
+        Of the study, where one storage holds several.
+    direction
+        minimize, where lower values are better.
+    per
+        Draw a share for each group, or for each block of them.
+    heartbeat
+        Seconds between two signs of life; the trial of who misses four is made again.
+    """
+
+    trials: int = 40
+    sampler: str = "tpe"
+    sampler_option: Annotated[list[str] | None, Parameter(negative=())] = None
+    storage: Annotated[str | None, Parameter(env_var="SECATEUR_STORAGE")] = None
+    name: str = DEFAULT.name
+    direction: Literal["maximize", "minimize"] = DEFAULT.direction
+    per: Literal["group", "block"] = DEFAULT.per
+    heartbeat: float = DEFAULT.heartbeat
+
+    def settings(self) -> dict[str, Any]:
+        """Return them as keywords of ``secateur.search``, but for the storage."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        options = keywords(given.pop("sampler_option") or ())
+        del given["storage"]
+        return {**given, "sampler_options": options}
+
+
+USUAL = Conduct()
+
+
 @with_settings(Config, without=OTHERS)
 def search(
     model: Model,
@@ -38,14 +84,7 @@ def search(
     *,
     out: Path,
     evaluate: str,
-    trials: int = 40,
-    sampler: str = "tpe",
-    sampler_option: Annotated[list[str] | None, Parameter(negative=())] = None,
-    storage: Annotated[str | None, Parameter(env_var="SECATEUR_STORAGE")] = None,
-    name: str = DEFAULT.name,
-    direction: Literal["maximize", "minimize"] = DEFAULT.direction,
-    per: Literal["group", "block"] = DEFAULT.per,
-    heartbeat: float = DEFAULT.heartbeat,
+    conduct: Conduct = USUAL,
     config: Path | None = None,
     best_effort: Annotated[bool, Parameter(negative=())] = False,
     calibration: Calibration = UNKNOWN,
@@ -65,22 +104,6 @@ def search(
         Folder for what secateur prune writes, and for the study, search.journal.
     evaluate
         module:function of (model) that returns a number, or yields numbers on the way to one.
-    trials
-        How many are made, by all machines together; those that are there already count.
-    sampler
-        tpe, annealing, amc, cmaes, random, or nsga2, which looks for the front of value and cost.
-    sampler_option
-        key=value for the sampler; repeat it for more.
-    storage
-        A file, or a URL as postgresql+psycopg://host/studies.
-    name
-        Of the study, where one storage holds several.
-    direction
-        minimize, where lower values are better.
-    per
-        Draw a share for each group, or for each block of them.
-    heartbeat
-        Seconds between two signs of life; the trial of who misses four is made again.
     config
         A YAML, JSON or TOML file of settings and targets; options below go over it.
     best_effort
@@ -89,23 +112,16 @@ def search(
         module:function of (model), which trains the smaller model a little in each trial.
     """
     chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
-    score = imported(evaluate)
+    score, trainer = imported(evaluate), imported(train) if train else None
     loaded = load(model, given)
-    out.mkdir(parents=True, exist_ok=True)
     found = searched(
         loaded.model,
         loaded.example,
         score,
         config=chosen,
-        trials=trials,
-        sampler=sampler,
-        storage=storage or out / "search.journal",
-        train=None if train is None else imported(train),
-        name=name,
-        direction=direction,
-        per=per,
-        sampler_options=keywords(sampler_option or ()),
-        heartbeat=heartbeat,
+        storage=conduct.storage or out / "search.journal",
+        train=trainer,
+        **conduct.settings(),
         **_seen(calibration, chosen, loaded),
     )
     _saved(found, out, chosen, loaded, as_json)

@@ -20,7 +20,7 @@ from secateur.errors import FileError
 from secateur.graph.cost import Cost
 from secateur.runtime.measure import Latency, state_bytes
 from secateur.searching import Search
-from secateur.shrinking import Result
+from secateur.shrinking import Result, Verification
 from secateur.shrinking.document import check_schema
 from secateur.shrinking.plan import Plan
 from secateur.structure import Structure
@@ -254,21 +254,13 @@ def report_of(
         side: _side(model, cost, latency.get(side), scores.get(side, {}))
         for side, (model, cost) in models.items()
     }
-    verification = result.verification
     return Report(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         structure=structure_facts(result.structure, result.plan),
         before=sides["before"],
         after=sides["after"],
         tensors=_tensors(result),
-        check=verification
-        and Check(
-            difference=verification.difference,
-            tolerance=verification.tolerance,
-            exact=verification.exact,
-            inputs=verification.inputs,
-            passed=verification.passed,
-        ),
+        check=_check(result.verification),
         repair=result.repair and repair_facts(result.repair),
         search=search and search_facts(search),
         notes=(*result.warnings, *result.notes),
@@ -277,6 +269,18 @@ def report_of(
         config=dict(config or {}),
         reproduce=reproduce,
         environment=environment(),
+    )
+
+
+def _check(found: Verification | None) -> Check | None:
+    if found is None:
+        return None
+    return Check(
+        difference=found.difference,
+        tolerance=found.tolerance,
+        exact=found.exact,
+        inputs=found.inputs,
+        passed=found.passed,
     )
 
 
