@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -202,7 +204,7 @@ def test_print_when_shown_then_every_group_and_every_reason_is_there(any_model):
 
 def test_print_when_a_group_is_inexact_then_the_operation_and_module_are_named():
     words = " ".join(str(analysed("convolutional").structure).replace("│", " ").split())
-    assert "4.weight:0 +4" in words
+    assert "0 out, 1 out, 4 in" in words
     assert "inexact: normalises over the axis" in words
     assert "aten.native_layer_norm.default in" in words
 
@@ -380,13 +382,63 @@ def test_analyze_when_the_forward_reads_a_value_then_it_is_frozen_and_the_rest_i
 # how it shows
 
 
+def blocks(*widths: int) -> nn.Sequential:
+    """Return residual blocks of so many neurons, behind each other."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, width), nn.Linear(width, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(self.up(x).relu())
+
+    return nn.Sequential(*map(Block, widths))
+
+
+def test_print_when_layers_are_alike_then_they_are_one_row_and_others_have_their_own():
+    structure = analyze(blocks(8, 8, 16, 8), torch.ones(2, 4))
+    lines = [line for line in str(structure).splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert [row[:3] for row in rows] == [
+        ["*.up ×3", "8", "up out, down in"],
+        ["2.up", "16", "up out, down in"],
+    ]
+    assert "can be dropped whole: * ×3 (76 params), 2 (148 params)" in str(structure)
+
+
+def test_print_when_a_group_is_a_factor_of_a_dimension_then_it_says_which():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.up, self.down = 4, nn.Linear(3, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = self.up(x).view(len(x), self.heads, -1)
+            return self.down((parts * parts.sum(2, keepdim=True)).flatten(1))
+
+    shown = str(analyze(Heads(), torch.ones(2, 3)))
+    assert "of [4] × 2" in shown
+    assert "of 4 × [2]" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_print_when_a_screen_is_narrow_then_every_line_fits(any_model, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(any_model.structure)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    table = [line.rstrip() for line in lines if line.startswith(("│", "┃"))]
+    assert all(line.endswith(("│", "┃")) for line in table), "a column is cut off"
+
+
 def test_structure_when_a_notebook_asks_then_it_is_a_table_in_html():
     structure = analyze(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(1, 4)
     )
     shown = structure._repr_mimebundle_([], [])
-    assert "0.weight:0" in shown["text/html"]
-    assert "0.weight:0" in shown["text/plain"]
+    assert "0 out, 2 in" in shown["text/html"]
+    assert "0 out, 2 in" in shown["text/plain"]
     assert "\x1b" not in str(structure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
 from .graph.macs import uncounted
 from .graph.record import record
+from .graph.shown import alike, factors, together, without_numbers
 from .graph.typing import Reason, Typed
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
@@ -189,46 +190,61 @@ class Structure(Shown):
         return f"Structure({self.model}: {len(self.groups)} groups, {len(self.frozen)} frozen)"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")
-        longest = max((len(g.name) for g in self.groups), default=0)  # names must not look alike
-        table.add_column("group", overflow="fold", min_width=min(longest, options.max_width // 3))
-        table.add_column("size", justify="right")
-        table.add_column("slices", overflow="fold")
-        table.add_column("params\n/index", justify="right")
-        table.add_column("MACs\n/index", justify="right")
-        table.add_column("removal", overflow="fold")
-        for g in self.groups:
-            slices = f"{_tail(g.members[0].tensor)}:{g.members[0].dim}"
-            more = f" +{len(g.members) - 1}" if len(g.members) > 1 else ""
-            numbers = human(g.params), human(self.macs_per_index(g))
-            table.add_row(g.name, str(g.size), slices + more, *numbers, _removal(g))
-        yield table
+        yield self._table(options.max_width)
         if self.uncounted:
             yield f"[yellow]not in the MACs[/]: {', '.join(self.uncounted)}"
         if self.blocks:
-            names = ", ".join(f"{b.name} ({human(b.params)} params)" for b in self.blocks[:4])
-            yield f"can be dropped whole: {names}{' …' if len(self.blocks) > 4 else ''}"
+            blocks = alike(self.blocks, lambda b: b.name, lambda b: (b.params, b.exact))
+            names = ", ".join(f"{kind} ({human(b.params)} params)" for kind, b in blocks[:4])
+            yield f"can be dropped whole: {escape(names)}{' …' if len(blocks) > 4 else ''}"
         for note in self.notes:
             yield f"[yellow]note[/] {escape(note)}"
         reasons: dict[str, list[Group]] = {}
         for g in self.frozen:
-            reasons.setdefault(g.frozen.why if g.frozen else "", []).append(g)
-        for why, groups in reasons.items():
-            names = ", ".join(f"{g.name} ({g.size})" for g in groups[:4])
-            yield f"[dim]frozen[/] {names}{' …' if len(groups) > 4 else ''}: {why}"
+            reasons.setdefault(without_numbers(g.frozen.why if g.frozen else ""), []).append(g)
+        for groups in reasons.values():
+            kinds = alike(groups, lambda g: g.name, lambda g: g.size)
+            names = ", ".join(f"{kind} ({g.size})" for kind, g in kinds[:4])
+            why = groups[0].frozen.why if groups[0].frozen else ""
+            more = " …" if len(kinds) > 4 else ""
+            yield f"[dim]frozen[/] {escape(names)}{more}: {escape(why)}"
 
+    def _table(self, width: int) -> Table:
+        def factor(group: Group) -> str:
+            return factors(group, self.tensor(group.members[0].tensor))
 
-def _tail(name: str) -> str:
-    """Return the end of a dotted name that a person recognises: the layer and its tensor."""
-    return ".".join(name.split(".")[-2:])
+        def same(group: Group) -> Hashable:
+            said = without_numbers(f"{_removal(group)} {together(group)}")
+            return group.size, group.params, self.macs_per_index(group), factor(group), said
+
+        kinds = alike(self.groups, lambda g: g.name, same)
+        table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")
+        longest = max((len(str(kind)) for kind, _ in kinds), default=0)  # names must not look alike
+        table.add_column("group", overflow="fold", min_width=min(longest, width // 5))
+        table.add_column("size", justify="right")
+        table.add_column("what goes with one", overflow="fold")
+        table.add_column("params", justify="right")
+        table.add_column("MACs", justify="right")
+        table.add_column("removal", overflow="fold")
+        for kind, g in kinds:
+            of = f"\n[dim]of {escape(factor(g))}[/]" if factor(g) else ""
+            numbers = human(g.params), human(self.macs_per_index(g))
+            row = escape(str(kind)), str(g.size), escape(together(g)) + of, *numbers
+            table.add_row(*row, _removal(g))
+        return table
 
 
 def _removal(group: Group) -> str:
-    said = "exact" if group.exact else f"[yellow]inexact[/]: {group.inexact}"
+    said = "exact" if group.exact else f"[yellow]inexact[/]: {escape(str(group.inexact))}"
     if group.sized:
         others = f" and {len(group.sized) - 1} more" if len(group.sized) > 1 else ""
-        said += f"; as many as {group.sized[0]}{others}"
+        said += f"; as many as {escape(_tail(group.sized[0]))}{others}"
     return said
+
+
+def _tail(name: str) -> str:
+    """Return the end of a dotted name that a person recognises."""
+    return ".".join(name.split(".")[-2:])
 
 
 @in_ordinary_mode
