@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ CONVS = [
 ]
 """Of ``tests.trained``'s network, whichever trainer holds it."""
 EXAMPLE = torch.zeros(2, 1, 8, 8)
+TRAINERS = ["loop", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lightning", "hf"))]
 
 
 class Loop:

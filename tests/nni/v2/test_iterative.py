@@ -19,7 +19,7 @@ from secateur.masks import masking
 from secateur.nni import pruning as three
 from secateur.nni.pytorch import pruning as two
 from secateur.nni.pytorch.pruning.tools import AGPTaskGenerator, LinearTaskGenerator
-from tests.nni.v2.rules import CONVS, EXAMPLE, Loop, kept, trained_by
+from tests.nni.v2.rules import CONVS, EXAMPLE, TRAINERS, Loop, kept, trained_by
 from tests.trained import net
 
 LAYER = "stages.1.conv1"
@@ -264,7 +264,7 @@ def test_scheduler_when_there_are_masks_already_then_nothing_of_them_comes_back(
     assert not found[::2].any()
 
 
-@pytest.mark.parametrize("kind", ["loop", "lightning", pytest.param("hf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("algorithm", ["level", "l1"])
 @pytest.mark.filterwarnings("ignore:.*max_steps:UserWarning")
 def test_lottery_when_a_trainer_holds_the_model_then_the_ratio_is_reached(

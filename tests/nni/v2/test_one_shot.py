@@ -18,7 +18,7 @@ from secateur.masks import masking
 from secateur.nni import pruning as three
 from secateur.nni.pytorch import pruning as two
 from secateur.nni.pytorch.speedup import ModelSpeedup
-from tests.nni.v2.rules import CONVS, EXAMPLE, Loop, kept, trained_by
+from tests.nni.v2.rules import CONVS, EXAMPLE, TRAINERS, Loop, kept, trained_by
 from tests.trained import net
 
 LEARNING: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def test_compress_then_every_layer_loses_its_share_and_the_model_has_the_masks(n
     assert masking.is_masked(model)
 
 
-@pytest.mark.parametrize("kind", ["loop", "lightning", pytest.param("hf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("granularity", ["fine-grained", "coarse-grained"])
 def test_compress_when_a_trainer_holds_the_model_then_admm_reaches_the_ratio(
     kind: str, granularity: str, tmp_path: Path
@@ -89,7 +89,7 @@ def test_compress_when_a_trainer_holds_the_model_then_admm_reaches_the_ratio(
     assert all(bool((r.amax(1) == r.amin(1)).all()) for r in rows) == (granularity[0] == "c")
 
 
-@pytest.mark.parametrize("kind", ["loop", "lightning", pytest.param("hf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("name", ["ActivationAPoZRankPruner", "ActivationMeanRankPruner"])
 def test_compress_when_a_trainer_holds_the_model_then_outputs_rank_it(
     kind: str, name: str, tmp_path: Path

@@ -16,7 +16,10 @@ from .basic import FPGMPruner as FPGMPruner
 from .basic import L1NormPruner as L1NormPruner
 from .basic import L2NormPruner as L2NormPruner
 from .basic import LevelPruner as LevelPruner
+from .iterative import AMCPruner as AMCPruner
+from .iterative import AutoCompressPruner as AutoCompressPruner
 from .iterative import LotteryTicketPruner as LotteryTicketPruner
+from .iterative import SimulatedAnnealingPruner as SimulatedAnnealingPruner
 from .pruner import Pruner as Pruner
 from .scheduled import AGPPruner as AGPPruner
 from .scheduled import LinearPruner as LinearPruner

@@ -63,9 +63,11 @@ class PruningScheduler:
         model: nn.Module,
         config_list: Rules,
         masks: Mapping[str, Mapping[str, Tensor | None]] | None = None,
+        *,
+        dense: nn.Module | None = None,
     ) -> None:
-        """Begin anew with a model, its configuration and its masks."""
-        self.task_generator.reset(model, config_list, masks)
+        """Begin anew with a model, its configuration and its masks; see ``TaskGenerator.reset``."""
+        self.task_generator.reset(model, config_list, masks, dense=dense)
 
     def get_best_result(self) -> Best | None:
         """Return the best task's number, model, masks, score and config_list; None before any.
@@ -79,7 +81,7 @@ class PruningScheduler:
         pruner, dense = self.pruner, self.task_generator.dense
         model = copied(task.model)
         before = copy.deepcopy(model.state_dict()) if self.reset_weight else None
-        pruner.reset(model, task.config_list(), dense=dense)
+        pruner.reset(model, [goal.entry() for goal in task.goals], dense=dense)
         pruner.load_masks(task.masks)
         if before is not None and task.finetune:
             self._finetune(model)

@@ -30,6 +30,7 @@ class Task:
         goals: what each layer is to lose.
         speedup, finetune, evaluate: whether that is done, where the run asks for it.
         state: what is known of it besides, for the file of tasks.
+        said: the goals that its config_list names, where these are more than it works on.
     """
 
     number: int
@@ -42,10 +43,11 @@ class Task:
     status: str = "Pending"
     score: float | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    said: list[Goal] | None = None
 
     def config_list(self) -> list[dict[str, Any]]:
         """Return the goals in NNI 2.x's keys."""
-        return [goal.entry() for goal in self.goals]
+        return [goal.entry() for goal in (self.goals if self.said is None else self.said)]
 
     def record(self) -> dict[str, Any]:
         """Return what the file of tasks says of it."""
@@ -91,14 +93,22 @@ class TaskGenerator:
         model: nn.Module,
         config_list: Rules,
         masks: Mapping[str, Mapping[str, Tensor | None]] | None = None,
+        *,
+        dense: nn.Module | None = None,
     ) -> None:
         """Begin anew.
+
+        Args:
+            model: any module, which stays as it is.
+            config_list: NNI 2.x's configuration.
+            masks: from which nothing comes back.
+            dense: what evaluators were built for, where ``model`` is a copy of it.
 
         Raises:
             ConfigError: the config_list is wrong or does not fit the model.
         """
         self.goals = canonical(config_list, model)
-        self.dense, self.origin = model, copied(model)
+        self.dense, self.origin = model if dense is None else dense, copied(model)
         self.masks: Masks = {
             name: {target: mask for target, mask in by_target.items() if mask is not None}
             for name, by_target in (masks or {}).items()

@@ -71,7 +71,7 @@ def _is_older(
     if only_older & kwargs.keys():
         return True
     said = args[place] if len(args) > place else kwargs.get("evaluator")
-    return said is not None and not is_evaluator(said) and callable(said)
+    return said is not None and not is_evaluator(said)
 
 
 def _check(

@@ -11,9 +11,12 @@
 """
 
 from secateur.nni.pruning.iterative import AGPPruner as AGPPruner
+from secateur.nni.pruning.iterative import AMCPruner as AMCPruner
+from secateur.nni.pruning.iterative import AutoCompressPruner as AutoCompressPruner
 from secateur.nni.pruning.iterative import LinearPruner as LinearPruner
 from secateur.nni.pruning.iterative import LotteryTicketPruner as LotteryTicketPruner
 from secateur.nni.pruning.iterative import PruningScheduler as PruningScheduler
+from secateur.nni.pruning.iterative import SimulatedAnnealingPruner as SimulatedAnnealingPruner
 from secateur.nni.pruning.v2 import ActivationAPoZRankPruner as ActivationAPoZRankPruner
 from secateur.nni.pruning.v2 import ActivationMeanRankPruner as ActivationMeanRankPruner
 from secateur.nni.pruning.v2 import ADMMPruner as ADMMPruner
