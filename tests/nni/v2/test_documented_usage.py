@@ -115,6 +115,7 @@ def test_quick_start_and_speedup() -> None:
     assert 0 <= evaluator(model) <= 100
 
 
+@pytest.mark.slow
 def test_dependency_aware() -> None:
     model = net()
     config_list = [{"op_types": ["Conv2d"], "sparsity": 0.5}]
@@ -140,6 +141,7 @@ def test_taylor_with_a_trainer_and_exported_files() -> None:
     assert 0 <= evaluator(model) <= 100
 
 
+@pytest.mark.slow
 def test_movement_with_an_evaluator() -> None:
     model = net()
     config_list = [{"op_types": ["Conv2d"], "op_partial_names": ["stages"], "sparsity": 0.1}]
@@ -161,6 +163,7 @@ def test_movement_with_an_evaluator() -> None:
     assert set(masks["stages.0.conv1"]) == {"weight"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["older", "newer"])
 def test_iterative_pruning(written: str) -> None:
     model = net()
@@ -190,6 +193,7 @@ def test_iterative_pruning(written: str) -> None:
     assert best_config_list
 
 
+@pytest.mark.slow
 def test_pruning_scheduler() -> None:
     model = net()
     pruner = L1NormPruner(None, None)
@@ -219,6 +223,7 @@ def test_lottery_ticket() -> None:
     finetuner(model)
 
 
+@pytest.mark.slow
 def test_simulated_annealing() -> None:
     model = net()
     config_list = [{"op_types": ["Conv2d"], "total_sparsity": 0.5}]
@@ -233,6 +238,7 @@ def test_simulated_annealing() -> None:
     assert best_acc == pytest.approx(evaluator(model))
 
 
+@pytest.mark.slow
 def test_auto_compress() -> None:
     model = net()
     config_list = [{"op_types": ["Conv2d"], "total_sparsity": 0.6}]
@@ -284,6 +290,7 @@ def mobilenet() -> nn.Module:
         )
 
 
+@pytest.mark.slow
 def test_amc_on_mobilenet_v2() -> None:
     model = mobilenet()
     pre_flops, pre_params, _ = count_flops_params(model, dummy_input, verbose=False)

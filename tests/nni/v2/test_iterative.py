@@ -77,7 +77,9 @@ def test_compress_when_nothing_is_cut_then_rounds_ask_what_the_schedule_says(
     assert {name for entry in config for name in entry["op_names"]} == set(masks)
 
 
-@pytest.mark.parametrize("kind", ["LinearPruner", "LotteryTicketPruner"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("LinearPruner", marks=pytest.mark.slow), "LotteryTicketPruner"]
+)
 def test_compress_when_each_round_is_cut_then_the_next_asks_for_a_share_of_what_is_left(
     kind: str, model: nn.Module, tmp_path: Path
 ) -> None:
@@ -104,7 +106,9 @@ def test_compress_when_each_round_is_cut_then_the_next_asks_for_a_share_of_what_
 
 
 @pytest.mark.parametrize("speedup", [False, True])
-@pytest.mark.parametrize("algorithm", ["level", "l1", "taylorfo"])
+@pytest.mark.parametrize(
+    "algorithm", ["level", "l1", pytest.param("taylorfo", marks=pytest.mark.slow)]
+)
 def test_lottery_when_it_rewinds_then_the_ticket_is_the_first_weights_of_what_is_left(
     algorithm: str, speedup: bool, model: nn.Module, tmp_path: Path
 ) -> None:
@@ -206,6 +210,7 @@ def test_files_when_read_then_hold_the_best_result(
     assert not list(folder.rglob("*.pth"))
 
 
+@pytest.mark.slow
 def test_pruner_when_written_the_older_way_then_it_does_the_same(
     model: nn.Module, tmp_path: Path
 ) -> None:
@@ -225,6 +230,7 @@ def test_pruner_when_written_the_older_way_then_it_does_the_same(
     assert small.get_submodule(LAYER).out_channels < 12
 
 
+@pytest.mark.slow
 def test_scheduler_when_it_has_a_pruner_and_a_generator_then_works_like_the_pruner_of_both(
     model: nn.Module, tmp_path: Path
 ) -> None:
@@ -329,6 +335,7 @@ def test_wrap_and_export_when_the_pruner_is_iterative_then_only_warn(
     assert not masking.is_masked(model)
 
 
+@pytest.mark.slow
 def test_finetune_when_the_model_is_small_then_the_optimizer_has_its_parameters(
     model: nn.Module, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_compress_when_weights_stand_still_then_the_least_active_channels_go(
     assert gone == set(score.argsort(stable=True)[: len(score) // 2].tolist())
 
 
+@pytest.mark.slow
 def test_compress_when_admm_trains_then_what_goes_was_pulled_to_zero() -> None:
     gone: dict[float, dict[str, float]] = {}
     for rho in (1.0, 1e-9):
@@ -183,7 +184,7 @@ def test_level_when_balanced_then_every_block_loses_as_many(blocks: list[int]) -
         ),
     ],
 )
-@pytest.mark.parametrize("positional", [False, True])
+@pytest.mark.parametrize("positional", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_pruner_when_written_the_older_way_then_masks_are_those_of_the_newer(
     name: str, settings: dict[str, Any], positional: bool
 ) -> None:

@@ -167,6 +167,7 @@ def test_searches_when_a_trainer_holds_the_model_then_each_reaches_its_ratio(
         assert left / total == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["level", "l1"])
 def test_auto_compress_when_rounds_follow_then_admm_prunes_by_what_annealing_found(
     algorithm: str, model: nn.Module, tmp_path: Path
@@ -213,7 +214,7 @@ AMC = [{"op_types": ["Conv2d", "Linear"], "total_sparsity": 0.5, "max_sparsity_p
 LAYERS = [*AMC, {"op_names": ["7"], "exclude": True}]
 
 
-@pytest.mark.parametrize("target", ["flops", "params"])
+@pytest.mark.parametrize("target", ["flops", pytest.param("params", marks=pytest.mark.slow)])
 def test_amc_when_an_episode_ends_then_the_goal_is_met_and_no_layer_loses_too_much(
     target: str, tmp_path: Path
 ) -> None:
@@ -307,6 +308,7 @@ def test_searches_when_they_cannot_work_then_say_why(
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_amc_when_scores_are_no_shares_then_warns_and_unused_settings_do_not(
     tmp_path: Path,
 ) -> None:
