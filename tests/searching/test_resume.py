@@ -36,7 +36,13 @@ def breaking(at: int) -> Any:
     return evaluate
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(each, marks=[] if each in ("tpe", "amc", "nsga2") else pytest.mark.slow)
+        for each in SAMPLERS
+    ],
+)
 def test_search_when_broken_off_and_resumed_then_tries_what_an_unbroken_one_does(
     sampler: str, tmp_path: Path
 ) -> None:

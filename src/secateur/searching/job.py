@@ -108,9 +108,9 @@ def number(found: object) -> float:
         ...
     secateur.errors.ConfigError: evaluate must return a number, got '0.5' (str)
     """
-    if isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex():
+    if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
-    if not isinstance(found, Real) and not hasattr(found, "__float__"):
+    if not isinstance(found, Real):
         raise ConfigError(f"evaluate must return a number, got {found!r} ({type(found).__name__})")
     value = float(found)
     if value != value:
