@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import VerificationError
-from secateur.shrinking import cut, verify
+from secateur.shrinking import slices, verify
 from tests.fuzz.judge import judge
 from tests.fuzz.program import Program
 from tests.fuzz.ways import WAYS
@@ -118,13 +118,13 @@ def test_finish_when_single_weights_are_masked_besides_then_the_smaller_model_ha
 
 def test_prune_when_a_cut_is_wrong_then_it_is_refused(monkeypatch):
     """The check sees a fault, and does not blame its own way of reading."""
-    right = cut.Slices.of
+    right = slices.Choice.left
 
-    def wrong(self, name: str, tensor: Tensor, follows=None) -> Tensor:
-        left = right(self, name, tensor, follows)
-        return left.flip(1) if name == "2.weight" and left.is_floating_point() else left
+    def wrong(self, tensor: Tensor) -> Tensor:
+        left = right(self, tensor)
+        return left.flip(1) if left.shape == (4, 6) and left.is_floating_point() else left
 
-    monkeypatch.setattr(cut.Slices, "of", wrong)
+    monkeypatch.setattr(slices.Choice, "left", wrong)
     net, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), torch.randn(3, 6)
     with pytest.raises(VerificationError, match="differs from the masked one"):
         secateur.prune(net, x, 0.5, criterion="l2")

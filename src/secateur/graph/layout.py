@@ -97,7 +97,7 @@ class Along(Granularity):
     dim: int
     axis: Axis
     atom: Atom
-    _known: dict[tuple[Axis, torch.device], tuple[Tensor, Tensor]] = field(
+    _known: dict[tuple[Axis, torch.device], tuple[Tensor, Tensor | None]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -109,25 +109,24 @@ class Along(Granularity):
         for part, axis in bands(tensor, self.axis, self.atom):
             _, order = self._places(axis, tensor.device)
             moved = part.movedim(self.dim, 0)
-            found.append(moved.index_select(0, order).reshape(self.atom.size, -1))
+            moved = moved.contiguous() if order is None else moved.index_select(0, order)
+            found.append(moved.reshape(self.atom.size, -1))
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def expand(self, keep: Tensor, shape: Sequence[int]) -> Tensor:
-        small = [size if dim in (0, self.dim) else 1 for dim, size in enumerate(shape)]
+        """Return a view that takes the memory of the dimensions along which it varies."""
+        varies = {self.dim, 0} if isinstance(find(self.axis), Ragged) else {self.dim}
+        small = [size if dim in varies else 1 for dim, size in enumerate(shape)]
         mask = torch.ones(small, dtype=torch.bool, device=keep.device)
-        self.limit(mask, keep)
-        return mask.expand(tuple(shape))
-
-    def limit(self, mask: Tensor, keep: Tensor) -> None:
-        """Mask in place what goes with the positions that are not kept."""
         view = [1] * mask.ndim
         view[self.dim] = -1
         for part, axis in bands(mask, self.axis, self.atom):
             label, _ = self._places(axis, keep.device)
             part &= ~among(label, ~keep).view(view)
+        return mask.expand(tuple(shape))
 
-    def _places(self, axis: Axis, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the labels of an axis, and what is labelled in the order of its labels.
+    def _places(self, axis: Axis, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Return the labels of an axis, and what is labelled in their order, None if that is all.
 
         They stay on the device: to bring them there again would wait for it.
         """
@@ -135,5 +134,7 @@ class Along(Granularity):
         if key not in self._known:
             label = labels(axis, self.atom)
             order = torch.argsort(label.flatten(), stable=True)[int((label < 0).sum()) :]
-            self._known[key] = label.to(device), (order % label.shape[1]).to(device)
+            order = order % label.shape[1]
+            whole = torch.equal(order, torch.arange(label.shape[1]))  # which needs no copy
+            self._known[key] = label.to(device), None if whole else order.to(device)
         return self._known[key]

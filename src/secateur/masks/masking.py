@@ -66,10 +66,10 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor], *, differentiable: boo
     combined: dict[int, Tensor] = {}
     for name, (module, tensor) in found.items():
         parameter = cast(Tensor, module._parameters[tensor])
-        if masks[name].shape != parameter.shape:
-            expected = tuple(parameter.shape)
-            raise MaskError(f"the mask of {name!r} is {tuple(masks[name].shape)}, not {expected}")
         mask = masks[name].detach().bool()
+        if mask.shape != parameter.shape:
+            expected = tuple(parameter.shape)
+            raise MaskError(f"the mask of {name!r} is {tuple(mask.shape)}, not {expected}")
         other = combined.get(id(parameter))
         combined[id(parameter)] = mask if other is None else mask & other.to(mask.device)
     small = combined if differentiable else _compact(combined)  # gradients are wanted one by one

@@ -123,6 +123,7 @@ def undisturbed(
         filled = (place.value for place in places if place.name in reached.stored)
         caches = [value for value in filled if isinstance(value, (dict, set))]
         apart = Apart(caches, False, state.writes)
+        undo(state.forget)
         undo(state.restore)
         undo(partial(_look, apart, state))
         keep_generators(undo, named=reached.draws)

@@ -7,7 +7,7 @@ a coarse type in its middle is computed finely all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -43,8 +43,9 @@ class Precisely(TorchDispatchMode):
     With a ``noise`` generator the result of each operation is off by a few units in the last place,
     as another order of summation would make it: how far outputs then move is what can be resolved.
 
-    ``masks`` are of parameters, by their ids, True is kept: what an operation reads of one is zero
-    where it is masked, and no copy of it outlives the operations that read it.
+    ``masks`` are of parameters, by their ids, True is kept, each as factors that broadcast to it:
+    what an operation reads of one is zero where it is masked, and no copy of it outlives the
+    operations that read it.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Precisely(TorchDispatchMode):
         dtype: torch.dtype | None,
         device: torch.device | None = None,
         noise: torch.Generator | None = None,
-        masks: Mapping[int, Tensor] | None = None,
+        masks: Mapping[int, Sequence[Tensor]] | None = None,
     ):
         super().__init__()
         self.dtype = dtype
@@ -78,12 +79,10 @@ class Precisely(TorchDispatchMode):
 
     def _kept(self, x: Tensor) -> Tensor:
         """Return a parameter as its mask leaves it, in the type and on the device of the mode."""
-        mask = self.masks.get(id(x))
-        if mask is None:
+        if id(x) not in self.masks:
             return x
         own = self.tensor(x.detach())
-        gone = ~mask.to(own.device)  # what is NaN or infinite there, too
-        return own.masked_fill_(gone, 0) if own.dtype != x.dtype else own.masked_fill(gone, 0)
+        return without(own.clone() if own.dtype is x.dtype else own, self.masks[id(x)])
 
     def _asked(self, x: Any) -> Any:
         """Return what stands for a type or device that the code asks for."""
@@ -158,8 +157,22 @@ def held_precisely(tensors: Iterable[Tensor], mode: Precisely) -> Iterator[None]
     with Undo() as undo:
         for tensor in {id(t): t for t in tensors}.values():
             undo(partial(setattr, tensor, "data", tensor.data))
-            mask = mode.masks.get(id(tensor))
-            data = tensor.data
-            data = data if mask is None else data.masked_fill(~mask.to(data.device), 0)
-            tensor.data = mode.tensor(data)
+            data = mode.tensor(tensor.data)
+            if masks := mode.masks.get(id(tensor), ()):
+                data = without(data.clone() if data.dtype is tensor.dtype else data, masks)
+            tensor.data = data
         yield
+
+
+def without(tensor: Tensor, masks: Iterable[Tensor]) -> Tensor:
+    """Fill a tensor with zeros where one of several masks is False, in place, and return it.
+
+    What is NaN or infinite there goes too.
+
+    >>> without(torch.ones(2, 2), [torch.tensor([[True], [False]])])
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+    for mask in masks:
+        tensor.masked_fill_(~mask.to(tensor.device), 0)
+    return tensor

@@ -112,6 +112,12 @@ class State:
             ):
                 _fill(value, held)
 
+    def forget(self) -> None:
+        """Hold nothing any more: a trial's mode may live on, and weights that are cut must go."""
+        self.writes.forget()
+        for held in (self.attributes, self._containers, self._restore, self._seen):
+            held.clear()
+
     def _keep(self, value: Any) -> None:
         if isinstance(value, Tensor):
             self.writes.keep(value)

@@ -72,6 +72,11 @@ class Writes(TorchDispatchMode):
             if tensor.requires_grad != requires:
                 tensor.requires_grad_(requires)
 
+    def forget(self) -> None:
+        """Hold no tensor any more."""
+        for held in (self._kept, self._memory, self._copies):
+            held.clear()
+
     def before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copy what an operation is about to write to."""
         for place, name in _written(func):

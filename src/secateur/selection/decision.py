@@ -10,7 +10,7 @@ from math import inf
 from torch import Tensor
 
 from secateur.runtime.values import moved, numbers
-from secateur.types import Masks
+from secateur.types import Factored, Masks
 
 from .budget import Budget
 from .targets import Selectable, scored
@@ -92,8 +92,9 @@ def masks_of(
     """Return the masks that decisions make: of each selectable one bool per position."""
     places = [tensors[each.parts[0].tensor].device for each in selectables]
     placed = {place: moved(keeps, place) for place in set(places)}
-    masks: Masks = {}
-    for i, each in enumerate(selectables):
-        for name, mask in each.masks(placed[places[i]][i], tensors).items():
-            masks[name] = masks[name] & mask if name in masks else mask
-    return masks
+    return Factored(
+        *(
+            each.masks(placed[place][i], tensors)
+            for i, (each, place) in enumerate(zip(selectables, places, strict=True))
+        )
+    )

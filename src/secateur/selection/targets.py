@@ -25,7 +25,7 @@ from secateur.scoring.granularity import Element, Granularity
 from secateur.scoring.schedules import asked
 from secateur.settings import granularity_from, stores_transposed
 from secateur.structure import Structure
-from secateur.types import Masks
+from secateur.types import Factored, Masks
 
 from .obstacles import obstacles, selected
 from .select import Request
@@ -87,13 +87,13 @@ class Selectable:
 
         Each is on its tensor's device.  ``only``: of the parts in that tensor alone.
         """
-        masks: Masks = {}
+        masks = Factored()
         for part in self.parts:
             if not part.masked or (only is not None and part.tensor != only):
                 continue
             tensor = tensors[part.tensor]
             mask = part.granularity.expand(keep.to(tensor.device), tuple(tensor.shape))
-            masks[part.tensor] = masks[part.tensor] & mask if part.tensor in masks else mask
+            masks.multiply({part.tensor: mask})
         return masks
 
 

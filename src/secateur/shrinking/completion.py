@@ -23,7 +23,7 @@ from secateur.graph.groups import Group
 from secateur.graph.layout import Along, labels, rows
 from secateur.graph.typing import Site
 from secateur.structure import Structure
-from secateur.types import Masks
+from secateur.types import Factored, Masks
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Slices:
 
     def __init__(self, structure: Structure, masks: Mapping[str, Tensor]):
         self.structure = structure
-        self.masks: Masks = {}
+        self.masks: dict[str, Tensor] = {}
         for name, mask in masks.items():
             name = structure.inferred.recording.names[name]  # tied names are one parameter
             self.masks[name] = mask & self.masks[name] if name in self.masks else mask
@@ -245,27 +245,16 @@ def _balance(structure: Structure, done: Completion) -> None:
 
 
 def group_masks(structure: Structure, keeps: Mapping[str, Tensor]) -> Masks:
-    """Return complete masks: every slice of every parameter that goes with a removed position.
-
-    They take little memory: along dimensions where they do not vary they are expanded, not copied.
-    """
+    """Return complete masks: every slice of every parameter that goes with a removed position."""
     r = structure.inferred.recording
     spared = structure.inferred.typing.spared
-    limits: dict[str, list[tuple[Along, Tensor]]] = {}
+    masks = Factored()
     for name, keep in keeps.items():
         group = structure[name]
         for member in group.members:
             if member.role != "buffer" and (member.tensor, member.dim) not in spared:
                 axis = structure.tensor(member.tensor)[member.dim].axis
                 along = Along(member.dim, axis, group.atom)
-                limits.setdefault(member.tensor, []).append((along, keep.cpu()))
-    masks: Masks = {}
-    for name, found in limits.items():
-        shape = r.shapes[r.parameters[name]]
-        lived_in = {0, *(along.dim for along, _ in found)}
-        small = [size if dim in lived_in else 1 for dim, size in enumerate(shape)]
-        mask = torch.ones(small, dtype=torch.bool)
-        for along, keep in found:
-            along.limit(mask, keep)
-        masks[name] = mask.expand(shape)
+                mask = along.expand(keep.cpu(), r.shapes[r.parameters[member.tensor]])
+                masks.multiply({member.tensor: mask})
     return masks

@@ -18,16 +18,18 @@ from secateur.graph.origins import Attribute
 from secateur.replacements import replacement_of
 from secateur.replacements.passing import PassThrough, argument, passing
 from secateur.runtime.forward import evaluating
+from secateur.runtime.precise import without
 from secateur.runtime.undo import Undo
 from secateur.runtime.values import not_finite
 from secateur.structure import Structure
-from secateur.types import Masks
+from secateur.types import Factored, Masks
 
+from .contents import Shortened, has_own_memory, put
 from .describe import descriptions
 from .history import HELD_AS, Changes, History, Passing, Shape
 from .plan import Plan
 from .rescale import rescaled_floats, rescaled_tensors
-from .slices import Slices, laid_out_as
+from .slices import Choice, Slices, laid_out_as
 
 FAST = (torch.float32, torch.float64)
 """What is multiplied by a mask faster than it is filled."""
@@ -55,15 +57,34 @@ class Surgery:
     def set_data(self, tensor: Tensor, data: Tensor, gradient: Tensor | None = None) -> None:
         """Give a parameter or buffer other contents; it stays the same object.
 
-        So ties hold, and so do the lists of it that optimizers, recurrent layers and users keep: a
-        new ``Parameter`` would leave them training the old one without a word.
-
         Args:
             gradient: the new one, where the shape changes; else it stays.
         """
         before, held = tensor.data, tensor.grad
-        self._undo.append(lambda: _put(tensor, before, held))
-        _put(tensor, data, held if data.shape == before.shape else gradient)
+        self._undo.append(lambda: put(tensor, before, held))
+        put(tensor, data, held if data.shape == before.shape else gradient)
+
+    def shorten(
+        self, tensor: Tensor, choices: Sequence[Choice], gradient: Tensor | None = None
+    ) -> None:
+        """Cut a parameter or buffer; ``gradient``: what is left of its gradient."""
+        if not has_own_memory(tensor):
+            left = tensor.data
+            for choice in choices:
+                left = choice.left(left)
+            self.set_data(tensor, laid_out_as(left, tensor.data), gradient)
+            return
+        self._set_gradient(tensor, None)
+        for choice in choices:
+            change = Shortened(tensor, choice)
+            self._undo.append(change.undo)
+            change.do()
+        self._set_gradient(tensor, gradient)
+
+    def _set_gradient(self, tensor: Tensor, gradient: Tensor | None) -> None:
+        before = tensor.grad
+        self._undo.append(lambda: setattr(tensor, "grad", before))
+        tensor.grad = gradient
 
     def set_attribute(self, module: Any, name: str, value: Any) -> None:
         """Set what may or may not be there already."""
@@ -233,20 +254,19 @@ class Surgery:
         changed: dict[str, tuple[Shape, Shape]] = {}
         state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         names = list(slices.names())
-        self.mask({name: mask for name, mask in masks.items() if name not in names})
+        self.mask(Factored(masks).only(masks.keys() - names))
         for name in names:
             if name not in state:
                 continue
             tensor = state[name]
-            data = slices.of(name, tensor.data)
-            if name in masks and not bool((mask := slices.of(name, masks[name])).all()):
-                data = data.masked_fill(~mask.to(data.device), 0)
-                if data.shape == tensor.shape:
-                    self.set_data(tensor, data)
-            if data.shape != tensor.shape:
-                changed[name] = tuple(tensor.shape), tuple(data.shape)
-                gradient = None if tensor.grad is None else slices.of(name, tensor.grad)
-                self.set_data(tensor, data, gradient)
+            if choices := slices.choices(name, tensor.data):
+                before, held = tuple(tensor.shape), tensor.grad
+                gradient = None if held is None else slices.of(name, held)
+                self.shorten(tensor, choices, gradient)
+                changed[name] = before, tuple(tensor.shape)
+            left = slices.of_mask(name, masks) if name in masks else []
+            if not all(bool(mask.all()) for mask in left):
+                self.set_data(tensor, without(tensor.data.clone(), left))
         return changed
 
     def _set_sizes(
@@ -318,19 +338,6 @@ class Surgery:
                         self.set_attribute(module, name, said)
                 if isinstance(module, nn.RNNBase):
                     module.flatten_parameters()  # cuDNN wants them in one piece
-
-
-def _put(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> None:
-    tensor.grad = None
-    if tensor.requires_grad and data.shape != tensor.shape:
-        # While a graph is alive (somebody holds the last loss), torch keeps the node that adds up
-        # this tensor's gradients, and hands it to the next forward; it checks them against the old
-        # shape.  It makes a new node only where the type of the data changes, so let it change.
-        other = torch.float32 if data.dtype == torch.float64 else torch.float64
-        tensor.data = data.new_empty(0, dtype=other)
-    tensor.data = data
-    tensor.grad = gradient
-    torch.clear_autocast_cache()  # it keeps copies of weights in another type by their objects
 
 
 def _without(module: Any, name: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import ShrinkError, VerificationError
 from secateur.repair.fold import Folding
 from secateur.structure import Structure
-from secateur.types import Example, Masks
+from secateur.types import Example, Factored, Masks
 
 from .culprits import innocent, joined, named, parts
 from .cut import Surgery
@@ -197,10 +197,10 @@ class Operation:
         masks = _both(self.structure, self.masks, completed)
         folded, notes = self._folded(plan, completed)
         due = masks if self.check and not self.as_it_is else self.masks
-        later: Masks = {}
+        later = Factored()
         if due is masks and self.check and self.check.precision.frugal:
-            later = {n: m for n, m in masks.items() if m.ndim > 1 and n not in folded}
-        self.surgery.mask({n: m for n, m in due.items() if n not in later})
+            later = masks.only({n for n in masks if len(masks.shape(n)) > 1} - folded.keys())
+        self.surgery.mask(Factored(due).only(due.keys() - later.keys()))
         self.surgery.add(folded)
         return Done(plan, masks, {}, None, folded, notes), later
 
@@ -228,14 +228,11 @@ def _nothing(many: int, notes: Sequence[str]) -> str:
     )
 
 
-def _both(structure: Structure, given: Masks, completed: Masks) -> Masks:
+def _both(structure: Structure, given: Masks, completed: Masks) -> Factored:
     """Return the product of masks that were given, under any names, and of others."""
     names = structure.inferred.recording.names  # tied names are one parameter
-    full = dict(completed)
-    for name, mask in given.items():
-        other = full.get(names[name])
-        full[names[name]] = mask.cpu().clone() if other is None else other & mask.cpu()
-    return full
+    own = (Factored({names[n]: given[n].cpu().clone()}) for n in given)
+    return Factored(completed, *own)
 
 
 def _shares(structure: Structure, asked: Plan, done: Plan) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur.errors import PlanError, UnknownNameError, did_you_mean
 from secateur.selection.select import Request, select
 from secateur.structure import Structure
-from secateur.types import Masks
+from secateur.types import Factored, Masks
 
 from .completion import complete, group_masks
 
@@ -125,11 +125,14 @@ class Plan:
         for name, kept in self.keep.items():
             keeps[name] = torch.zeros(structure[name].size, dtype=torch.bool)
             keeps[name][list(kept)] = True
-        masks = group_masks(structure, keeps)
-        for block in map(structure.block, self.drop):
-            for name in block.masks or ():
-                masks[name] = torch.zeros(structure.tensor(name).shape, dtype=torch.bool)
-        return masks
+        gone = torch.zeros((), dtype=torch.bool)
+        blocks = map(structure.block, self.drop)
+        dropped = {
+            name: gone.expand(structure.tensor(name).shape)
+            for b in blocks
+            for name in b.masks or ()
+        }
+        return Factored(group_masks(structure, keeps), dropped)
 
     def check(self, structure: Structure) -> None:
         """Raise a ``PlanError`` with all reasons why this plan does not fit a model, if any."""

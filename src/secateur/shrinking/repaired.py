@@ -44,7 +44,7 @@ def repaired(
         UnknownNameError: there is no such repair.
     """
     done = complete(structure, masks, inexact=inexact)
-    whole = group_masks(structure, done.keeps)
+    whole = dict(group_masks(structure, done.keeps))
     names = structure.inferred.recording.names
     for name, mask in masks.items():
         own = names[name]

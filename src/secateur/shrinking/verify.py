@@ -24,15 +24,15 @@ from secateur.runtime.forward import evaluating, full_precision, undisturbed
 from secateur.runtime.precise import Precisely, held_precisely
 from secateur.runtime.undo import in_mode
 from secateur.structure import Structure
-from secateur.types import Example, Masks, call_arguments
+from secateur.types import Example, Masks, call_arguments, factors_of
 
 from .comparable import check_comparable
 from .difference import difference, resolution
 from .locate import Calls, module_outputs
 from .trials import Trial, Way, trials
 
-ById = Mapping[int, Tensor]
-"""Masks by the ids of their parameters."""
+ById = Mapping[int, Sequence[Tensor]]
+"""Masks by the ids of their parameters, each as factors that broadcast to it."""
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 MOST_BYTES = 2**31  # of parameters, and of activations, in float64
@@ -288,16 +288,14 @@ class Check:
 
 
 @contextmanager
-def ready(
-    model: nn.Module, precision: Precision, masks: Masks | None = None
-) -> Iterator[dict[int, Tensor]]:
+def ready(model: nn.Module, precision: Precision, masks: Masks | None = None) -> Iterator[ById]:
     """Let a model's tensors be what a check computes in; no warning of its code is shown.
 
     Yields:
         The masks that are left to be put on where parameters are read, by their ids.
     """
     state = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
-    by_id = {id(state[name]): mask for name, mask in (masks or {}).items()}
+    by_id = {id(state[name]): factors_of(masks or {}, name) for name in masks or ()}
     with alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mode = precision.mode(masks=by_id)

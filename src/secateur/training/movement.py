@@ -29,7 +29,7 @@ from secateur.runtime.distributed import reduced_each
 from secateur.runtime.values import moved, not_finite
 from secateur.selection.targets import Selectable
 from secateur.settings import granularity_from, stores_transposed
-from secateur.types import Masks
+from secateur.types import Factored, Masks
 
 from .method import STRICT, Method, methods
 from .run import Run
@@ -97,7 +97,7 @@ class Movement(Method):
         return {n: s.sigmoid() if n in soft else s.clone() for n, s in self._scores.items()}
 
     def complete(self, masks: Masks) -> Masks:
-        return masks | self._bias_masks(masks)
+        return Factored(masks, self._bias_masks(masks))
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": dict(self._scores), "optimizer": self._optimizer.state_dict()}
@@ -153,7 +153,7 @@ class Movement(Method):
         return self.strength * run.share * s * (1 - s) / (len(s) * len(soft))
 
     def _bias_masks(self, masks: Masks) -> Masks:
-        found: Masks = {}
+        found: dict[str, Tensor] = {}
         for path, module in self._run.model.named_modules():
             name = f"{path}.bias" if path else "bias"
             mask = masks.get(f"{path}.weight" if path else "weight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import lcm
 from typing import Any
 
@@ -112,12 +113,14 @@ class Engine(Pruner):
         shapes = {t.name: t.shape for t in followers if t.shape is not None}
         if any(needs_value(t) for t in followers):
             shapes |= {name: tuple(value.shape) for name, value in self._observed().items()}
+        masks = dict(self.masks)
         for target in followers:
             module = self.model.get_submodule(target.module)
-            self.masks[target.name] = aligned(target, self.masks, shapes.get(target.name), module)
-        for name in self.masks.keys() & self._gone.keys():
-            self.masks[name] &= self._gone[name].to(self.masks[name].device)
-        return self.masks
+            masks[target.name] = aligned(target, masks, shapes.get(target.name), module)
+        for name in masks.keys() & self._gone.keys():
+            masks[name] = masks[name] & self._gone[name].to(masks[name].device)
+        self.decision = replace(self.decision, masks=masks)
+        return masks
 
     def put_on(self) -> None:
         if self.masks is self._put_on:

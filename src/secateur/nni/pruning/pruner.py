@@ -145,7 +145,7 @@ class Pruner:
             engine.release()
             if engine.method.learns_masks:
                 raise ConfigError(f"{type(self).__name__} learns its masks: call compress()")
-            self.masks = engine.decide()
+            self.masks = dict(engine.decide())
             self.notes = engine.notes
         return self.get_masks()
 
@@ -277,7 +277,7 @@ class Pruner:
             metrics: dict[str, float] = {}
             for each, engine in engines.items():
                 metrics |= engine.step()
-                each.masks, each.notes = engine.masks, engine.notes
+                each.masks, each.notes = dict(engine.masks), engine.notes
             return metrics
 
         self._take_off(bake=False)
