@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from functools import reduce
 from operator import and_
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ Example: TypeAlias = Any
 """Example inputs: a tensor, a tuple (positional arguments) or a dict (keyword arguments)."""
 
 
-class Factored(Mapping[str, Tensor]):
+class Factored(MutableMapping[str, Tensor]):
     """Products of masks, each made where it is asked for: held are its factors, which are small.
 
     One group removes rows of a matrix, another its columns.  The product has as many elements as
@@ -63,6 +64,12 @@ class Factored(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return reduce(and_, self._factors[name]).expand(self._shapes[name])
 
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        self._shapes[name], self._factors[name] = tuple(mask.shape), _small(mask)
+
+    def __delitem__(self, name: str) -> None:
+        del self._factors[name], self._shapes[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._factors)
 
@@ -72,8 +79,8 @@ class Factored(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shapes})"
 
-    def __reduce__(self) -> Any:  # what is stored, or copied, are plain masks
-        return dict, (dict(self),)
+    def __reduce__(self) -> Any:  # stored, or copied, are plain masks, which torch.load takes
+        return OrderedDict, (), None, None, iter(self.items())
 
 
 def factors_of(masks: Masks, name: str) -> tuple[Tensor, ...]:
