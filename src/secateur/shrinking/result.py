@@ -34,7 +34,8 @@ SQUEEZED = 0.1
 class Result(Shown):
     """A smaller model and everything that is known of how it came about.
 
-    ``masks`` may be expanded views: ``contiguous()`` one before writing to it or to a file.
+    ``masks`` are made where they are asked for, and may be expanded views: ``contiguous()`` one
+    before writing to it or to a file.
     ``warnings`` say where the model is not what was asked for; they come first when it is printed.
 
     >>> import torch

@@ -106,7 +106,7 @@ class OneShotPruner(Pruner):
                 masking.put_on(self.bound_model, self._given)
                 self._learn(engine)
                 masking.take_off(self.bound_model, bake=False)
-                self.masks, self.notes = engine.decide(), engine.notes
+                self.masks, self.notes = dict(engine.decide()), engine.notes
             except BaseException:
                 masking.take_off(self.bound_model, bake=False)
                 raise
