@@ -206,6 +206,35 @@ def test_search_when_a_setting_is_wrong_then_says_so_before_anything_is_tried(
     assert not [t for s in storage.get_all_studies() for t in storage.get_all_trials(s._study_id)]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"of": "channels", "granularity": "element"},
+        {"of": "channels"},
+        {"scope": "global"},
+        {"min_sparsity": 0.2, "max_sparsity": 0.6, "sparsity": 0.4},
+        {"targets": [{"names": ["0"]}, {"names": ["2"], "max_sparsity": 0.4}], "sparsity": 0.3},
+        {"exclude": ["0"], "sparsity": 0.3, "round_to": 4},
+        {"sparsity": 0.0},
+        {"strict": False, "per": "block"},
+    ],
+    ids=str,
+)
+def test_search_when_pruning_has_other_settings_then_every_trial_meets_them(
+    settings: dict[str, Any],
+) -> None:
+    with torch.inference_mode():
+        found = search(InMemoryStorage(), lambda m: 0.0, trials=3, **settings)
+    assert len(found.trials) == 3
+    assert all(t.cost <= found.goal + 1e-9 for t in found.trials)
+    assert found.result(found.trials[2]).verification.passed
+
+
+def test_search_when_the_granularity_is_a_pattern_then_there_is_nothing_to_search() -> None:
+    with pytest.raises(ConfigError, match="nothing to search"):
+        search(InMemoryStorage(), sparsity=None, granularity="1:2")
+
+
 def test_search_when_as_much_as_can_go_is_asked_for_then_says_so_first() -> None:
     found = search(InMemoryStorage(), sparsity=0.999, strict=False, trials=2)
     assert len(found.trials) == 2

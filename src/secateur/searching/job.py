@@ -13,14 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.config import Config
 from secateur.errors import ConfigError
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
 from secateur.runtime.drawing import keep_generators
+from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.runtime.undo import Undo
 from secateur.shrinking import Result
 from secateur.types import Example
 
+GOALS = {"of", "budget", "allocate", "allocation"}
+"""Settings that an allocation of every group stands for."""
 Score = float | Tensor
 Evaluate = Callable[[nn.Module], Score | Iterator[Score]]
 Train = Callable[[nn.Module], object]
@@ -55,7 +59,17 @@ class Job:
             seed: of what training draws.
             verify: compare it with the masked model.
         """
-        config = self.pruner.config.replace(allocation=dict(removed), of="channels")
+        result = self._cut(removed, verify)
+        if self.train is not None:
+            with seeded(seed):
+                self.train(result.model)
+        return result
+
+    @in_ordinary_mode
+    def _cut(self, removed: Mapping[str, float], verify: bool) -> Result:
+        given = self.pruner.config.model_fields_set - GOALS
+        kept = {name: getattr(self.pruner.config, name) for name in given}
+        config = Config(**kept, allocation=dict(removed))
         pruner = Pruner(
             copied(self.pruner.model),
             config,
@@ -67,11 +81,7 @@ class Job:
         pruner.decide()
         if self.repair is not None and self.data is not None:
             pruner.repair(self.data, self.repair)
-        result = pruner.finish(verify=verify)
-        if self.train is not None:
-            with seeded(seed):
-                self.train(result.model)
-        return result
+        return pruner.finish(verify=verify)
 
     def score(self, model: nn.Module, seed: int, stop: Stop) -> float | None:
         """Return what ``evaluate`` says of a model, or None where it was stopped on the way.

@@ -71,7 +71,9 @@ def search(
     shared = _needed()
     data = None if data is None else held(data)
     how = repair_wanted(repair, data, loss)
-    chosen = one_shot_config(config, given).with_defaults({"of": "macs"})
+    chosen = one_shot_config(config, given)
+    if not chosen.model_fields_set & {"of", "budget"}:
+        chosen = chosen.with_defaults({"of": "macs"})
     pruner, notes = prepared(model, chosen, example_inputs, data, loss)
     job = Job(pruner, example_inputs, data, how, train, evaluate)
     return shared(job, Space(pruner, options.per), sampler, storage, trials, options).work(notes)

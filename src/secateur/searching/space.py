@@ -70,6 +70,12 @@ class Space:
     def __init__(self, pruner: Pruner, per: str = "group"):
         if per not in ("group", "block"):
             raise ConfigError(f"per={per!r}: a share is drawn per 'group' or per 'block'")
+        exact = [s.name for s in pruner.selectables if s.parts[0].granularity.sparsity is not None]
+        if exact:
+            raise ConfigError(
+                f"a search draws shares, and the granularity of {exact[0]!r} removes one share "
+                "exactly: there is nothing to search"
+            )
         self.pruner = pruner
         self.selectables = pruner.selectables
         self.units = self._units(per)
@@ -144,8 +150,11 @@ class Space:
 
     def removed(self, shares: Sequence[float]) -> dict[str, float]:
         """Return the share of its positions that each group or tensor loses."""
-        counts = self.counts(shares)
-        return {n: (size - counts[n]) / max(size, 1) for n, size in self._sizes.items()}
+        counts, sizes = self.counts(shares), self._sizes
+        return {
+            each.name: _within(each, 1 - counts[each.name] / max(sizes[each.name], 1))
+            for each in self.selectables
+        }
 
     def cost(self, shares: Sequence[float]) -> float:
         """Return what is left of the whole cost; in [0, 1]."""
@@ -162,8 +171,7 @@ class Space:
         if each.request.fixed:
             return scored(each, torch.zeros(self._sizes[each.name]))
         share = shares[self._place[each.name]]
-        low, high = each.request.min_sparsity, each.request.max_sparsity
-        share = min(1.0 if high is None else high, max(low or 0.0, share))
+        share = _within(each, share)
         made = scored(each, torch.zeros(self._sizes[each.name]))
         return replace(made, sparsity=share, threshold=None, pool=None, fixed=True)
 
@@ -178,6 +186,12 @@ class Space:
         return {
             name: {each: self._sizes[each] for each in unit} for name, unit in self.units.items()
         }
+
+
+def _within(each: Selectable, share: float) -> float:
+    """Return the share nearest to one that the bounds of a group or tensor allow."""
+    low, high = each.request.min_sparsity, each.request.max_sparsity
+    return min(1.0 if high is None else high, max(low or 0.0, share))
 
 
 def _positions(each: Selectable, pruner: Pruner) -> int:
