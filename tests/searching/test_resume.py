@@ -47,9 +47,11 @@ def test_search_when_broken_off_and_resumed_then_tries_what_an_unbroken_one_does
     sampler: str, tmp_path: Path
 ) -> None:
     small = {"hidden1": 8, "hidden2": 8, "warmup": 2}  # an agent that learns quickly
-    options = {"sampler": sampler, "sampler_options": small if sampler == "amc" else {}}
+    options: dict[str, Any] = {"sampler": sampler}
+    if sampler == "amc":
+        options |= {"sampler_options": small, "trials": 6}
     whole = search(tmp_path / "whole.journal", **options)
-    for at in (1, 7):
+    for at in (1, 7) if sampler != "amc" else (4,):
         with pytest.raises(Broken):
             search(tmp_path / f"{at}.journal", breaking(at), **options)
         again = search(tmp_path / f"{at}.journal", **options)
@@ -163,8 +165,8 @@ def test_journal_when_it_is_another_file_then_is_an_error_of_ours(
 
 
 def test_study_when_searched_by_any_sampler_then_holds_no_pickle(tmp_path: Path) -> None:
-    for sampler in SAMPLERS:
-        search(tmp_path / "all.journal", sampler=sampler, name=sampler, trials=7)
+    for sampler in ("cmaes", "nsga2"):  # those whose state Optuna keeps in the study
+        search(tmp_path / "all.journal", sampler=sampler, name=sampler, trials=8)
     for line in _lines(tmp_path / "all.journal"):
         assert "80049" not in json.dumps(line), "how the hexadecimal digits of a pickle begin"
     with pytest.raises(ConfigError, match="sampler='cmaes'"):

@@ -232,7 +232,7 @@ def test_search_when_pruning_has_other_settings_then_every_trial_meets_them(
 
 def test_search_when_the_granularity_is_a_pattern_then_there_is_nothing_to_search() -> None:
     with pytest.raises(ConfigError, match="nothing to search"):
-        search(InMemoryStorage(), sparsity=None, granularity="1:2")
+        search(InMemoryStorage(), sparsity=None, of="channels", granularity="1:2")
 
 
 def test_search_when_as_much_as_can_go_is_asked_for_then_says_so_first() -> None:

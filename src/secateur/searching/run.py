@@ -71,12 +71,16 @@ def search(
     shared = _needed()
     data = None if data is None else held(data)
     how = repair_wanted(repair, data, loss)
-    chosen = one_shot_config(config, given)
-    if not chosen.model_fields_set & {"of", "budget"}:
-        chosen = chosen.with_defaults({"of": "macs"})
+    chosen = _with_goal(one_shot_config(config, given))
     pruner, notes = prepared(model, chosen, example_inputs, data, loss)
     job = Job(pruner, example_inputs, data, how, train, evaluate)
     return shared(job, Space(pruner, options.per), sampler, storage, trials, options).work(notes)
+
+
+def _with_goal(config: Config) -> Config:
+    """Return the config with a goal of MACs, where nothing is said of what it is."""
+    said = config.model_fields_set & {"of", "budget"}
+    return config if said else config.with_defaults({"of": "macs"})
 
 
 def _needed() -> Any:
