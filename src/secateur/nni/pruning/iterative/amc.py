@@ -3,7 +3,8 @@
 The agent and the bounds of its actions are those of ``secateur.searching``.  Where NNI departs from
 the paper, this is the paper's: what happened to a layer stands in the state of the next one, and
 exploration shrinks from the end of the warm-up on.  The last layer of an episode is pruned alone,
-as the others are.
+as the others are.  Layers that must lose the same channels are one step, and those that are tied to
+a layer that is not selected stay whole: their masks would cut nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError, did_you_mean
+from secateur.nni.channels import channel_dim
+from secateur.nni.dependencies import auto_set_dependency_group_ids
 from secateur.nni.evaluators import Evaluator, LegacyEvaluator
 from secateur.nni.pruning.pruner import at_least_one
-from secateur.nni.pruning.v2.config_list import Goal
+from secateur.nni.pruning.v2.config_list import Goal, modern
 from secateur.nni.pruning.v2.signature import also
 from secateur.nni.targets import class_name
 from secateur.nni.utils.counter import count_flops_params
@@ -85,10 +88,11 @@ class AMCTaskGenerator(TaskGenerator):
         self.most = 1.0 if first.most is None else first.most
         selected = {name for goal in self.goals for name in goal.names}
         self.layers = [n for n, _ in self.origin.named_modules() if n in selected]
+        self.units = units(self.origin, self.layers, self.dummy_input)
         self.dense_costs, rows = self._counted(self.origin)
         self.budget = sum(self.dense_costs.values())
         self.goal = first.sparsity * self.budget
-        self._rows = normalised(_features(self.origin, self.layers, rows))
+        self._rows = normalised(_features(self.origin, self.units, rows))
         self._agent = Agent(
             FIXED + 3, self.learning, int(torch.randint(1 << 62, ()))
         )  # torch.manual_seed repeats it
@@ -97,9 +101,9 @@ class AMCTaskGenerator(TaskGenerator):
     def next(self) -> Task | None:
         if self._agent.episodes >= self.total_episode:
             return None
-        layer, last = self.layers[len(self._shares)], len(self._shares) + 1 == len(self.layers)
+        unit, last = self.units[len(self._shares)], len(self._shares) + 1 == len(self.units)
         share = self._bounded(self._agent.action(self._states[-1]))
-        goal = Goal((layer,), share)
+        goal = Goal(unit, share)
         task = self._task(self._model, self._masks, [goal])
         task.said = [*self._said, goal]
         task.finetune = task.evaluate = last
@@ -107,10 +111,9 @@ class AMCTaskGenerator(TaskGenerator):
 
     def received(self, task: Task, model: nn.Module, masks: Masks) -> None:
         (goal,) = task.goals
-        layer = goal.names[0]
         costs, _ = self._counted(model)
-        went = 1 - costs[layer] / self._costs[layer]
-        self._shares.append(went if self._costs[layer] else 0.0)
+        before = self._cost([goal.names])
+        self._shares.append(1 - sum(costs[name] for name in goal.names) / before)
         self._model, self._masks, self._costs = model, masks, costs
         self._said.append(goal)
         left = sum(costs.values())
@@ -119,7 +122,7 @@ class AMCTaskGenerator(TaskGenerator):
             "current_total_sparsity": 1 - left / self.budget,
             named: f"{left / 1e6:.2f} M",
         }
-        if len(self._shares) < len(self.layers):
+        if len(self._shares) < len(self.units):
             self._states.append(self._state())
             return
         if task.score is None:
@@ -131,8 +134,8 @@ class AMCTaskGenerator(TaskGenerator):
             )
         if left > self.budget - self.goal * 0.99:
             log.warning(
-                "episode %d left %.1f%% of the %s, more than was asked for: layers that are tied "
-                "to others lose less than their masks say",
+                "episode %d left %.1f%% of the %s, more than was asked for: what was left to the "
+                "last layers, they could not lose",
                 *(self._agent.episodes, 100 * left / self.budget, self.target),
             )
         actions = [goal.sparsity for goal in self._said]
@@ -150,30 +153,37 @@ class AMCTaskGenerator(TaskGenerator):
         """Return what the agent sees before it acts on the next layer."""
         at = len(self._shares)
         gone = 1 - sum(self._costs.values()) / self.budget
-        rest = sum(self._costs[name] for name in self.layers[at + 1 :]) / self.budget
+        rest = self._cost(self.units[at + 1 :]) / self.budget
         return (*self._rows[at], gone, rest, self._shares[-1] if self._shares else 0.0)
 
     def _bounded(self, action: float) -> float:
         """Return the action made such that the goal is met by what the later layers can give."""
         at = len(self._shares)
-        layer = self.layers[at]
+        unit = self.units[at]
         found = bounded(
             action,
-            cost=self._costs[layer],
-            original=self.dense_costs[layer],
+            cost=self._cost([unit]),
+            original=sum(self.dense_costs[name] for name in unit),
             most=self.most,
             goal=self.goal,
             gone=self.budget - sum(self._costs.values()),
-            later=sum(self._costs[name] for name in self.layers[at + 1 :]) * self.most,
+            later=self._cost(self.units[at + 1 :]) * self.most,
         )
         return min(found, 1 - 1e-6)
+
+    def _cost(self, units: Sequence[tuple[str, ...]]) -> float:
+        """Return what some units cost now."""
+        return sum(self._costs[name] for unit in units for name in unit)
 
     def _counted(self, model: nn.Module) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
         """Return what each layer costs now, and all that was counted of it."""
         _, _, found = count_flops_params(model, self.dummy_input, verbose=False)
         rows = {row["name"]: row for row in found}
         if missing := [name for name in self.layers if name not in rows]:
-            raise ConfigError(f"{missing[0]!r} does not run on the dummy_input: exclude it")
+            raise ConfigError(
+                f"{missing[0]!r} is not counted: it is no convolution or linear layer, or does not "
+                "run on the dummy_input; exclude it"
+            )
         return {name: float(rows[name][self.target]) for name in self.layers}, rows
 
 
@@ -214,10 +224,11 @@ class AMCPruner(IterativePruner):
         target: str = "flops",
     ):
         check_judge(evaluator, type(self).__name__)
-        pruner = pruner_of(pruning_algorithm, pruning_params, PRUNES)
         example = getattr(evaluator, "dummy_input", None)
         if example is None:
             raise ConfigError("AMC cuts after each layer: give the evaluator a dummy_input")
+        tied = {"mode": "dependency_aware", "dummy_input": example}
+        pruner = pruner_of(pruning_algorithm, {**tied, **(pruning_params or {})}, PRUNES)
         generator = AMCTaskGenerator(
             *(total_episode, example, model, config_list, {}, target, ddpg_params),
             *(log_dir, keep_intermediate_result),
@@ -237,14 +248,47 @@ def _learning(parameters: Mapping[str, Any], episodes: int) -> Learning:
     return Learning(**{"warmup": episodes // 4, **given})
 
 
+def units(model: nn.Module, layers: Sequence[str], example: Any) -> list[tuple[str, ...]]:
+    """Return the layers that can be cut, those that must lose the same channels together.
+
+    Raises:
+        ConfigError: all are tied to layers that are not among them.
+
+    >>> units(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), ["0"], torch.zeros(1, 2))
+    [('0',)]
+    """
+    named = dict(model.named_modules())
+    every = [
+        n for n, m in named.items() if channel_dim(m) and getattr(m, "weight", None) is not None
+    ]
+    weights = tuple(n for n in every if n in layers or model.get_parameter(f"{n}.weight").ndim > 1)
+    tied = auto_set_dependency_group_ids(model, modern([Goal(weights, 0.0)], model), example)
+    families: dict[object, list[str]] = {}
+    for entry in tied:
+        (name,) = entry["op_names"]
+        families.setdefault(entry.get("dependency_group_id", name), []).append(name)
+    found, held = list[tuple[str, ...]](), list[str]()
+    for family in families.values():
+        inside = [name for name in layers if name in family]
+        if len(inside) == len(family):
+            found.append(tuple(inside))
+        held += inside if len(inside) < len(family) else []
+    if held:
+        log.warning("tied to layers that are not selected, and left whole: %s", ", ".join(held))
+    if not found:
+        raise ConfigError("all selected layers are tied to others that are not: select those too")
+    return sorted(found, key=lambda unit: layers.index(unit[0]))
+
+
 def _features(
-    model: nn.Module, layers: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
+    model: nn.Module, units: Sequence[tuple[str, ...]], rows: Mapping[str, Mapping[str, Any]]
 ) -> list[list[float]]:
-    """Return what is known of each layer and does not change: where and of what kind, and sizes."""
+    """Return what is known of each unit and does not change: where and of what kind, and sizes."""
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    kinds = list(dict.fromkeys(class_name(model.get_submodule(name)) for name in layers))
+    kinds = list(dict.fromkeys(class_name(model.get_submodule(unit[0])) for unit in units))
     found = []
-    for name in layers:
+    for unit in units:
+        name = unit[0]
         layer = model.get_submodule(name)
         found.append(
             [
@@ -254,7 +298,7 @@ def _features(
                 float(prod(rows[name]["output_size"])),
                 _mean(getattr(layer, "stride", 0)),
                 _mean(getattr(layer, "kernel_size", 1)),
-                float(rows[name]["params"]),
+                float(sum(rows[each]["params"] for each in unit)),
             ]
         )
     return found
