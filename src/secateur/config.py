@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .errors import ConfigError, UnknownNameError
+from .costs import COSTS, amount_of
+from .errors import ConfigError, UnknownNameError, did_you_mean
 from .registry import Registry
 from .runtime.io import write_text
 from .scoring.criteria import criteria
@@ -56,6 +57,25 @@ def _known(registry: Registry) -> AfterValidator:
 def _stored_granularity(value: object) -> object:
     granularity_from(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _known_cost(name: str) -> str:
+    names = ["channels", *sorted(COSTS)]
+    if name not in names:
+        raise ValueError(
+            f"unknown cost {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}."
+        )
+    return name
+
+
+def _stored_budget(value: object) -> object:
+    """Return amounts as the tuple that is stored; each is read once for its errors."""
+    amounts = [value] if isinstance(value, str) else value
+    if not isinstance(amounts, (list, tuple)):
+        raise ValueError(f"must be an amount or a list of amounts, got {brief(value)}.")
+    for amount in amounts:
+        amount_of(amount)
+    return tuple(amounts)
 
 
 def _at(place: str, sentence: str) -> str:
@@ -196,8 +216,20 @@ class Config(Target):
     method_options: dict[str, bool | int | float | str | dict[str, float]] = Field(
         default_factory=dict, description="settings of the method, as its docstring lists them"
     )
-    of: Literal["channels", "params", "macs"] = Field(
-        "channels", description="what the sparsity is a share of"
+    of: Annotated[str, AfterValidator(_known_cost)] = Field(
+        "channels",
+        description=f"what the sparsity is a share of: channels, {', '.join(sorted(COSTS))}",
+    )
+    budget: Annotated[tuple[str, ...], BeforeValidator(_stored_budget)] = Field(
+        (), description="amounts to be met, in place of a sparsity: '12 ms', '300 M MACs', '20 MB'"
+    )
+    latency_table: str | None = Field(
+        None, description="JSON file of measured latencies of operations: read, and added to"
+    )
+    allocate: str = Field(
+        "uniform",
+        description="who loses how much: uniform, global (ranked together), depth, or by data: "
+        "error (error curves), owl (outliers)",
     )
     allocation: dict[str, Share] = Field(
         default_factory=dict,
@@ -268,15 +300,37 @@ class Config(Target):
     @classmethod
     def _contradictions(cls, settings: Mapping[str, Any]) -> list[str]:
         targets = settings.get("targets") or ()
+        budgets = _budget_problems(settings)
         if not targets or not isinstance(targets, (list, tuple)):
-            return super()._contradictions({"granularity": "group", **settings})
-        problems = general = super()._contradictions(settings)
+            return [*super()._contradictions({"granularity": "group", **settings}), *budgets]
+        general = super()._contradictions(settings)
+        problems = [*general, *budgets]
         for i, target in enumerate(targets):
             own = target._given() if isinstance(target, Target) else target
             if isinstance(own, Mapping):
                 found = super()._contradictions(_inherited(settings, own))
                 problems = problems + [f"targets[{i}]: {p}" for p in found if p not in general]
         return problems
+
+
+def _budget_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return what contradicts a budget among raw settings."""
+    of, budget = settings.get("of", "channels"), settings.get("budget") or ()
+    shares = [goal for goal in ("sparsity", "threshold") if settings.get(goal) is not None]
+    if not budget:
+        return []
+    if shares and of == "channels":
+        return [f"'budget' and {shares[0]!r} are both given; keep one, or say of=… besides."]
+    if shares or of not in COSTS:
+        return []
+    try:
+        for amount in [budget] if isinstance(budget, str) else budget:
+            amount_of(amount, of)
+    except ConfigError as error:
+        return list(error.problems)
+    except TypeError:
+        return []  # the field says what is wrong
+    return []
 
 
 def _inherited(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

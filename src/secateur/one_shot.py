@@ -70,29 +70,43 @@ def prune(
     chosen = one_shot_config(config, {**settings, **given})
     if how is not None and data is not None:
         data, model = held(data), model if inplace else copied(model)  # data is read twice
-    pruner = _decided(model, chosen, example_inputs, data, loss)
+    pruner = _decided(model, chosen, example_inputs, data, loss, how)
     if how is not None:
         return _repaired(pruner, data, how, verify)
     return pruner.finish(inplace=inplace, verify=verify)
 
 
 def _decided(
-    model: nn.Module, config: Config, example: Example, data: Any, loss: Loss | None
+    model: nn.Module,
+    config: Config,
+    example: Example,
+    data: Any,
+    loss: Loss | None,
+    how: str | None,
 ) -> Pruner:
     """Return a pruner that has decided what goes."""
-    pruner, notes = prepared(model, config, example, data, loss)
+    pruner, notes = prepared(model, config, example, data, loss, how)
     pruner.decide()
     pruner.notes.extend(notes)
     return pruner
 
 
 def prepared(
-    model: nn.Module, config: Config, example: Example, data: Any, loss: Loss | None
+    model: nn.Module,
+    config: Config,
+    example: Example,
+    data: Any,
+    loss: Loss | None,
+    how: str | None = None,
 ) -> tuple[Pruner, list[str]]:
-    """Return a pruner that has seen the data that its criterion needs, and notes."""
+    """Return a pruner that has seen the data that its criterion needs, and notes.
+
+    ``how`` names the repair that will follow.
+    """
     pruner, notes = by_default(
         Pruner(model, config, example, trained=False), has_data=data is not None
     )
+    pruner.repairs = how
     if data is not None:
         pruner.calibrate(data, loss)
     return pruner, notes
@@ -150,7 +164,12 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
         return pruner, []
     config = pruner.config.replace(criterion=WITH_DATA)
     watching = Pruner(
-        pruner.model, config, pruner.example, structure=pruner.structure, trained=False
+        pruner.model,
+        config,
+        pruner.example,
+        structure=pruner.structure,
+        trained=False,
+        costs=pruner.budget.costs,
     )
     if has_data:
         return watching, []
@@ -173,8 +192,10 @@ def one_shot_config(
         goals = ("sparsity", "threshold")
         exact = pattern_share(settings.get("granularity")) is not None  # 2:4 is a goal itself
         given = exact or any(settings.get(goal) is not None for goal in goals)
-        if not given and not settings.get("targets") and not settings.get("allocation"):
-            raise ConfigError("prune() needs sparsity=…, threshold=…, allocation=… or config=…")
+        if not given and not any(settings.get(k) for k in ("targets", "allocation", "budget")):
+            raise ConfigError(
+                "prune() needs sparsity=…, threshold=…, budget=…, allocation=… or config=…"
+            )
         config = Config.from_dict(settings)
     elif settings:
         raise ConfigError("give either config=… or single settings to prune(), not both")

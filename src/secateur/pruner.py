@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .config import Config
+from .costs import Cost
 from .errors import ConfigError
 from .masks import masking
 from .masks.classes import fill
 from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step, sweep
 from .masks.resume import read_state, write_state
-from .repair import Repair, repair, repairs
+from .repair import Repair, output_error, repair, repairs
+from .runtime.batches import held
 from .runtime.copying import copied, own
 from .runtime.distributed import check_same, restoring, sharded, whole
 from .runtime.joining import Joining
@@ -72,6 +74,7 @@ class Pruner:
         structure: from ``analyze``, when it is known already.
         selectables: what is decided on, in place of what the config's targets select.
         scaler: your ``GradScaler``, if there is one; only methods with learned scores need it.
+        costs: those that another pruner of this model has made, in its ``budget.costs``.
         trained: False where nothing is trained between steps: then no optimizer is watched.
 
     Attributes:
@@ -105,6 +108,7 @@ class Pruner:
         selectables: Sequence[Selectable] | None = None,
         scaler: Scaler | None = None,
         trained: bool = True,
+        costs: dict[str, Cost] | None = None,
     ):
         check_model(model)
         if masking.is_masked(model):
@@ -121,10 +125,14 @@ class Pruner:
             self.structure = structure or analyze(model, example)
             selectables = _selectables(model, self.config, self.structure)
         self.selectables = allotted(self.config, self.structure, selectables)
-        self.budget = Budget(self.config, self.structure, self.selectables)
+        self.budget = Budget(self.config, self.structure, self.selectables, model, example, costs)
+        self.repairs: str | None = (
+            None  # the repair that will follow, which error curves are measured after
+        )
         self.statistics = RunningScores(self.selectables, self.structure)
         self.scaler = scaler
         self.decision = Decision()
+        self._goal = False  # it was decided for the whole goal
         self.repaired: Repair | None = None
         self._before: Masks | None = {}  # what was masked before the last decision; None: repaired
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
@@ -222,14 +230,16 @@ class Pruner:
         self.statistics.notes.clear()
         with torch.no_grad():
             given = self.method.scores()
-            made = decide(
-                self.selectables, self.scores(tensors, given), self.budget, tensors, share
-            )
+            scores = self.scores(tensors, given)
+            self.budget.known.error = self._error
+            made = decide(self.selectables, scores, self.budget, tensors, share, self._smaller)
+            self.budget.known.error = None  # no cycle stays
             notes = [*made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)
         self._before = {name: mask.clone() for name, mask in self._on().items()}
         self.decision = made
+        self._goal = share == 1
         return made.masks
 
     def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
@@ -300,6 +310,9 @@ class Pruner:
                 "data=… need loss=…, a function of (model, batch) that returns a loss: the "
                 "criterion needs gradients"
             )
+        if self.config.allocate not in ("uniform", "global", "depth") and loss is None:
+            data = held(data)
+            self.budget.known.batches = data
         differentiated = self.observe if needed else None
         observe_forwards(
             self.model, data, self.statistics.calibration, loss, differentiated, self.structure
@@ -532,12 +545,38 @@ class Pruner:
         if not inplace:
             own(result.model, self.model)
         result.with_repair(self.repaired)
-        missed = self.budget.missed(result.plan.counts) if self.share == 1 else ""
-        if short := self.budget.unmet or missed:
+        if self._goal or self.share == 1:
+            result.goals = self.budget.reached(result.plan.counts, result.model)
+        missed = [f"{goal}: see the notes" for goal in result.goals if not goal.met]
+        if short := self.budget.unmet or "; ".join(missed):
             result.warnings.insert(0, short)
         if inplace:
             self._unwatch()
         return result
+
+    def _error(self, keeps: Mapping[int, Tensor]) -> float:
+        """Return how far the output is off when some selectables keep such positions alone."""
+        assert self.structure is not None
+        tensors, masks = self.tensors(), dict[str, Tensor]()
+        for i, keep in keeps.items():
+            for name, mask in self.selectables[i].masks(keep, tensors).items():
+                masks[name] = masks[name] & mask if name in masks else mask
+        return output_error(
+            self.model, masks, self.structure, self.budget.known.batches, self.repairs
+        )
+
+    def _smaller(self, keeps: Sequence[Tensor]) -> nn.Module:
+        """Return a smaller model of what stays, to be measured and dropped."""
+        assert self.structure is not None
+        model = copied(self.model, borrowing=True)
+        on = masking.masks_on(model)
+        masking.take_off(model, bake=False)
+        named = {s.name: keep for s, keep in zip(self.selectables, keeps, strict=True)}
+        plan = Plan.from_keeps(self.structure, named)
+        result = cut_and_verify(
+            model, self.structure, plan, on, self.example, notes=[], verify=False
+        )
+        return result.model
 
     def _cut(self, model: nn.Module, on: Masks, verify: bool) -> Result:
         assert self.structure is not None

@@ -45,11 +45,18 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def register(self, function: F) -> F:
         """Register a function under its own name; a name is never taken twice."""
-        name = function.__name__
-        if name in self._functions:
-            raise ValueError(f"{self.kind} {name!r} is registered already")
-        self._functions[name] = function
-        return function
+        return self.register_as(function.__name__)(function)
+
+    def register_as(self, name: str) -> Callable[[F], F]:
+        """Register a function under a name that none may have in Python, such as "global"."""
+
+        def registered(function: F) -> F:
+            if name in self._functions:
+                raise ValueError(f"{self.kind} {name!r} is registered already")
+            self._functions[name] = function
+            return function
+
+        return registered
 
     def search(self, pattern: str = "*") -> list[str]:
         """Return the registered names that match a shell pattern, sorted."""

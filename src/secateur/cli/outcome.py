@@ -34,7 +34,7 @@ def config_of(file: Path | None, options: dict[str, Any]) -> Config:
     given = {name: _value(name, value) for name, value in options.items() if value is not None}
     if file is None:
         exact = pattern_share(given.get("granularity")) is not None
-        if not exact and not given.keys() & {"sparsity", "threshold", "allocation"}:
+        if not exact and not given.keys() & {"sparsity", "threshold", "allocation", "budget"}:
             raise ConfigError("say how much to remove: --sparsity 0.5, --threshold or --config")
         return Config.from_dict(given)
     return Config.load(file).replace(**given) if given else Config.load(file)

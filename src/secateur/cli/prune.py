@@ -66,7 +66,7 @@ def prune(
     notes = list[str]()
     if train is None:
         pruner, notes = by_default(pruner, has_data=calibration.data is not None)
-    how = repair_asked(pruner, calibration, trains=train is not None)
+    how = pruner.repairs = repair_asked(pruner, calibration, trains=train is not None)
     batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
     history = _decided(pruner, None if dry_run else train)
     pruner.notes.extend(notes)

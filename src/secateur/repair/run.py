@@ -48,7 +48,7 @@ def repair(
         batches[-1].held = True
     judged = [b.inputs for b in batches if b.held] or [b.inputs for b in batches]
     pruned = copied(model)
-    before = distance(model, _masked(copied(model), masks), judged)
+    before = distance(model, masked(copied(model), masks), judged)
     job = Refitting(model, pruned, structure, masks, solve, how in repairs.means_only)
     job.run(batches)
     after = distance(model, pruned, judged)
@@ -95,7 +95,8 @@ def _better(then: Distance, now: Distance) -> bool:
 
 
 @torch.no_grad()
-def _masked(model: nn.Module, masks: Masks) -> nn.Module:
+def masked(model: nn.Module, masks: Masks) -> nn.Module:
+    """Multiply masks into a model's weights, and return it."""
     for name, parameter in model.named_parameters():
         if name in masks:
             parameter.mul_(masks[name].to(parameter.device))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -16,6 +17,7 @@ import torch
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from torch import nn
 
+from secateur.costs import Reached
 from secateur.errors import FileError
 from secateur.graph.cost import Cost
 from secateur.runtime.measure import Latency, state_bytes
@@ -132,6 +134,18 @@ class Check(Fact):
     passed: bool
 
 
+class GoalFact(Fact):
+    """What was asked of a cost, in words, and what was reached; ``gone`` is a share of 1."""
+
+    of: str
+    asked: str
+    dense: str
+    reached: str
+    gone: float
+    met: bool
+    spread: str = ""
+
+
 class TensorFact(Fact):
     """A parameter before and after: its shape, and the share of it that is masked."""
 
@@ -153,6 +167,7 @@ class Report(Fact):
     check: Check | None
     repair: RepairFacts | None = None
     search: SearchFacts | None = None
+    goals: tuple[GoalFact, ...] = ()
     notes: tuple[str, ...] = ()
     loads_with: str
     history: tuple[dict[str, float], ...] = ()
@@ -263,6 +278,7 @@ def report_of(
         check=_check(result.verification),
         repair=result.repair and repair_facts(result.repair),
         search=search and search_facts(search),
+        goals=goal_facts(result.goals),
         notes=(*result.warnings, *result.notes),
         loads_with=result.loads_with,
         history=tuple(dict(step) for step in history),
@@ -282,6 +298,11 @@ def _check(found: Verification | None) -> Check | None:
         inputs=found.inputs,
         passed=found.passed,
     )
+
+
+def goal_facts(goals: Sequence[Reached]) -> tuple[GoalFact, ...]:
+    """Return what was asked and reached as plain data."""
+    return tuple(GoalFact(**asdict(goal)) for goal in goals)
 
 
 def environment() -> dict[str, str]:

@@ -20,6 +20,9 @@ def to_markdown(report: Report) -> str:
         _table(["", "before", "after", "change"], rows),
         f"Loads with: {_plain(report.loads_with)}",
     ]
+    if report.goals:
+        rows = [[g.of, g.asked, g.reached, "yes" if g.met else "**no**"] for g in report.goals]
+        parts.append(_table(["goal", "asked", "reached", "met"], rows))
     if report.check:
         kind = "every removal is exact" if report.check.exact else "some removals are inexact"
         parts.append(

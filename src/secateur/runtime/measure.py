@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from time import thread_time
 
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as wall
 
 from secateur.types import Example, call_arguments
 
@@ -16,6 +18,10 @@ from .forward import in_eval_mode
 
 SHORTEST = 0.005
 """Seconds that one timing takes at least: faster forwards are repeated and averaged."""
+
+
+Clock = Callable[[], float]
+"""Seconds from some moment on."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,32 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
+def clock_of(device: torch.device) -> tuple[Clock, str]:
+    """Return what tells time on a device, and its name.
+
+    On a CPU with one thread it is processor time, which does not count what others use it for.
+    """
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return thread_time, "processor time"
+    return wall, "wall time"
+
+
+def spread_of(values: Sequence[float], threads: int) -> Latency:
+    """Return the median and the middle half of some timings in milliseconds."""
+    quartiles = torch.tensor(values, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    low, middle, high = quartiles.tolist()
+    return Latency(middle, low, high, len(values), threads)
+
+
 def latency(
     models: Mapping[str, nn.Module],
     example: Example,
     *,
     runs: int = 15,
     threads: int | None = None,
+    clock: Clock = wall,
 ) -> dict[str, Latency]:
     """Time a forward of each model in eval mode, without gradients.
 
@@ -61,6 +87,7 @@ def latency(
         example: a tensor, a tuple of positional or a dict of keyword arguments.
         runs: timings of each model, after one that warms up.
         threads: of torch, on a CPU; None is what torch uses now.
+        clock: what tells time, by default the clock on the wall.
 
     >>> found = latency({"a": nn.Linear(8, 8)}, torch.zeros(1, 8), runs=3)["a"]
     >>> 0 < found.low <= found.median <= found.high, found.runs
@@ -78,20 +105,14 @@ def latency(
                 "model(*args, **kwargs)",
                 globals={"model": model, "args": args, "kwargs": kwargs},
                 num_threads=threads,
+                timer=clock,
             )
             timer.timeit(1)
             timers[name] = timer, max(1, round(SHORTEST / timer.timeit(1).median))
         for _ in range(runs):
             for name, (timer, repeats) in timers.items():
                 times[name].append(1000 * timer.timeit(repeats).median)
-    found = {}
-    for name, values in times.items():
-        quartiles = torch.tensor(values, dtype=torch.float64).quantile(
-            torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        )
-        low, middle, high = quartiles.tolist()
-        found[name] = Latency(middle, low, high, runs, threads)
-    return found
+    return {name: spread_of(values, threads) for name, values in times.items()}
 
 
 def state_bytes(model: nn.Module) -> int:

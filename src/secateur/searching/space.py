@@ -81,7 +81,7 @@ class Space:
         self.units = self._units(per)
         self._place = {name: i for i, unit in enumerate(self.units.values()) for name in unit}
         self._sizes = {each.name: _positions(each, pruner) for each in self.selectables}
-        unbound = pruner.config.replace(of="channels")
+        unbound = pruner.config.replace(of="channels", budget=(), allocate="uniform")
         self._counting = Budget(unbound, pruner.structure, self.selectables)
         self.whole = self._cost(self._sizes)
         self.goal = max(self._asked(), self.cost([1.0] * len(self.units)))
@@ -98,7 +98,7 @@ class Space:
 
     def _asked(self) -> float:
         """Return the share of the cost that may be left."""
-        if self.pruner.config.of != "channels":
+        if self.pruner.budget.goals:
             return 1 - self.pruner.budget.asked
         if any(each.request.sparsity is None for each in self.selectables):
             raise ConfigError("a search needs a sparsity, which its trials meet, and no threshold")
@@ -176,10 +176,10 @@ class Space:
         return replace(made, sparsity=share, threshold=None, pool=None, fixed=True)
 
     def _cost(self, counts: Mapping[str, float]) -> float:
-        if self.pruner.config.of == "channels":
+        if not self.pruner.budget.goals:
             grains = {each.name: each.request.grain for each in self.selectables}
             return sum(grains[name] * count for name, count in counts.items())
-        return self.pruner.budget.cost(counts)  # type: ignore[arg-type]
+        return self.pruner.budget.over(counts)  # type: ignore[arg-type]
 
     def facts(self) -> dict[str, Any]:
         """Return what another space must have in common, so that trials of both are alike."""

@@ -6,78 +6,82 @@ at all is known before anything is scored: by taking as much as may go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.config import Config
-from secateur.errors import ConfigError, GoalError
-from secateur.graph.cost import macs, params
+from secateur.costs import Cost, Goal, Reached, Timed
+from secateur.costs.cost import Count
+from secateur.errors import GoalError
+from secateur.graph.groups import Group
+from secateur.runtime.measure import Latency
+from secateur.scoring.schedules import asked
 from secateur.structure import Structure
+from secateur.types import Example
 
+from .allocators import Case, Known, Spread, allocators
 from .bisection import fewest, nearest, ratios_around
 from .families import families
+from .goals import counts_of, goals_of, reached
 from .reach import held_back, in_the_way
 from .select import Request, rungs, select, select_count
-from .shared import late, shared
 from .targets import Selectable, scored
+from .widths import liked
 
 NEAR = 0.005
 """A share of the whole by which a goal may be exceeded before a nearer way to it is looked for."""
+AIM = 0.985
+"""Of a time that is asked for, so much is aimed at: it is met from below, and measured."""
+NEARLY = 0.95
+"""Of a time that is asked for: what is measured below is done again with what was learnt."""
+ROUNDS = 5
+"""So often a smaller model is really cut and measured, at most."""
+LESS = "\n  Ask for less, or give strict=False (--best-effort) for as much as can go"
+
+Cut = Callable[[list[Tensor]], nn.Module]
+"""From what stays of each selectable to the smaller model."""
 
 
 class Budget:
     """What a config wants to be left of a model's selectables.
 
     Attributes:
+        goals: what is asked of costs; none where channels or single weights are asked for.
         unmet: what a user must know first, where the goal cannot be met; else "".
+        known: data and errors that allocations may need.
 
     Raises:
-        ConfigError: a budget of parameters or MACs that has no meaning for such selectables.
+        ConfigError: a budget that has no meaning for such selectables.
         GoalError: it cannot be met, and the config is strict.
     """
 
     def __init__(
-        self, config: Config, structure: Structure | None, selectables: Sequence[Selectable]
+        self,
+        config: Config,
+        structure: Structure | None,
+        selectables: Sequence[Selectable],
+        model: nn.Module | None = None,
+        example: Example = None,
+        costs: dict[str, Cost] | None = None,
     ):
         self.config = config
         self.structure = structure
         self.selectables = selectables
+        self.known = Known(model)
         self._families = families(config, structure, selectables)
-        self._open = [not each.request.fixed for each in selectables]
-        self._check()
+        self.costs = costs if costs is not None else {}
+        self.goals = goals_of(config, structure, selectables, model, example, self.costs)
+        self._widths = self._liked()
+        self._spread: Spread | None = None
+        self._seen: dict[tuple[Goal, Any], Latency] = {}
         self.unmet = self._shortfall()
         if self.unmet and config.strict:
-            raise GoalError(
-                f"{self.unmet}\n  Ask for less, or give strict=False (--best-effort) for as much "
-                "as can go"
-            )
-
-    def _check(self) -> None:
-        if self.config.of == "channels":
-            return
-        if self.structure is None or any(s.group is None for s in self.selectables):
-            raise ConfigError(f"of={self.config.of!r} needs granularity 'group' for all targets")
-        open_ = [s.request.sparsity for s in self.selectables if not s.request.fixed]
-        if any(sparsity is None for sparsity in open_):
-            raise ConfigError(f"of={self.config.of!r} needs a sparsity, not a threshold")
-        if len(set(open_)) > 1:
-            raise ConfigError(f"of={self.config.of!r} needs one sparsity for all targets")
-        if all(target.sparsity is None for target in self.config.resolved_targets()):
-            raise ConfigError(f"of={self.config.of!r} needs a sparsity, which is its goal")
-        if not open_:
-            raise ConfigError(
-                f"of={self.config.of!r}: the allocation names all that could meet the goal; leave "
-                "some of it out, or of"
-            )
-
-    @property
-    def asked(self) -> float:
-        """The share of parameters or MACs that is to go."""
-        return next(s.request.sparsity or 0.0 for s in self.selectables if not s.request.fixed)
+            raise GoalError(f"{self.unmet}{LESS}")
 
     def _shortfall(self) -> str:
         """Return that, and why, the goal is out of reach; "" where it is not.
@@ -93,31 +97,53 @@ class Budget:
             scored(each, torch.zeros(group.size))
             for each, group in zip(self.selectables, groups, strict=True)
         ]
-        if self.config.of == "channels":
+        if not self.goals:
             return self._too_few(every)
-        asked = self.asked
-        most = self._most([r if r.fixed else replace(r, sparsity=1.0) for r in every])
-        if most >= asked - 1e-9:
-            return ""
-        whole = self.cost({})
-        reasons = in_the_way(
-            self.structure, self.config, groups, most, lambda keep: 1 - self.cost(keep) / whole
+        least = self._counts(self._everything(every))
+        return "\n  ".join(
+            found for goal in self.goals for found in self._beyond(goal, least, groups)
         )
-        said = f"{asked:.1%} of {self.config.of} cannot go, at most {most:.1%} can"
-        return "\n  ".join([said, *self._held(), *reasons])
 
-    def missed(self, counts: Mapping[str, int]) -> str:
-        """Return that what was cut in the end is less than the goal; "" where it is not.
+    def _beyond(self, goal: Goal, least: Mapping[str, int], groups: Sequence[Group]) -> list[str]:
+        """Return that, and why, one goal is out of reach when as much goes as may go."""
+        assert self.structure is not None  # of what groups are of
+        left = counts_of(goal, self.structure, least)
+        if left <= goal.allowed + 1e-9 * goal.dense:
+            return []
+        most, name, structure = 1 - left / goal.dense, goal.cost.name(), self.structure
+        reasons = in_the_way(
+            structure,
+            self.config,
+            groups,
+            most,
+            lambda keep: 1 - counts_of(goal, structure, keep) / goal.dense,
+        )
+        said = f"{goal.share:.1%} of {name} cannot go, at most {most:.1%} can"
+        if goal.asked.startswith("at most"):
+            shown = goal.cost.shown
+            said += f" (asked {goal.asked}, at least {shown(left)} of {shown(goal.dense)} stay)"
+        return [said, *self._held(), *reasons]
+
+    def reached(self, counts: Mapping[str, int], model: nn.Module) -> list[Reached]:
+        """Return what was asked for beside what a smaller model costs, measured where it can be.
 
         Args:
             counts: group → positions that it keeps.
+            model: the smaller one.
         """
-        if self.config.of == "channels":
-            return ""
-        asked = self.asked
-        gone = 1 - self.cost(counts) / self.cost({})
-        said = f"{asked:.1%} of {self.config.of} were to go, and {gone:.1%} went: see the notes"
-        return said if gone < asked - 1e-9 else ""
+        found = []
+        for goal in self.goals:
+            assert self.structure is not None  # of what goals are of
+            if not isinstance(goal.cost, Timed):
+                found.append(reached(goal, counts_of(goal, self.structure, counts)))
+                continue
+            seen = self._seen.get((goal, tuple(sorted(self._wide(counts).items()))))
+            seen = goal.cost.time({"smaller": model})["smaller"] if seen is None else seen
+            found.append(reached(goal, seen.median / 1000, goal.cost.told(seen)))
+        return found
+
+    def _wide(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {name: counts.get(name, size) for name, size in self._whole().items()}
 
     def _too_few(self, every: list[Request]) -> str:
         """Return that, and why, fewer channels can go than are asked for."""
@@ -136,55 +162,174 @@ class Budget:
         said = f"{sum(asked)} of {total} channels cannot go, at most {most} can"
         return "\n  ".join([said, *self._held(), *reasons])
 
+    def _everything(self, requests: list[Request]) -> list[Tensor]:
+        """Return what stays when as much goes as may go."""
+        names = [s.name for s in self.selectables]
+        return self._balanced(self._at(requests, [1.0] * len(requests)), names)[0]
+
     def _most(self, requests: list[Request]) -> float:
-        """Return the share that goes at these requests' ratios, in what the goal is of."""
+        """Return the share of channels that goes at these requests' ratios."""
         names = [s.name for s in self.selectables]
         keeps, _ = self._balanced(requests, names)
-        if self.config.of == "channels":
-            total = sum(map(len, keeps))
-            return 1 - sum(int(keep.sum()) for keep in keeps) / total
-        return 1 - self.cost(self._counts(keeps)) / max(self.cost({}), 1)
+        return 1 - sum(int(keep.sum()) for keep in keeps) / sum(map(len, keeps))
 
-    def select(self, requests: list[Request]) -> tuple[list[Tensor], list[str]]:
-        """Return which positions of each selectable stay, and what a user should know."""
+    def _at(self, requests: Sequence[Request], shares: Sequence[float]) -> list[Request]:
+        """Return requests for such shares, but for those whose share was said."""
+        pairs = zip(requests, shares, strict=True)
+        return [r if r.fixed else replace(r, sparsity=share) for r, share in pairs]
+
+    def select(
+        self, requests: list[Request], share: float = 1.0, cut: Cut | None = None
+    ) -> tuple[list[Tensor], list[str]]:
+        """Return which positions of each selectable stay, and what a user should know.
+
+        Args:
+            requests: of the selectables, with scores, for the share of the goal.
+            share: of the goal, in [0, 1].
+            cut: makes the smaller model of what stays, for costs that are measured.
+
+        Raises:
+            GoalError: what was really cut is measured to miss the goal, and the config is strict.
+        """
         names = [s.name for s in self.selectables]
-        goal = next((r.sparsity for r in requests if not r.fixed), None)
-        if self.config.of == "channels" or goal is None:
+        plain = self.config.allocate in ("uniform", "global")
+        if not requests or (not self.goals and plain):
             return self._balanced(requests, names)
-        allowed = (1 - goal) * self.cost({})
+        pairs = zip(requests, names, strict=True)
+        requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
+        timed = [goal for goal in self.goals if isinstance(goal.cost, Timed)]
+        if not timed or cut is None or share < 1:
+            return self._met(requests, share)
+        return self._confirmed(requests, timed, cut)
 
-        later = self._later(requests)
+    def _confirmed(
+        self, requests: list[Request], timed: Sequence[Goal], cut: Cut
+    ) -> tuple[list[Tensor], list[str]]:
+        """Select, cut and measure, and do it again with what that said, until the goal is met."""
+        best: tuple[float, list[Tensor], list[str]] | None = None
+        said = list[str]()
+        for _ in range(ROUNDS):
+            keeps, notes = self._met(requests, 1.0)
+            counts = self._counts(keeps)
+            worst = max(self._measured(goal, counts, cut(keeps)) for goal in timed)
+            said.append(f"{worst:.3f}")
+            if worst <= 1 and (best is None or worst > best[0]):
+                best = worst, keeps, notes
+            if NEARLY <= worst <= 1:
+                break
+        if best is not None:
+            return best[1], best[2]
+        self.unmet = (
+            f"{', '.join(goal.asked for goal in timed)}: after {len(said)} cuts the smaller model "
+            f"was measured at {', '.join(said)} of that"
+        )
+        if self.config.strict:
+            raise GoalError(f"{self.unmet}{LESS}")
+        return keeps, notes
 
-        def at(ratio: float) -> tuple[list[Tensor], list[str]]:
-            shares = (late(ratio) if last else ratio for last in later)
-            pairs = zip(requests, shares, strict=True)
-            tried = [r if r.fixed else replace(r, sparsity=share) for r, share in pairs]
-            return self._balanced(tried, names)
+    def _measured(self, goal: Goal, counts: Mapping[str, int], model: nn.Module) -> float:
+        """Return a smaller model's time as a share of what is allowed, and learn from it."""
+        assert isinstance(goal.cost, Timed)
+        assert self.structure is not None
+        found = goal.cost.against_dense(model) if goal.relative else goal.cost.time({"": model})[""]
+        goal.cost.correct(self.structure.counter(counts), found.median / 1000)
+        self._seen[goal, tuple(sorted(self._wide(counts).items()))] = found
+        return found.median / 1000 / goal.allowed
 
+    def _met(self, requests: list[Request], share: float) -> tuple[list[Tensor], list[str]]:
+        """Return what stays so that all goals are met, by what costs are said to be."""
+        names = [s.name for s in self.selectables]
+
+        def over(shares: Sequence[float]) -> float:
+            return self.over(
+                self._counts(self._balanced(self._at(requests, shares), names)[0]), share
+            )
+
+        spread = self._shares(requests, over)
         # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
-        low, high = ratios_around(
-            lambda ratio: self.cost(self._counts(at(ratio)[0])), allowed, finest
+        low, high = ratios_around(lambda ratio: over(spread(ratio)), 1.0, finest)
+        (more, _), (keeps, notes) = (
+            self._balanced(self._at(requests, spread(ratio)), names) for ratio in (low, high)
         )
-        keeps, notes = at(high)
-        keeps = self._one_by_one(requests, at(low)[0], keeps, allowed, later)
-        return self._back(requests, keeps, allowed), notes
+        even = spread(high) if self.config.allocate == "uniform" else []
+        later = [each < max(even) for each in even] or [False] * len(requests)
+        keeps = self._one_by_one(requests, more, keeps, share, later)
+        return self._back(requests, keeps, share), notes
 
-    def _later(self, requests: Sequence[Request]) -> list[bool]:
-        """Return which of the requests lose positions later than the others, if any."""
-        assert self.structure is not None  # of what groups are of
-        if self.config.alike or any(r.pool is not None for r in requests):
-            return [False] * len(requests)
-        common = shared(self.structure)
-        later = [each.name in common for each in self.selectables]
-        return later if not all(later) else [False] * len(later)
+    def over(self, counts: Mapping[str, int], share: float = 1.0) -> float:
+        """Return how far a model is over a share of the goal: what it costs by what is allowed.
+
+        Where channels are asked for, it is their number.
+        """
+        if not self.goals:
+            gone = sum(s.request.sparsity or 0.0 for s in self.selectables) / len(self.selectables)
+            sizes = [s.group.size if s.group else 1 for s in self.selectables]
+            return sum(counts.values()) / max(sum(sizes) * (1 - share * gone), 1e-9)
+        assert self.structure is not None
+        found = [0.0]
+        for goal in self.goals:
+            left = 1 - asked(self.config.schedule, goal.share, share)
+            allowed = goal.dense * left if goal.share else goal.allowed
+            aim = AIM if isinstance(goal.cost, Timed) else 1.0
+            found.append(counts_of(goal, self.structure, counts) / (allowed * aim or 1e-9))
+        return max(found)
+
+    @property
+    def asked(self) -> float:
+        """The share of what the model costs that is to go, by the goal that asks for most."""
+        return max(0.0, 1 - 1 / self.over(self._whole())) if self.goals else 0.0
+
+    def _shares(
+        self, requests: Sequence[Request], over: Callable[[Sequence[float]], float]
+    ) -> Spread:
+        """Return how the goal is shared, found once: it is of the dense model."""
+        if self._spread is None:
+            place = {s.name: i for i, s in enumerate(self.selectables)}
+            tied = [[place[n] for n in family if n in place] for family in self._families]
+            alone = set(place.values()) - {i for unit in tied for i in unit}
+            units = sorted([*(u for u in tied if u), *([i] for i in alone)], key=min)
+            case = Case(
+                self.selectables,
+                requests,
+                units,
+                alike=self.config.alike,
+                structure=self.structure,
+                over=over,
+                known=self.known,
+            )
+            self._spread = allocators[self.config.allocate](case)
+        return self._spread
+
+    def _liked(self) -> dict[str, frozenset[int]]:
+        """Return the widths that the device likes, by group, where time is asked for."""
+        timed = [goal.cost for goal in self.goals if isinstance(goal.cost, Timed)]
+        if not timed or self.structure is None:
+            return {}
+        cost, structure = timed[0], self.structure
+        here = {s.name: scored(s, torch.zeros(s.group.size)) for s in self.selectables if s.group}
+        tied = [[name for name in family if name in here] for family in self._families]
+        alone = here.keys() - {name for family in tied for name in family}
+        found: dict[str, frozenset[int]] = {}
+        for names in [*(names for names in tied if names), *([name] for name in sorted(alone))]:
+
+            def count(width: int, names: Sequence[str] = names) -> Count:
+                return structure.counter(dict.fromkeys(names, width))
+
+            widths = liked(
+                [here[name] for name in names],
+                lambda width: cost.of(count(width)),  # noqa: B023
+                lambda width: cost.noise(count(width)),  # noqa: B023
+            )
+            found |= dict.fromkeys(names, widths)
+        return found
 
     def _one_by_one(
         self,
         requests: list[Request],
         more: list[Tensor],
         fewer: list[Tensor],
-        allowed: float,
+        share: float,
         later: Sequence[bool],
     ) -> list[Tensor]:
         """Return the first keeps on the way from ``more`` to ``fewer`` that cost little enough.
@@ -212,12 +357,13 @@ class Budget:
             done = {i for unit in changing[:steps] for i in unit}
             return [fewer[i] if i in done else keep for i, keep in enumerate(more)]
 
-        steps = fewest(len(changing), lambda k: self.cost(self._counts(after(k))), allowed)
+        steps = fewest(len(changing), lambda k: self.over(self._counts(after(k)), share), 1.0)
         return after(steps)
 
-    def _back(self, requests: list[Request], keeps: list[Tensor], allowed: float) -> list[Tensor]:
+    def _back(self, requests: list[Request], keeps: list[Tensor], share: float) -> list[Tensor]:
         """Give back what overshoots the goal: a step of ``round_to`` can be much of a network."""
-        if all(request.round_to == 1 for request in requests):
+        fine = all(r.round_to == 1 and r.widths is None for r in requests)
+        if fine and self.config.allocate != "error":  # whose steps are as coarse as its curves
             return keeps
         names = [s.name for s in self.selectables]
         place = {name: i for i, name in enumerate(names)}
@@ -235,9 +381,9 @@ class Budget:
         def cost(counts: Sequence[int]) -> float:
             pairs = zip(units, counts, strict=True)
             changed = {names[i]: count for unit, count in pairs for i in unit}
-            return self.cost(self._counts(keeps) | changed)
+            return self.over(self._counts(keeps) | changed, share)
 
-        found = nearest(ladders, start, cost, allowed, NEAR * self.cost({}))
+        found = nearest(ladders, start, cost, 1.0, NEAR * self.over(self._whole(), share))
         keeps = list(keeps)
         for unit, before, count in zip(units, start, found, strict=True):
             for i in unit if count != before else ():
@@ -247,11 +393,8 @@ class Budget:
     def _counts(self, keeps: list[Tensor]) -> dict[str, int]:
         return {s.name: int(k.sum()) for s, k in zip(self.selectables, keeps, strict=True)}
 
-    def cost(self, counts: Mapping[str, int]) -> float:
-        """Return the parameters or MACs that are left when groups keep so many positions."""
-        assert self.structure is not None  # of what groups are of
-        measure = macs if self.config.of == "macs" else params
-        return measure(self.structure.inferred, self.structure.counter(counts))
+    def _whole(self) -> dict[str, int]:
+        return {s.name: s.group.size for s in self.selectables if s.group is not None}
 
     def _balanced(
         self, requests: list[Request], names: list[str]
@@ -268,7 +411,10 @@ class Budget:
             counts = [len(keeps[i]) if whole else int(keeps[i].sum()) for i in members]
             width = max(counts) if whole else round(sum(counts) / len(counts))
             step = max((requests[i].round_to for i in members), default=1)
-            if width % step and not whole:
+            if requests[members[0]].widths is not None and not whole:
+                fits = set.intersection(*(rungs(requests[i]) for i in members))
+                width = min(fits, key=lambda k: (abs(k - width), k), default=width)  # noqa: B023
+            elif width % step and not whole:
                 width = min(
                     max(step, step * round(width / step)), *(len(keeps[i]) for i in members)
                 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.runtime.values import moved, numbers
 from secateur.types import Factored, Masks
 
-from .budget import Budget
+from .budget import Budget, Cut
 from .targets import Selectable, scored
 
 
@@ -46,6 +46,7 @@ def decide(
     budget: Budget,
     tensors: Mapping[str, Tensor],
     share: float,
+    cut: Cut | None = None,
 ) -> Decision:
     """Select what stays, for a share of the goal.
 
@@ -55,6 +56,7 @@ def decide(
         budget: what the selectables are to meet together.
         tensors: parameters by name; each mask is on the device of its own.
         share: of the way to the goal, in [0, 1], as the config's schedule understands it.
+        cut: makes the smaller model, where a goal is measured on it.
 
     Raises:
         ScoreError: a score is NaN or infinite.
@@ -65,7 +67,8 @@ def decide(
         scores[i] = score  # where a budget's search is faster
     pairs = zip(selectables, scores, strict=True)
     schedule = budget.config.schedule
-    keeps, notes = budget.select([scored(each, score, share, schedule) for each, score in pairs])
+    requests = [scored(each, score, share, schedule) for each, score in pairs]
+    keeps, notes = budget.select(requests, share, cut)
     gone = [s.masked_fill(k, -inf).amax() for s, k in zip(scores, keeps, strict=True) if len(s)]
     level = max(numbers(gone), default=-inf)
     return Decision(

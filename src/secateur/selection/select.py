@@ -45,6 +45,8 @@ class Request:
     """The number of units kept becomes the nearest multiple of this, where one fits; never 0."""
     pinned: Tensor | None = None
     """Bool, shape ``(n,)``: True must stay."""
+    widths: frozenset[int] | None = None
+    """How many may stay, besides all; the nearest is taken.  For requests without clusters."""
     fixed: bool = False
     """The share was said for this one: a goal of all of them together leaves it alone."""
 
@@ -165,7 +167,9 @@ def rungs(request: Request) -> set[int]:
     stay, fewest, most = _limits(request)
     size = request.part_size
     low, high = max(fewest, stay, 1), max(most, stay)
-    return {k for k in range(low, high + 1) if k % request.round_to == 0 or k == size}
+    widths = range(low, high + 1) if request.widths is None else request.widths
+    fits = {k for k in widths if low <= k <= high and k % request.round_to == 0}
+    return fits | ({size} if low <= size <= high else set())
 
 
 def _settle(request: Request, wanted: int) -> tuple[int, list[str]]:
@@ -186,6 +190,8 @@ def _settle(request: Request, wanted: int) -> tuple[int, list[str]]:
         if not fits:
             notes.append(f"keeps {kept * clusters} {of}: no multiple of {request.round_to} fits")
         kept = min(fits, key=lambda k: abs(k - kept), default=kept)
+    if request.widths is not None and kept not in request.widths:
+        kept = min(rungs(request), key=lambda k: (abs(k - kept), k), default=kept)
     return kept, notes
 
 

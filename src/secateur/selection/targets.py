@@ -143,11 +143,13 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
     found: dict[str, Selectable] = {}
     unmatched, wrong = list[str](), list[str]()
     for i, target in enumerate(config.resolved_targets()):
+        if config.allocate == "global":
+            target = target.replace(scope="global")
         place = f"targets[{i}]" if config.targets else "the config"
         selectors = Selectors(model, target)
         odd = " ".join(selectors.problems())
         goals = (target.sparsity, target.threshold, target.min_sparsity)
-        if all(goal is None for goal in goals) and not config.allocation:
+        if all(goal is None for goal in goals) and not (config.allocation or config.budget):
             wrong.append(f"{place} has no goal: give sparsity or threshold")
         else:
             made = _made(model, selectors, config, structure, i)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from secateur.costs import Reached
 from secateur.graph.cost import Cost, human
 from secateur.repair.report import Repair
 from secateur.runtime.shown import Shown
@@ -61,6 +62,7 @@ class Result(Shown):
     rebuilt: bool = False  # such a model was built, and computes the same
     warnings: list[str] = field(default_factory=list)
     compared_with: str = "the masked model"
+    goals: list[Reached] = field(default_factory=list)  # what was asked of costs, and reached
     repair: Repair | None = None  # how what stays makes up for what went, if it was asked to
 
     def __post_init__(self) -> None:
@@ -122,6 +124,8 @@ class Result(Shown):
             change = f"{new / old - 1:+.0%}" if old else ""
             table.add_row(label, human(old), human(new), change)
         yield table
+        for goal in self.goals:
+            yield escape(f"goal: {goal}")
         if self.structure.uncounted:
             yield f"not in the MACs: {', '.join(self.structure.uncounted)}"
         if self.plan.drop:

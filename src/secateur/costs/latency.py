@@ -1,0 +1,160 @@
+"""Seconds of one forward: by a table of what each operation takes at its shapes, then measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.graph.program import Op
+from secateur.runtime.forward import undisturbed
+from secateur.runtime.measure import Latency, clock_of, figure
+from secateur.runtime.measure import latency as measured
+
+from .cost import Count, Subject, Timed, cost
+from .latencies import Latencies
+from .replay import Call, axes_of, calls, moves
+
+TOGETHER = 8
+"""Operations that are measured in turns: each holds its tensors that long."""
+
+
+@cost
+class latency(Timed):
+    """The time of one forward on the example, in eval mode, on the device that the model is on.
+
+    A table says what each operation takes at its shapes; what is missing is measured, nothing is
+    interpolated.  A model's time is ``scale · sum + rest``: first in the dense model's ratio, then
+    through what a really cut model took.  On a CPU with one thread it is processor time.
+    """
+
+    words = ("s",)
+    prefixes = {"m": 1e-3, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "n": 1e-9, "": 1.0}
+
+    def __init__(self, subject: Subject):
+        super().__init__(subject)
+        parameter = next(subject.model.parameters(), torch.zeros(()))
+        self.device, self.floats = parameter.device, parameter.dtype
+        self.clock, self.clock_name = clock_of(self.device)
+        self.table = self._table(subject.table)
+        recording = subject.inferred.recording
+        self.ops = [op for op in recording.ops if moves(op) and _typed(subject, op)]
+        self.axes = [axes_of(subject.inferred, op) for op in self.ops]
+        self._known: dict[tuple[int, tuple[int, ...]], str] = {}
+        self._scaled: dict[str, float] = {}
+        self.unmeasured: set[str] = set()
+        whole = self.sum(lambda atom: atom.size)
+        self.dense = self.time({"dense": subject.model})["dense"]
+        self.scale, self.rest = self.dense.median / max(whole, 1e-9), 0.0
+
+    @classmethod
+    def shown(cls, amount: float) -> str:
+        return f"{figure(1000 * amount)} ms"
+
+    def of(self, count: Count) -> float:
+        """Return seconds."""
+        return max(0.0, self.scale * self.sum(count) + self.rest) / 1000
+
+    def sum(self, count: Count) -> float:
+        """Return the milliseconds of all operations, measuring what is missing."""
+        keys = self._keys(count)
+        return sum(self._one(key) for key in keys)
+
+    def noise(self, count: Count) -> float:
+        """Return how sure ``of`` is, in seconds: the operations' middle halves together."""
+        found = [self.table.found.get(key) for key in self._keys(count)]
+        squares = sum((x.high - x.low) ** 2 for x in found if x is not None)
+        return self.scale * float(squares) ** 0.5 / 2000
+
+    def time(self, models: Mapping[str, nn.Module]) -> dict[str, Latency]:
+        """Measure whole models, in turns."""
+        with ExitStack() as stack:
+            for model in models.values():
+                stack.enter_context(undisturbed(model))
+            return measured(models, self.subject.example, clock=self.clock)
+
+    def against_dense(self, model: nn.Module) -> Latency:
+        """Measure a model and the dense one in turns: what slows down both says nothing."""
+        found = self.time({"dense": self.subject.model, "smaller": model})
+        factor = self.dense.median / found["dense"].median
+        seen = found["smaller"]
+        scaled = (seen.median * factor, seen.low * factor, seen.high * factor)
+        return Latency(*scaled, seen.runs, seen.threads)
+
+    def correct(self, count: Count, seconds: float) -> None:
+        """Let the line from sums to times go through the dense model and what was measured."""
+        whole, part = self.sum(lambda atom: atom.size), self.sum(count)
+        if whole - part > 0.02 * whole and self.dense.median > 1000 * seconds:
+            self.scale = (self.dense.median - 1000 * seconds) / (whole - part)
+            self.rest = self.dense.median - self.scale * whole
+
+    def told(self, found: Latency) -> str:
+        """Return how a measurement was made, and its spread."""
+        odd = f"; not in the table: {', '.join(sorted(self.unmeasured))}" if self.unmeasured else ""
+        return f"{self.clock_name}, middle half {found.middle_half} ms of {found.runs}{odd}"
+
+    def save(self) -> None:
+        """Keep the table, where a file was named."""
+        if self.subject.table is not None:
+            self.table.save(self.subject.table)
+
+    def _table(self, path: str | None) -> Latencies:
+        here = Latencies.here(self.device)
+        if path is None or not Path(path).exists():
+            return here
+        table = Latencies.load(path)
+        table.check(here, path)
+        return table
+
+    def _one(self, key: str) -> float:
+        found = self.table.found.get(key)
+        return self._scaled.get(key, 0.0) if found is None else found.median
+
+    def _keys(self, count: Count) -> list[str]:
+        """Return each operation at its shapes, as text, and measure what is not known yet."""
+        found = []
+        missing: dict[str, Callable[[], Any]] = {}
+        for i, (op, axes) in enumerate(zip(self.ops, self.axes, strict=True)):
+            at = i, tuple(map(count, axes))
+            if at not in self._known:
+                key, run = self._looked_up(op, count)
+                self._known[at] = key
+                if run is not None:
+                    missing[key] = run
+            found.append(self._known[at])
+            if len(missing) >= TOGETHER:
+                self._measure(missing)
+        self._measure(missing)
+        return found
+
+    def _measure(self, missing: dict[str, Callable[[], Any]]) -> None:
+        if missing:
+            with torch.inference_mode():
+                self.table.add(missing, self.clock)
+            missing.clear()
+            self.save()
+
+    def _looked_up(self, op: Op, count: Count) -> tuple[str, Any]:
+        """Return an operation at its shapes, and what runs it, if it is to be measured."""
+        inferred = self.subject.inferred
+        tries: list[Call] = list(calls(inferred, op, count, self.floats))
+        for call in tries:
+            if (key := str(call)) in self.table.found or key in self._scaled:
+                return key, None
+        with torch.inference_mode():
+            for call in tries:
+                run = call.ready(self.device)
+                if run is not None:
+                    return str(call), run
+        self.unmeasured.add(op.name)
+        self._scaled[str(tries[0])] = 0.0
+        return str(tries[0]), None
+
+
+def _typed(subject: Subject, op: Op) -> bool:
+    values = [*op.reads, *(ref.value for ref in op.outputs)]
+    return all(value in subject.inferred.types for value in values)

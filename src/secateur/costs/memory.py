@@ -1,0 +1,22 @@
+"""Peak bytes of activations."""
+
+from __future__ import annotations
+
+from secateur.graph import cost as graph
+from secateur.graph.cost import human
+
+from .cost import Cost, Count, cost
+
+
+@cost
+class memory(Cost):
+    """The most bytes of activations that are alive at one moment of the forward."""
+
+    words = ("B", "bytes")
+
+    @classmethod
+    def shown(cls, amount: float) -> str:
+        return f"{human(amount)}B" if amount >= 1000 else f"{amount:.0f} B"
+
+    def of(self, count: Count) -> float:
+        return graph.peak_bytes(self.subject.inferred, count)

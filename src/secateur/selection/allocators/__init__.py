@@ -1,0 +1,11 @@
+"""Who loses how much: one function in a file for each way to share a goal among groups."""
+
+from __future__ import annotations
+
+from secateur.registry import import_all
+
+from .case import Case, Known, Spread, allocators
+
+import_all(__name__, __path__)
+
+__all__ = ["Case", "Known", "Spread", "allocators"]

@@ -1,0 +1,69 @@
+"""What an allocator is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError
+from secateur.registry import Registry
+from secateur.selection.select import Request
+from secateur.selection.targets import Selectable
+from secateur.structure import Structure
+
+Spread = Callable[[float], Sequence[float]]
+"""A strength in [0, 1] → the share that each selectable loses; never falls, and ends at 1."""
+
+allocators = Registry("allocation")
+
+
+@dataclass
+class Known:
+    """What a run knows besides scores.
+
+    Attributes:
+        model: the dense model.
+        batches: of inputs, where the run has data.
+        error: how far the model's output is from the dense one's when these positions are kept, by
+            place of the selectable; after the repair that will follow, if one will.
+    """
+
+    model: nn.Module | None = None
+    batches: Sequence[Any] = ()
+    error: Callable[[dict[int, Tensor]], float] | None = None
+
+
+@dataclass
+class Case:
+    """What is decided on, and what is known of it.
+
+    Attributes:
+        selectables: what is decided on, with ``requests`` that have scores.
+        units: places of selectables that keep equally many positions, and of each other one.
+        alike: all lose the same share, as far as that is the allocator's choice.
+        over: how far selectables that lose these shares are over the goal, 1 is met.
+    """
+
+    selectables: Sequence[Selectable]
+    requests: Sequence[Request]
+    units: Sequence[Sequence[int]]
+    alike: bool
+    structure: Structure | None
+    over: Callable[[Sequence[float]], float]
+    known: Known
+
+    def needs_data(self, name: str) -> Sequence[Any]:
+        """Return the batches.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not self.known.batches:
+            raise ConfigError(
+                f"allocate={name!r} needs data: give prune(..., data=batches of inputs), or call "
+                "calibrate(batches) before step(), also after a resume"
+            )
+        return self.known.batches

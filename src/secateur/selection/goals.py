@@ -1,0 +1,92 @@
+"""What a config wants of the costs of a model, as goals: shares and amounts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from secateur.config import Config
+from secateur.costs import COSTS, Cost, Goal, Reached, Subject, amount_of
+from secateur.errors import ConfigError
+from secateur.structure import Structure
+from secateur.types import Example
+
+from .targets import Selectable
+
+
+def goals_of(
+    config: Config,
+    structure: Structure | None,
+    selectables: Sequence[Selectable],
+    model: nn.Module | None,
+    example: Example,
+    made: dict[str, Cost],
+) -> tuple[Goal, ...]:
+    """Return the goals of a config; none where it asks for channels or single weights.
+
+    ``made`` holds costs of the same model that were made before, and gets those that are new.
+
+    Raises:
+        ConfigError: a goal has no meaning for such selectables.
+    """
+    if config.of == "channels" and not config.budget:
+        return ()
+    _check(config, structure, selectables)
+    assert structure is not None
+    if model is None:
+        raise ConfigError("a budget needs the model and its example inputs")
+    subject = Subject(model, example, structure.inferred, config.latency_table)
+
+    def goal(of: str, allowed: float | None, asked: str, share: float = 0.0) -> Goal:
+        cost = made[of] = made[of] if of in made else COSTS[of](subject)
+        dense = cost.of(lambda atom: atom.size)
+        return Goal(
+            cost, (1 - share) * dense if allowed is None else allowed, dense, asked, allowed is None
+        )
+
+    share = open_share(selectables)
+    goals = [goal(config.of, None, f"{share:.1%} to go", share)] if share is not None else []
+    of = config.of if not goals else "channels"
+    for written in config.budget:
+        amount = amount_of(written, of)
+        goals.append(goal(amount.of, amount.value, f"at most {amount.written}"))
+    return tuple(goals)
+
+
+def open_share(selectables: Sequence[Selectable]) -> float | None:
+    """Return the share of a cost that is to go, where one is asked for."""
+    shares = (s.request.sparsity for s in selectables if not s.request.fixed)
+    return next(shares, None) or None
+
+
+def reached(goal: Goal, amount: float, spread: str = "") -> Reached:
+    """Return what a goal asked for beside what there is."""
+    shown = goal.cost.shown
+    gone = 1 - amount / goal.dense if goal.dense else 0.0
+    met = amount <= goal.allowed * (1 + 1e-9)
+    name = goal.cost.name()
+    return Reached(name, goal.asked, shown(goal.dense), shown(amount), gone, met, spread)
+
+
+def counts_of(goal: Goal, structure: Structure, counts: Mapping[str, int]) -> float:
+    """Return what is left of a goal's cost when groups keep so many positions."""
+    return goal.cost.of(structure.counter(counts))
+
+
+def _check(config: Config, structure: Structure | None, selectables: Sequence[Selectable]) -> None:
+    said = f"of={config.of!r}" if config.of != "channels" else f"budget={list(config.budget)!r}"
+    if structure is None or any(s.group is None for s in selectables):
+        raise ConfigError(f"{said} needs granularity 'group' for all targets")
+    open_ = [s.request.sparsity for s in selectables if not s.request.fixed]
+    if any(sparsity is None for sparsity in open_):
+        raise ConfigError(f"{said} needs a sparsity, not a threshold")
+    if len(set(open_)) > 1:
+        raise ConfigError(f"{said} needs one sparsity for all targets")
+    if not config.budget and all(t.sparsity is None for t in config.resolved_targets()):
+        raise ConfigError(f"{said} needs a sparsity, which is its goal")
+    if not open_:
+        raise ConfigError(
+            f"{said}: the allocation names all that could meet the goal; leave some of it out, or "
+            "the goal"
+        )

@@ -1,0 +1,267 @@
+"""Shares and amounts of every cost, met from below and told."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.costs import COSTS, Subject, amount_of
+from secateur.costs.cost import Timed
+from secateur.errors import ConfigError, FileError, GoalError
+from secateur.report import report_of, to_markdown
+from secateur.runtime.measure import Latency
+from tests.zoo import torchvision_models
+
+X = torch.zeros(4, 6)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 24)
+        self.up, self.down = nn.Linear(24, 48), nn.Linear(48, 24)
+        self.wide, self.head = nn.Linear(24, 64), nn.Linear(64, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.down(self.up(x).relu())
+        return self.head(self.wide(x).relu())
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def left(of, result, example=X):
+    """Return what a really cut model costs, counted anew."""
+    again = sc.analyze(result.model, example)
+    return COSTS[of](Subject(result.model, example, again.inferred)).of(lambda atom: atom.size)
+
+
+COUNTED = sorted(name for name in COSTS if not issubclass(COSTS[name], Timed))
+ALLOCATIONS = ["uniform", "global", "depth", "owl", "error"]
+
+
+@pytest.mark.parametrize(("of", "share"), [*product(COUNTED, [0.2, 0.5])])
+def test_prune_when_a_share_of_a_cost_is_to_go_then_it_does_and_is_told(net, of, share):
+    result = sc.prune(net, X, sparsity=share, of=of)
+    structure = sc.analyze(net, X)
+    dense = COSTS[of](Subject(net, X, structure.inferred)).of(lambda atom: atom.size)
+    assert 0.85 * (1 - share) * dense < left(of, result) <= (1 - share) * dense
+    (goal,) = result.goals
+    assert (goal.of, goal.met) == (of, True)
+    assert goal.gone == pytest.approx(1 - left(of, result) / dense)
+    assert f"goal: {of}: asked {share:.1%} to go" in " ".join(str(result).split())
+
+
+@pytest.mark.parametrize(
+    ("of", "written", "most"),
+    [
+        ("params", "3 k params", 3000),
+        ("macs", "0.012M MACs", 12_000),
+        ("bytes", "16 kB", 16_000),
+        ("bytes", "15 KiB", 15 * 1024),
+        ("memory", "1500 B", 1500),
+    ],
+)
+def test_prune_when_an_amount_is_given_then_no_more_is_left(net, of, written, most):
+    named = {"of": "memory"} if of == "memory" else {}
+    result = sc.prune(net, X, budget=written, **named)
+    assert 0.85 * most < left(of, result) <= most
+    assert result.goals[0].asked == f"at most {written}"
+
+
+@pytest.mark.parametrize("allocate", ALLOCATIONS)
+@pytest.mark.parametrize("goal", [{"of": "macs"}, {"of": "params"}, {}])
+def test_prune_when_shares_are_allocated_then_the_goal_is_met(net, allocate, goal):
+    data = list(torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(0)))
+    result = sc.prune(net, X, sparsity=0.5, allocate=allocate, data=data, **goal)
+    if goal:
+        assert 0.8 < left(goal["of"], result) / getattr(result.before, goal["of"]) / 0.5 <= 1
+    else:
+        sizes = sum(g.size for g in result.structure.groups)
+        kept = sum(result.plan.counts.get(g.name, g.size) for g in result.structure.groups)
+        assert 0.45 * sizes <= kept <= 0.52 * sizes
+
+
+def test_prune_when_several_amounts_are_given_then_all_are_met(net):
+    data = list(torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(0)))
+    for allocate in ALLOCATIONS:
+        budget = ["3 k params", "10 k MACs", "15 kB"]
+        result = sc.prune(net, X, budget=budget, allocate=allocate, data=data)
+        assert [goal.met for goal in result.goals] == [True] * 3
+        assert left("params", result) <= 3000
+        assert left("macs", result) <= 10_000
+        assert left("bytes", result) <= 15_000
+
+
+def test_bytes_when_a_model_is_saved_then_they_are_those_of_its_file(net, tmp_path):
+    result = sc.prune(net, X, sparsity=0.3, of="bytes")
+    result.save(tmp_path)
+    assert left("bytes", result) == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_bytes_when_there_are_buffers_and_other_types_then_they_are_those_of_the_file(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(1, 3, 8, 8)
+    result = sc.prune(net.eval(), x, sparsity=0.4, of="bytes")
+    result.save(tmp_path)
+    assert left("bytes", result, x) == (tmp_path / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"budget": "12"}, "write a number and a unit"),
+        ({"budget": "ms"}, "write a number and a unit"),
+        ({"budget": "-3 ms"}, "write a number and a unit"),
+        ({"budget": "0 ms"}, "greater than 0"),
+        ({"budget": "12 MS"}, "Did you mean 'ms'"),
+        ({"budget": "20 mb"}, "Did you mean 'MB'"),
+        ({"budget": "3 G FLOPs"}, "One MAC is two FLOPs"),
+        ({"budget": "5 M parms"}, "Did you mean 'Mparams'"),
+        ({"budget": 12}, "must be an amount"),
+        ({"budget": ["12 ms", 3]}, "write a number and a unit"),
+        ({"budget": "12 ms", "of": "macs"}, "of='macs' another"),
+        ({"budget": "12 ms", "sparsity": 0.5}, "'budget' and 'sparsity' are both given"),
+        ({"sparsity": 0.5, "of": "latncy"}, "Did you mean 'latency'"),
+        ({"budget": "1 k params", "granularity": "element"}, "needs granularity 'group'"),
+        ({"sparsity": 0.5, "allocate": "depht", "of": "macs"}, "Did you mean 'depth'"),
+        ({"sparsity": 0.5, "allocate": "error", "of": "macs"}, "needs data"),
+    ],
+)
+def test_prune_when_a_budget_is_none_then_it_says_what_to_write(net, settings, said):
+    with pytest.raises((ConfigError, KeyError), match=said):
+        sc.prune(net, X, **settings)
+
+
+@pytest.mark.parametrize("budget", ["10 params", "1 MACs", "50 B"])
+def test_prune_when_an_amount_is_out_of_reach_then_it_says_so_first(net, budget):
+    with pytest.raises(GoalError, match="cannot go"):
+        sc.prune(net, X, budget=budget)
+    result = sc.prune(net, X, budget=budget, strict=False)
+    assert "cannot go, at most" in result.warnings[0]
+    assert not result.goals[0].met
+
+
+def test_prune_when_an_amount_is_more_than_there_is_then_nothing_goes(net):
+    result = sc.prune(net, X, budget="1 M params")
+    assert result.after.params == result.before.params
+    assert result.goals[0].met
+
+
+def test_pruner_when_an_amount_is_on_a_schedule_then_it_is_met_at_the_end(net):
+    config = sc.Config(budget="3 k params", schedule="linear", steps=3)
+    pruner = sc.Pruner(net, config, X)
+    shares = [pruner.step()["sparsity"] for _ in range(3)]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1]
+    assert 2500 < pruner.finish().after.params <= 3000
+
+
+def test_report_when_there_were_goals_then_it_tells_them(net):
+    result = sc.prune(net, X, budget=["3 k params", "2 MB"])
+    report = report_of(result, net)
+    assert [fact.of for fact in report.goals] == ["params", "bytes"]
+    assert "at most 3 k params" in to_markdown(report)
+    assert type(report).from_text(report.to_text(), "here") == report
+
+
+def test_config_when_a_budget_is_written_then_it_is_read_again(tmp_path):
+    config = sc.Config(budget=["12 ms", "20 MB"], allocate="error")
+    config.save(tmp_path / "c.json")
+    assert sc.Config.load(tmp_path / "c.json") == config
+    assert sc.Config(budget="12 ms").budget == ("12 ms",)
+    assert amount_of("2 us").value == pytest.approx(2e-6)
+
+
+@pytest.fixture
+def stairs(monkeypatch):
+    """Let every operation take what its widest tensor does, in steps of 8, and models likewise."""
+
+    def add(table, runs, clock):
+        for key in runs:
+            sizes = [int(n) for part in key.split("[")[1:] for n in part.split("]")[0].split(",")]
+            steps = max(sizes) // 8 + (max(sizes) % 8 > 0)
+            table.found[key] = Latency(float(steps), float(steps), float(steps), 5, 1)
+
+    def time(cost, models):
+        found = {}
+        for name, model in models.items():
+            widths = [-(-max(p.shape) // 8) for n, p in model.named_parameters() if p.ndim > 1]
+            found[name] = Latency(2.0 * sum(widths) + 3, 2.0 * sum(widths), 99.0, 5, 1)
+        return found
+
+    monkeypatch.setattr("secateur.costs.latencies.Latencies.add", add)
+    monkeypatch.setattr(COSTS["latency"], "time", time)
+
+
+@pytest.mark.parametrize("allocate", ["uniform", "global", "depth"])
+def test_latency_when_a_device_has_steps_then_widths_are_on_them_and_the_goal_is_met(
+    net, stairs, allocate
+):
+    result = sc.prune(net, X, sparsity=0.4, of="latency", allocate=allocate)
+    assert all(count % 8 == 0 for count in result.plan.counts.values()), result.plan.counts
+    assert 0.4 <= result.goals[0].gone < 0.6
+    assert "processor time" in result.goals[0].spread or "wall time" in result.goals[0].spread
+
+
+def test_latency_when_it_cannot_be_met_then_it_says_so_and_the_model_is_as_before(net, stairs):
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    with pytest.raises(GoalError):
+        sc.prune(net, X, budget="4 ms", inplace=True)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    result = sc.prune(net, X, budget="4 ms", strict=False)
+    assert result.warnings[0]
+    assert not result.goals[0].met
+
+
+def test_latency_when_a_table_is_named_then_it_is_kept_and_read(net, tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    first = sc.prune(net, X, sparsity=0.3, of="latency", latency_table=str(path), strict=False)
+    kept = json.loads(path.read_text())
+    assert kept["made_on"]["torch"] == torch.__version__
+    assert any("addmm" in key for key in kept["operations"])
+    assert first.goals[0].of == "latency"
+    kept["made_on"]["device"] = "another"
+    path.write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match="was measured elsewhere: device 'another'"):
+        sc.prune(net, X, sparsity=0.3, of="latency", latency_table=str(path))
+    Path(path).write_text("[]")
+    with pytest.raises(FileError, match="no table of latencies"):
+        sc.prune(net, X, sparsity=0.3, of="latency", latency_table=str(path))
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
+def test_macs_when_experts_are_stacked_then_they_count_as_routed(implementation):
+    torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    model.set_experts_implementation(implementation)
+    tokens, wide = 16, 32
+    structure = sc.analyze(
+        model, {"input_ids": torch.zeros(2, 8, dtype=torch.long), "use_cache": False}
+    )
+    experts = tokens * 2 * 3 * wide * 48
+    attention = tokens * (wide * (32 + 16 + 16 + 32)) + 2 * 4 * 8 * 8 * 8 * 2
+    others = tokens * wide * (4 + 32)  # the router and the head
+    rope = structure.cost().macs - experts - attention - others
+    assert 0 <= rope <= 2 * 8 * 8  # positions by frequencies are a product, too
