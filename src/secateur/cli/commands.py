@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "secateur prune net.py:Net --weights net.safetensors --input 1,3,32,32 "
         "--sparsity 0.3 --exclude stem --round-to 8 --out small",
         "secateur prune net.py:Net --input 1,3,32,32 --config prune.yaml --out small",
+        'secateur prune net.py:Net --input 1,3,32,32 --budget "12 ms" --latency-table here.json '
+        "--out small",
         "secateur prune net.py:Net --input 1,3,32,32 --criterion activation --sparsity 0.5 "
         "--data inputs.npz --out small",
         "secateur prune net.py:Net --input 1,3,32,32 --criterion taylor --sparsity 0.5 "
