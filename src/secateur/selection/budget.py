@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.costs import Cost, Goal, Reached, Timed
-from secateur.costs.cost import Count
 from secateur.errors import GoalError
 from secateur.graph.groups import Group
-from secateur.runtime.measure import Latency
 from secateur.scoring.schedules import asked
 from secateur.structure import Structure
 from secateur.types import Example
@@ -27,11 +24,12 @@ from secateur.types import Example
 from .allocators import Case, Known, Spread, allocators
 from .bisection import fewest, nearest, ratios_around
 from .families import families
-from .goals import counts_of, goals_of, reached
+from .goals import counts_of, goals_of
+from .proof import Proof
 from .reach import held_back, in_the_way
 from .select import Request, rungs, select, select_count
 from .targets import Selectable, scored
-from .widths import liked
+from .widths import liked_by
 
 NEAR = 0.005
 """A share of the whole by which a goal may be exceeded before a nearer way to it is looked for."""
@@ -76,9 +74,9 @@ class Budget:
         self._families = families(config, structure, selectables)
         self.costs = costs if costs is not None else {}
         self.goals = goals_of(config, structure, selectables, model, example, self.costs)
-        self._widths = self._liked()
+        self._widths = liked_by(self._timed(), structure, selectables, self._families)
         self._spread: Spread | None = None
-        self._seen: dict[tuple[Goal, Any], Latency] = {}
+        self._proof = Proof(structure)
         self.unmet = self._shortfall()
         if self.unmet and config.strict:
             raise GoalError(f"{self.unmet}{LESS}")
@@ -131,19 +129,8 @@ class Budget:
             counts: group → positions that it keeps.
             model: the smaller one.
         """
-        found = []
-        for goal in self.goals:
-            assert self.structure is not None  # of what goals are of
-            if not isinstance(goal.cost, Timed):
-                found.append(reached(goal, counts_of(goal, self.structure, counts)))
-                continue
-            seen = self._seen.get((goal, tuple(sorted(self._wide(counts).items()))))
-            seen = goal.cost.time({"smaller": model})["smaller"] if seen is None else seen
-            found.append(reached(goal, seen.median / 1000, goal.cost.told(seen)))
-        return found
-
-    def _wide(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {name: counts.get(name, size) for name, size in self._whole().items()}
+        wide = {name: counts.get(name, size) for name, size in self._whole().items()}
+        return [self._proof.told(goal, wide, model) for goal in self.goals]
 
     def _too_few(self, every: list[Request]) -> str:
         """Return that, and why, fewer channels can go than are asked for."""
@@ -197,10 +184,13 @@ class Budget:
             return self._balanced(requests, names)
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
-        timed = [goal for goal in self.goals if isinstance(goal.cost, Timed)]
+        timed = self._timed()
         if not timed or cut is None or share < 1:
             return self._met(requests, share)
         return self._confirmed(requests, timed, cut)
+
+    def _timed(self) -> list[Goal]:
+        return [goal for goal in self.goals if isinstance(goal.cost, Timed)]
 
     def _confirmed(
         self, requests: list[Request], timed: Sequence[Goal], cut: Cut
@@ -211,7 +201,8 @@ class Budget:
         for _ in range(ROUNDS):
             keeps, notes = self._met(requests, 1.0)
             counts = self._counts(keeps)
-            worst = max(self._measured(goal, counts, cut(keeps)) for goal in timed)
+            model = cut(keeps)
+            worst = max(self._proof.measured(goal, counts, model) for goal in timed)
             said.append(f"{worst:.3f}")
             if worst <= 1 and (best is None or worst > best[0]):
                 best = worst, keeps, notes
@@ -226,15 +217,6 @@ class Budget:
         if self.config.strict:
             raise GoalError(f"{self.unmet}{LESS}")
         return keeps, notes
-
-    def _measured(self, goal: Goal, counts: Mapping[str, int], model: nn.Module) -> float:
-        """Return a smaller model's time as a share of what is allowed, and learn from it."""
-        assert isinstance(goal.cost, Timed)
-        assert self.structure is not None
-        found = goal.cost.against_dense(model) if goal.relative else goal.cost.time({"": model})[""]
-        goal.cost.correct(self.structure.counter(counts), found.median / 1000)
-        self._seen[goal, tuple(sorted(self._wide(counts).items()))] = found
-        return found.median / 1000 / goal.allowed
 
     def _met(self, requests: list[Request], share: float) -> tuple[list[Tensor], list[str]]:
         """Return what stays so that all goals are met, by what costs are said to be."""
@@ -300,29 +282,6 @@ class Budget:
             )
             self._spread = allocators[self.config.allocate](case)
         return self._spread
-
-    def _liked(self) -> dict[str, frozenset[int]]:
-        """Return the widths that the device likes, by group, where time is asked for."""
-        timed = [goal.cost for goal in self.goals if isinstance(goal.cost, Timed)]
-        if not timed or self.structure is None:
-            return {}
-        cost, structure = timed[0], self.structure
-        here = {s.name: scored(s, torch.zeros(s.group.size)) for s in self.selectables if s.group}
-        tied = [[name for name in family if name in here] for family in self._families]
-        alone = here.keys() - {name for family in tied for name in family}
-        found: dict[str, frozenset[int]] = {}
-        for names in [*(names for names in tied if names), *([name] for name in sorted(alone))]:
-
-            def count(width: int, names: Sequence[str] = names) -> Count:
-                return structure.counter(dict.fromkeys(names, width))
-
-            widths = liked(
-                [here[name] for name in names],
-                lambda width: cost.of(count(width)),  # noqa: B023
-                lambda width: cost.noise(count(width)),  # noqa: B023
-            )
-            found |= dict.fromkeys(names, widths)
-        return found
 
     def _one_by_one(
         self,

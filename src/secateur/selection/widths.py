@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
+from secateur.costs import Goal, Timed
+from secateur.costs.cost import Count
+from secateur.structure import Structure
+
+from .families import Family
 from .select import Request, rungs
+from .targets import Selectable, scored
 
 MOST = 24
 """Widths of a group that are measured, at most: every one of small groups."""
@@ -40,3 +48,32 @@ def liked(
             found.append(width)
             best = spent
     return frozenset(found)
+
+
+def liked_by(
+    goals: Sequence[Goal],
+    structure: Structure | None,
+    selectables: Sequence[Selectable],
+    families: Sequence[Family],
+) -> dict[str, frozenset[int]]:
+    """Return the widths that the device likes, by group; nothing where no goal is of time."""
+    costs = [goal.cost for goal in goals if isinstance(goal.cost, Timed)]
+    if not costs or structure is None:
+        return {}
+    here = {s.name: scored(s, torch.zeros(s.group.size)) for s in selectables if s.group}
+    tied = [[name for name in family if name in here] for family in families]
+    alone = here.keys() - {name for family in tied for name in family}
+    found: dict[str, frozenset[int]] = {}
+    for names in [*(names for names in tied if names), *([name] for name in sorted(alone))]:
+        at = _at(structure, names)
+        widths = liked(
+            [here[name] for name in names],
+            lambda width: costs[0].of(at(width)),  # noqa: B023
+            lambda width: costs[0].noise(at(width)),  # noqa: B023
+        )
+        found |= dict.fromkeys(names, widths)
+    return found
+
+
+def _at(structure: Structure, names: Sequence[str]) -> Callable[[int], Count]:
+    return lambda width: structure.counter(dict.fromkeys(names, width))
