@@ -19,7 +19,12 @@ from secateur.registry import F, Registry
 
 
 class RepairRegistry(Registry):
-    """A registry that knows which repairs look at second moments, and which leave weights alone."""
+    """A registry that knows which repairs look at second moments, and which leave weights alone.
+
+    >>> import secateur.repair
+    >>> [name for name in repairs if name in repairs.means_only]
+    ['bias']
+    """
 
     def __init__(self, kind: str):
         super().__init__(kind)
