@@ -232,8 +232,10 @@ class Pruner:
             given = self.method.scores()
             scores = self.scores(tensors, given)
             self.budget.known.error = self._error
-            made = decide(self.selectables, scores, self.budget, tensors, share, self._smaller)
-            self.budget.known.error = None  # no cycle stays
+            try:
+                made = decide(self.selectables, scores, self.budget, tensors, share, self._smaller)
+            finally:
+                self.budget.known.error = None  # what is dropped is gone at once: no cycle
             notes = [*made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)

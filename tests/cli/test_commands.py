@@ -87,6 +87,20 @@ def test_prune_when_shares_are_named_then_each_has_its_own(run: Run, tmp_path: P
     assert "write name=share" in said
 
 
+def test_prune_when_amounts_are_given_then_all_are_met_and_told(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    amounts = ["--budget", "0.7 k params", "100 k MACs", "--allocate", "depth"]
+    facts = run("prune", *CONV, *amounts, "--out", out, "--json")
+    assert facts["after"]["params"] <= 700
+    assert facts["after"]["macs"] <= 100_000
+    assert [(goal["of"], goal["met"]) for goal in facts["goals"]] == [
+        ("params", True),
+        ("macs", True),
+    ]
+    said = run("prune", *CONV, "--budget", "12 MS", "--dry-run", code=cli.FAILED)
+    assert "Did you mean 'ms'" in said
+
+
 def test_prune_when_dry_run_then_plan_is_shown_and_nothing_written(
     run: Run, tmp_path: Path
 ) -> None:
