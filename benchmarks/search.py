@@ -35,6 +35,7 @@ CALIBRATION, FITNESS, BATCH = 256, 1000, 64
 GIVEN: dict[str, dict[str, Any]] = {
     "uniform": {"alike": True},
     "widths inside of blocks first": {},
+    "error curves": {"allocate": "error"},
 }
 """Allocations that nobody searches, by the settings of ``prune`` that they are."""
 SEARCHED = ("random", "annealing", "tpe", "amc", "cmaes")
