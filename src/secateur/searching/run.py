@@ -72,7 +72,7 @@ def search(
     data = None if data is None else held(data)
     how = repair_wanted(repair, data, loss)
     chosen = _with_goal(one_shot_config(config, given))
-    pruner, notes = prepared(model, chosen, example_inputs, data, loss)
+    pruner, notes = prepared(model, chosen, example_inputs, data, loss, how)
     job = Job(pruner, example_inputs, data, how, train, evaluate)
     return shared(job, Space(pruner, options.per), sampler, storage, trials, options).work(notes)
 

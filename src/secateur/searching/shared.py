@@ -175,12 +175,12 @@ class Shared:
             slots = Worker(self.study, self.trials, self.options.heartbeat).slots()
         finished = {slot: winner(tries) for slot, tries in slots.items()}
         trials = [_tried(slot, trial) for slot, trial in sorted(finished.items()) if trial]
-        unmet = self.job.pruner.budget.unmet
+        unmet, goals = self.job.pruner.budget.unmet, self.job.pruner.budget.goals
         return Search(
             study=self.study,
             trials=tuple(trial for trial in trials if trial is not None),
             failed=tuple(slot for slot, tries in sorted(slots.items()) if given_up(tries)),
-            of=self.job.pruner.config.of,
+            of=" and ".join(goal.cost.name() for goal in goals) or self.job.pruner.config.of,
             goal=self.space.goal,
             higher=self.options.direction == "maximize",
             fronts=self.fronts,
