@@ -54,6 +54,12 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.movement
 	$(BIN)/python -m benchmarks.repair
 	$(BIN)/python -m benchmarks.repair_cost
+	$(BIN)/python -m benchmarks.defaults
+	$(BIN)/python -m benchmarks.allocations
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.nni2
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.faults
 
 clean: ## remove .venv and everything that a command made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build docs/_build docs/_generated $(OUT)
