@@ -53,6 +53,14 @@ class Stack(nn.Module):
         return self.out(x)
 
 
+class Fixed(Stack):
+    """Code that calls each block by its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.out(self.blocks[2](0.5, self.blocks[1](0.5, self.blocks[0](0.5, x))))
+
+
 def example() -> Tensor:
     return torch.randn(4, 6, generator=SEED)
 
@@ -100,15 +108,26 @@ def test_drop_when_masked_or_left_out_then_outputs_are_equal(form, names, tmp_pa
         torch.testing.assert_close(result.model(x), less(x))
     left = sum(p.numel() for p in result.model.parameters())
     assert left == result.after.params == result.before.params - len(names) * 360
-    assert not any(n.startswith(f"{name}.") for n in result.model.state_dict() for name in names)
-    assert all(isinstance(result.model.get_submodule(name), (PassThrough, Block)) for name in names)
+    assert [type(block) for block in result.model.blocks] == [Block] * (3 - len(names))
+    assert not any("returns what it is given" in note for note in result.notes)
 
 
-def test_drop_when_the_first_goes_then_its_number_is_handed_on(model):
+def test_drop_when_the_first_goes_then_places_are_counted_anew(model):
     first = sc.drop_blocks(model, ["blocks.0"], example())
-    assert [block.place for block in first.model.blocks] == [0, 0, 2]
+    assert [block.place for block in first.model.blocks] == [0, 1]
     second = sc.drop_blocks(first.model, ["blocks.1"], example())
-    assert [block.place for block in second.model.blocks] == [0, 0, 0]
+    assert [block.place for block in second.model.blocks] == [0]
+
+
+def test_drop_when_a_block_cannot_be_taken_out_then_its_number_is_handed_on():
+    torch.manual_seed(0)
+    result = sc.drop_blocks(Fixed().eval(), ["blocks.0"], x := example())
+    assert [type(block).__name__ for block in result.model.blocks] == ["Block"] * 3
+    assert isinstance(result.model.blocks[0], PassThrough)
+    assert [block.place for block in result.model.blocks] == [0, 0, 2]
+    assert any(note.startswith("blocks.0: still called") for note in result.notes)
+    again = sc.drop_blocks(result.model, ["blocks.2"], x)
+    assert [isinstance(block, PassThrough) for block in again.model.blocks] == [True, False, True]
 
 
 def test_drop_when_saved_then_a_fresh_model_loads_it_with_other_steps(model, tmp_path):
@@ -116,7 +135,7 @@ def test_drop_when_saved_then_a_fresh_model_loads_it_with_other_steps(model, tmp
     once = sc.drop_blocks(model, ["blocks.0"], x)
     twice = sc.prune(once.model, x, sparsity=0.5)
     assert twice.plan.keep
-    thrice = sc.drop_blocks(twice.model, ["blocks.2"], x)
+    thrice = sc.drop_blocks(twice.model, ["blocks.1"], x)
     thrice.save(tmp_path)
     for device in ("cpu", "meta"):
         with torch.device(device):
@@ -124,7 +143,7 @@ def test_drop_when_saved_then_a_fresh_model_loads_it_with_other_steps(model, tmp
         loaded = sc.load_pruned(tmp_path, fresh).eval()
         with torch.no_grad():
             assert torch.equal(loaded(x), thrice.model.eval()(x))
-        assert loaded.blocks[1].place == 0
+        assert [block.place for block in loaded.blocks] == [0]
     again = sc.apply_plan(Stack(), tmp_path, x)
     assert again.after.params == thrice.after.params
     thrice.model.train()(x).sum().backward()
@@ -136,7 +155,7 @@ def test_drop_and_cut_in_one_plan_when_applied_then_both_are_done(model):
     assert sc.Plan.from_json(plan.to_json()) == plan
     result = sc.apply_plan(model, plan, x)
     assert result.verification.passed
-    assert result.model.blocks[1].up.out_features == 3
+    assert result.model.blocks[0].up.out_features == 3
     assert result.after.params == sum(p.numel() for p in result.model.parameters())
     assert "1 of 3 residual blocks dropped: blocks.0" in str(result)
 
@@ -209,7 +228,7 @@ def test_blocks_when_a_module_runs_twice_then_it_is_none():
     assert sc.analyze(Twice(), torch.randn(2, 8)).blocks == ()
 
 
-def test_blocks_when_nothing_masks_a_branch_then_dropping_is_inexact():
+def test_blocks_when_nothing_masks_a_branch_then_the_model_that_skips_it_is_compared():
     class Shifted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -220,8 +239,9 @@ def test_blocks_when_nothing_masks_a_branch_then_dropping_is_inexact():
 
     model = nn.Sequential(nn.Linear(6, 8), Shifted(), nn.Linear(8, 2))
     result = sc.drop_blocks(model, ["1"], example())
-    assert not result.verification.exact
-    assert result.notes == ["inexact: 1: what it adds cannot be masked by parameters"]
+    assert result.verification.exact
+    assert result.verification.passed
+    assert result.notes == ["1: compared with the model that skips it, because no mask does"]
 
 
 def test_drop_when_names_are_wrong_then_plan_error(model):
@@ -239,16 +259,23 @@ def test_drop_when_names_are_wrong_then_plan_error(model):
     ("old", "new", "match"),
     [
         ('{"blocks.0": {', '{"blocks.9": {', "'blocks.9' cannot be dropped"),
-        ('"input": "x"', '"input": -3', "no position"),
+        ('"input": 1', '"input": -3', "no position"),
         ('{"blocks.0": {', '{"": {', "'' cannot be dropped"),
+        ('"taken": {"blocks"', '"taken": {"out"', "no list of modules 'out'"),
+        ('"size": 3', '"size": 4', "has 3 modules in this model, and had 4"),
+        ('"kept": [1, 2]', '"kept": [2, 1]', "each at most once and in their order"),
+        ('"kept": [1, 2]', '"kept": [0, 3]', "each at most once and in their order"),
+        ('"kept": [1, 2]', '"kept": [-1]', "each at most once and in their order"),
+        ('"kept": [1, 2]', '"kept": [0]', "has no tensor 'blocks.1"),
     ],
 )
-def test_load_when_the_file_drops_nonsense_then_nothing_changes(model, tmp_path, old, new, match):
-    folder = sc.drop_blocks(model, ["blocks.0"], example()).save(tmp_path)
+def test_load_when_the_file_drops_nonsense_then_nothing_changes(tmp_path, old, new, match):
+    kind = Fixed if "drop" in match or match == "no position" else Stack
+    folder = sc.drop_blocks(kind().eval(), ["blocks.0"], example()).save(tmp_path)
     text = (folder / "plan.json").read_text()
     assert old in text
     (folder / "plan.json").write_text(text.replace(old, new))
-    fresh = Stack()
+    fresh = kind()
     with pytest.raises(FileError, match=match):
         sc.load_pruned(folder, fresh)
     assert type(fresh.blocks[0]) is Block

@@ -379,7 +379,7 @@ HUGE = [[i, i + (1 << 20) - 1] for i in (0,)]
     ("path", "value", "match"),
     [
         (("format",), "other", "format: must be 'secateur.pruned'"),
-        (("schema",), 99, "newer than 1: upgrade"),
+        (("schema",), 99, "newer than 2: upgrade"),
         (("schema",), "1", "schema: must be a valid integer"),
         (("extra",), 1, "unknown key 'extra'"),
         (("steps",), [{"schema": 1, "keep": {"up": [[0, 1 << 60]]}}], "beyond position"),

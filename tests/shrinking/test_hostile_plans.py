@@ -138,7 +138,7 @@ def test_load_when_a_plan_keeps_too_many_positions_then_no_memory_is_taken(whole
 def test_load_when_the_plan_is_of_a_newer_version_then_it_says_so_whatever_else_is_new(
     whole, tmp_path, extra
 ):
-    refused(whole, tmp_path, lambda d: d.update(schema=2, **extra), "schema 2, newer than 1")
+    refused(whole, tmp_path, lambda d: d.update(schema=3, **extra), "schema 3, newer than 2")
 
 
 @pytest.mark.parametrize("schema", [10**4000, "2", None, 2.5, True, [], {}])

@@ -1,7 +1,12 @@
-"""Residual blocks: modules that return their input plus something, found in the recorded forward.
+"""Blocks that can be dropped whole, found in the recorded forward.
 
-Such a block can be dropped whole.  That equals the model in which what the block adds is masked to
-zero, where some parameters can do that: the last projection of each branch, the affine of its norm.
+Residual blocks return their input plus something.  Dropping one equals the model in which what it
+adds is masked to zero, where some parameters can do that: the last projection of each branch, the
+affine of its norm.
+
+Of layers that are one of several alike and run on one stream (what they return has the axes of
+what they are given, as after ``norm(x + f(x))``) each can be dropped too.  No mask makes such a
+layer return its input: dropping one equals the model that skips it.
 """
 
 from __future__ import annotations
@@ -9,8 +14,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from .axes import Atom
+from .axes import Atom, Axis, atoms, find
 from .conditions import Condition, Either, Every, Masked
 from .cost import macs, params_of
 from .infer import Inferred
@@ -21,7 +27,7 @@ IDENTITIES = {"aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten.c
 
 @dataclass(frozen=True)
 class Block:
-    """A module that returns its input plus something.
+    """A module that can be dropped: it returns its input plus something, or is one of many alike.
 
     Attributes:
         name: the path of the module.
@@ -30,7 +36,8 @@ class Block:
             None); None where it returns the sum itself.
         params: parameters that go with it.
         macs: multiply-accumulates that go with it, on the recorded inputs.
-        masks: parameters that, all zero, let it add nothing; None where there are none.
+        masks: parameters that, all zero, let it add nothing; None where there are none, so that
+            the model without it is compared with the one that skips it.
     """
 
     name: str
@@ -55,7 +62,7 @@ class Block:
 
 
 def find_blocks(inferred: Inferred) -> list[Block]:
-    """Return the residual blocks in the order in which they run, inner ones before outer ones."""
+    """Return the blocks in the order in which they run, inner ones before outer ones."""
     r = inferred.recording
     often = Counter(call.path for call in r.calls)
     search = _Search(inferred)
@@ -76,9 +83,13 @@ class _Search:
                 self.read[value] = i
         for value in inferred.recording.outputs:
             self.read[value] = len(inferred.recording.ops)
+        self.kinds = {call.path: self._kind(call.path) for call in inferred.recording.calls}
+        self.alike: dict[Any, list[ModuleCall]] = {}
+        for call in inferred.recording.calls:
+            self.alike.setdefault(self.kinds[call.path], []).append(call)
 
     def block(self, call: ModuleCall) -> Block | None:
-        parts = call.output if isinstance(call.output, tuple) else (call.output,)
+        parts = _parts(call)
         sums = [isinstance(part, Ref) for part in parts]
         if sum(sums) != 1 or "other" in parts:
             return None
@@ -91,7 +102,38 @@ class _Search:
             if branches is not None:
                 leaks = self._leaks(call, out)
                 return None if leaks else self._describe(call, position, sums, branches)
+        return self._layer(call, out, sums)
+
+    def _layer(self, call: ModuleCall, out: int, sums: list[bool]) -> Block | None:
+        """Return one of several layers alike that hands on the stream that it was given."""
+        if len(self.alike[self.kinds[call.path]]) < 2:
+            return None
+        for position, value in call.inputs.items():
+            same = value != out and self._axes(value) == self._axes(out)
+            if same and self._streams(call, position):
+                found = None if self._leaks(call, out) else self._describe(call, position, sums)
+                return found if found and found.macs else None  # a norm alone is no layer
         return None
+
+    def _streams(self, call: ModuleCall, position: int | str) -> bool:
+        """Tell whether a layer alike gets there what another one made; a memory comes elsewhere."""
+        calls = self.alike[self.kinds[call.path]]
+        given = {other.inputs.get(position) for other in calls}
+        return any(isinstance(p, Ref) and p.value in given for c in calls for p in _parts(c))
+
+    def _kind(self, path: str) -> tuple[Any, ...]:
+        """Return what layers alike share: who holds them, and the shapes of their parameters."""
+        r = self.inferred.recording
+        prefix = f"{path}."
+        own = {n.removeprefix(prefix): v for n, v in r.parameters.items() if n.startswith(prefix)}
+        shapes = tuple((name, r.shapes[value]) for name, value in own.items())
+        return path.rpartition(".")[0], shapes
+
+    def _axes(self, value: int) -> list[tuple[int, ...]]:
+        def key(axis: Axis) -> tuple[int, ...]:
+            return tuple(id(atom) for atom in atoms(find(axis)))
+
+        return [key(dim.axis) for dim in self.inferred.types[value].dims]
 
     def branches(self, out: int, x: int, ops: range, tried: set[int]) -> list[int] | None:
         """Return the values that were added to ``x`` to make ``out``, or None."""
@@ -152,14 +194,18 @@ class _Search:
         return False
 
     def _describe(
-        self, call: ModuleCall, position: int | str, sums: list[bool], branches: list[int]
+        self,
+        call: ModuleCall,
+        position: int | str,
+        sums: list[bool],
+        branches: list[int] | None = None,
     ) -> Block | None:
         inside = [n for n in self.inferred.recording.parameters if n.startswith(call.path + ".")]
         own = [n for n in inside if self.shared[n] == 1]
         if not own:
             return None
-        masks: set[str] | None = set()
-        for value in branches:
+        masks: set[str] | None = None if branches is None else set()
+        for value in branches or ():
             typed = self.inferred.made.get(value)
             zeros = [smallest(dim.zero) for dim in (typed.dims if typed else ())]
             possible = [zero for zero in zeros if zero and all(n in own for n in zero)]
@@ -177,6 +223,10 @@ class _Search:
         )
         params, multiplied = block.cost(self.inferred, lambda atom: atom.size)
         return replace(block, params=params, macs=multiplied)
+
+
+def _parts(call: ModuleCall) -> tuple[Any, ...]:
+    return call.output if isinstance(call.output, tuple) else (call.output,)
 
 
 def smallest(condition: Condition) -> frozenset[str] | None:

@@ -36,7 +36,7 @@ def distance(dense: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Dist
         found = _outputs(dense, batch), _outputs(other, batch)
         masks = padding(dense, batch)
         for i, ((name, y), (_, z)) in enumerate(zip(*found, strict=True)):
-            a, b = _rows(y, masks), _rows(z, masks)
+            a, b = rows_of(y, masks), rows_of(z, masks)
             gap += float((a - b).square().sum())
             count = torch.full_like(a[0], len(a)) if len(a) else a.sum(0)
             sums = torch.stack([count, a.sum(0), a.square().sum(0)])
@@ -71,7 +71,7 @@ def _has_numbers(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0
 
 
-def _rows(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+def rows_of(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Return an output as ``(rows, features)`` in float64, without rows that are padding."""
     for mask in masks:
         if x.ndim > 2 and x.shape[:2] == mask.shape:

@@ -82,8 +82,10 @@ def named_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, p) for name, p in model.named_parameters() if p.ndim > 1]
 
 
-def scout(model: nn.Module, batches: Iterable[Any], masks: Masks) -> list[Reader]:
-    """Return the readers of a forward that lose inputs of outputs that they keep.
+def scout(
+    model: nn.Module, batches: Iterable[Any], masks: Masks, also: frozenset[str] = frozenset()
+) -> list[Reader]:
+    """Return the readers of a forward that lose inputs of outputs that they keep, and others.
 
     Where the first batch leaves a masked weight unread (an expert that got no token), the next ones
     are looked at until every such weight was read, or there are no more.
@@ -98,11 +100,13 @@ def scout(model: nn.Module, batches: Iterable[Any], masks: Masks) -> list[Reader
             break
     found: list[Reader] = []
     for arrangement, reading in seen.items():
-        if arrangement.name not in masks:
+        name = arrangement.name
+        if name not in masks and name not in also:
             continue
-        mask = arrangement.of(masks[arrangement.name])
+        whole = torch.ones(model.get_parameter(name).shape, dtype=torch.bool)
+        mask = arrangement.of(masks.get(name, whole))
         live = mask.any(2, keepdim=True)
-        if bool((live & ~mask).any()):
+        if name in also or bool((live & ~mask).any()):
             chosen = bool(reading.routes or reading.ends)
             made = Reader(
                 arrangement,

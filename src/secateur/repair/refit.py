@@ -49,6 +49,7 @@ class Refitting:
         masks: parameter name → bool tensor of its shape.
         solve: of ``secateur.repairs``.
         means_only: it returns the masked weight: no second moments are summed.
+        also: parameters that are refitted though nothing of them is masked.
     """
 
     dense: nn.Module
@@ -57,6 +58,7 @@ class Refitting:
     masks: Masks
     solve: Solve
     means_only: bool = False
+    also: frozenset[str] = frozenset()
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
@@ -69,7 +71,7 @@ class Refitting:
                 stack.enter_context(evaluating(model))
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
-            readers = scout(self.dense, (batch.inputs for batch in batches), self.masks)
+            readers = scout(self.dense, (batch.inputs for batch in batches), self.masks, self.also)
             beside(self.dense, self.structure, readers)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
+from secateur.replacements.passing import Passing, skipping
 from secateur.runtime.batches import held
 from secateur.runtime.copying import copied
 from secateur.runtime.distributed import reduced
@@ -27,7 +28,14 @@ HELD = 4
 
 
 def repair(
-    model: nn.Module, masks: Masks, structure: Structure, data: Iterable[Any], how: str
+    model: nn.Module,
+    masks: Masks,
+    structure: Structure,
+    data: Iterable[Any],
+    how: str,
+    *,
+    also: frozenset[str] = frozenset(),
+    skipped: Mapping[str, Passing] | None = None,
 ) -> tuple[dict[str, Tensor], Repair]:
     """Return new values of parameters and buffers of a masked model, and the record.
 
@@ -37,6 +45,9 @@ def repair(
         structure: of the dense model.
         data: batches of inputs; of four, one is held out to judge.
         how: a name in ``secateur.repairs``.
+        also: parameters that are refitted though nothing of them is masked: what goes is made up
+            for where their outputs are added to what lacks it.
+        skipped: blocks that return their input in the pruned model.
 
     Raises:
         UnknownNameError: there is no such repair.
@@ -47,12 +58,16 @@ def repair(
     if len(batches) in (2, 3):
         batches[-1].held = True
     judged = [b.inputs for b in batches if b.held] or [b.inputs for b in batches]
-    pruned = copied(model)
-    before = distance(model, masked(copied(model), masks), judged)
-    job = Refitting(model, pruned, structure, masks, solve, how in repairs.means_only)
-    job.run(batches)
-    after = distance(model, pruned, judged)
-    norms, after = _norms(model, pruned, [b.inputs for b in batches if not b.held], judged, after)
+    pruned, unrepaired = copied(model), masked(copied(model), masks)
+    with skipping(unrepaired, skipped or {}):
+        before = distance(model, unrepaired, judged)
+    job = Refitting(model, pruned, structure, masks, solve, how in repairs.means_only, also)
+    with skipping(pruned, skipped or {}, copies=False):  # a copy would be one operation more
+        job.run(batches)
+    with skipping(pruned, skipped or {}):
+        after = distance(model, pruned, judged)
+        fit = [b.inputs for b in batches if not b.held]
+        norms, after = _norms(model, pruned, fit, judged, after)
     values = {name: _value(pruned, name) for name in job.moved}
     values |= {name: _value(pruned, name) for name in norms}
     notes = _notes(job, batches)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+Passing = tuple[int | str, tuple[bool, ...] | None]
+"""Which argument a block returns, and for each part of a tuple, whether it is that."""
 
 
 class PassThrough(nn.Module):
@@ -15,11 +20,7 @@ class PassThrough(nn.Module):
     returns: tuple[bool, ...] | None  # for each part of a tuple, whether it is the argument
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        position, name = self.passes
-        x = arguments[position] if position < len(arguments) else options[name]
-        if self.returns is None:
-            return x
-        return tuple(x if passed else None for passed in self.returns)
+        return _formed(given(self.passes, arguments, options), self.returns)
 
 
 def passing(kind: type[nn.Module]) -> type[PassThrough]:
@@ -40,3 +41,59 @@ def argument(kind: type[nn.Module], at: int | str) -> tuple[int, str]:
             raise ValueError(f"{at} is no position of an argument")
         return at, names[at] if at < len(names) else ""
     return (names.index(at), at) if at in names else (1 << 16, at)  # among the **options
+
+
+@contextmanager
+def skipping(
+    model: nn.Module, blocks: Mapping[str, Passing], *, copies: bool = True
+) -> Iterator[None]:
+    """Let blocks return their input for that long, though they run: nothing else changes.
+
+    Args:
+        model: whose blocks these are; it gets hooks, and no more.
+        blocks: by their paths, and how each passes its input.
+        copies: copy each input first, which the block may write to.
+
+    >>> import torch
+    >>> net, x = nn.Sequential(nn.ReLU(), nn.Tanh()), torch.tensor([-1.0])
+    >>> with skipping(net, {"0": (0, None)}):
+    ...     net(x)
+    tensor([-0.7616])
+    """
+    with ExitStack() as stack:
+        for path, how in blocks.items():
+            skip = _Skip(argument(type(model.get_submodule(path)), how[0]), how[1], copies)
+            module = model.get_submodule(path)
+            before = module.register_forward_pre_hook(skip.note, with_kwargs=True)
+            stack.callback(before.remove)
+            after = module.register_forward_hook(skip.put)
+            stack.callback(after.remove)
+        yield
+
+
+class _Skip:
+    """Notes what a block is given, and returns that in place of what it makes."""
+
+    def __init__(self, passes: tuple[int, str], returns: tuple[bool, ...] | None, copies: bool):
+        self.copies = copies
+        self.passes = passes
+        self.returns = returns
+        self.given: Any = None
+
+    def note(self, _: nn.Module, arguments: Any, options: Any) -> None:
+        x = given(self.passes, arguments, options)
+        self.given = x.clone() if self.copies and isinstance(x, Tensor) else x
+
+    def put(self, *_: Any) -> Any:
+        return _formed(self.given, self.returns)
+
+
+def given(passes: tuple[int, str], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    position, name = passes
+    return arguments[position] if position < len(arguments) else options[name]
+
+
+def _formed(x: Any, returns: tuple[bool, ...] | None) -> Any:
+    if returns is None:
+        return x
+    return tuple(x if passed else None for passed in returns)

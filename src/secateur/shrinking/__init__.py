@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from .apply import apply_plan, cut_and_verify, drop_blocks
+from .apply import apply_plan, cut_and_verify
 from .completion import Completion, complete, group_masks
 from .files import load_plans, load_pruned, save_pruned
 from .from_masks import shrink
 from .optimizer_state import cut_optimizer
 from .plan import Plan
+from .rankings import rankings
 from .result import Result
+from .shallower import drop_blocks
 from .verify import Verification
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "group_masks",
     "load_plans",
     "load_pruned",
+    "rankings",
     "save_pruned",
     "shrink",
 ]

@@ -17,6 +17,7 @@ from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
 from .cut import Surgery
+from .depth import TakenOut, take_out
 from .expressed import expressed, rebuilt
 from .files import load_plans
 from .history import Changes, History
@@ -79,40 +80,6 @@ def apply_plan(
     return result
 
 
-def drop_blocks(
-    model: nn.Module, names: Sequence[str], example_inputs: Example, *, verify: bool = True
-) -> Result:
-    """Drop residual blocks from a deep copy of a model: each returns its input.
-
-    Args:
-        model: any module; it is not touched.
-        names: of ``analyze(model, example_inputs).blocks``.
-        example_inputs: as for ``analyze``; without a cache, which would keep what the blocks made.
-        verify: compare with the model in which what the blocks add is masked to zero.
-
-    Raises:
-        PlanError: a name is none of a residual block.
-        ShrinkError, VerificationError: the model does not run without them, or computes another
-            thing than the masked one.
-
-    >>> import torch
-    >>> class Block(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.inner = nn.Linear(8, 8)
-    ...     def forward(self, x):
-    ...         return x + self.inner(x)
-    >>> net, x = nn.Sequential(Block(), Block(), nn.Linear(8, 2)), torch.randn(3, 8)
-    >>> from secateur import analyze
-    >>> [(block.name, block.params) for block in analyze(net, x).blocks]
-    [('0', 72), ('1', 72)]
-    >>> small = drop_blocks(net, ["1"], x)
-    >>> small.after.params, small.verification.passed
-    (90, True)
-    """
-    return apply_plan(model, Plan({}, tuple(names)), example_inputs, verify=verify)
-
-
 def cut_and_verify(
     model: nn.Module,
     structure: Structure,
@@ -145,7 +112,8 @@ def cut_and_verify(
         check = Check(structure, example_inputs) if verify else None
         operation = Operation(surgery, structure, masks, example_inputs, folding, check, as_it_is)
         done = operation.perform(plan)
-        config, same = _configured(model, structure, surgery, check)
+        taken = take_out(surgery, check)
+        config, same = _configured(model, structure, surgery, check, taken)
         outdate(model, surgery.shapes)
     return Result(
         model,
@@ -169,12 +137,22 @@ def _changed(structure: Structure, plan: Plan, surgery: Surgery) -> Iterator[str
             yield f"inexact: {name}: {structure[name].inexact}"
     for name in plan.drop:
         if not structure.block(name).exact:
-            yield f"inexact: {name}: what it adds cannot be masked by parameters"
+            yield f"{name}: compared with the model that skips it, because no mask does"
+    if stays := [*History.of(surgery.model).dropped]:
+        more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
+        yield (
+            f"{', '.join(stays[:3])}{more}: still called, and returns what it is given; the model "
+            "was not seen to run the same without it"
+        )
     yield from rounded(surgery.model, surgery.rescaled)
 
 
 def _configured(
-    model: nn.Module, structure: Structure, surgery: Surgery, check: Check | None
+    model: nn.Module,
+    structure: Structure,
+    surgery: Surgery,
+    check: Check | None,
+    taken: TakenOut,
 ) -> tuple[Changes | None, bool]:
     """Let the model's config say the new sizes, where it can.
 
@@ -183,10 +161,13 @@ def _configured(
         to compute the same.
     """
     dense = History.of(model).shapes
-    numbers = structure.inferred.attributes, structure.inferred.epsilons
-    changes = expressed(model, dense, surgery.shapes, *numbers)
+    found = structure.inferred.attributes, structure.inferred.epsilons
+    numbers = [list(taken.attributes(attributes)) for attributes in found]
+    said = taken.config
+    changes = expressed(model, dense, surgery.shapes, *numbers, shallower=said is not None)
     if changes is None or check is None:
         return changes, False
+    both = {**(said or {}), **changes}
     expected = check.expect(model, check.trials[1:2])
     new = rebuilt(model, changes)
     if new is not None and not check.same(new, expected):
@@ -196,4 +177,4 @@ def _configured(
     if not check.same(model, expected):  # its forward reads the config
         surgery.undo(start)
         return None, False
-    return changes, new is not None
+    return both, new is not None

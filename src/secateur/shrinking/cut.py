@@ -16,7 +16,7 @@ from secateur.graph.axes import Atom
 from secateur.graph.lengths import now
 from secateur.graph.origins import Attribute
 from secateur.replacements import replacement_of
-from secateur.replacements.passing import PassThrough, argument, passing
+from secateur.replacements.passing import Passing, PassThrough, argument, passing
 from secateur.runtime.forward import evaluating
 from secateur.runtime.precise import without
 from secateur.runtime.undo import Undo
@@ -26,7 +26,7 @@ from secateur.types import Factored, Masks
 
 from .contents import Shortened, has_own_memory, put
 from .describe import descriptions
-from .history import HELD_AS, Changes, History, Passing, Shape
+from .history import HELD_AS, Changes, History, Number, Renaming, Shape
 from .plan import Plan
 from .rescale import rescaled_floats, rescaled_tensors
 from .slices import Choice, Slices, laid_out_as
@@ -217,6 +217,20 @@ class Surgery:
                 if held is not None:
                     self.set_attribute(module, name, None)
 
+    def take_out(self, path: str, kept: Sequence[int]) -> None:
+        """Let a list of modules keep some of them, counted anew."""
+        held = self.model.get_submodule(path)._modules
+        before = dict(held)
+
+        def undo() -> None:
+            held.clear()
+            held.update(before)
+
+        new = Renaming("", list(before), kept).keys(before)
+        self._undo.append(undo)
+        held.clear()
+        held.update(new)
+
     @contextmanager
     def spelled_out(self, structure: Structure, plan: Plan) -> Iterator[None]:
         """Let the epsilons that a cut will change be numbers: a check computes in another type."""
@@ -307,8 +321,13 @@ class Surgery:
             self.set_data(tensor, laid_out_as(values.to(tensor.dtype), tensor))
         return changed
 
-    def set_size(self, attribute: Attribute, size: float) -> None:
-        """Set a number that a module, or an object of it, keeps alone, in a tuple or a dict."""
+    def set_size(self, attribute: Attribute, size: Number) -> None:
+        """Set a number that a module, or an object of it, keeps alone, in a tuple or a dict.
+
+        Args:
+            attribute: which.
+            size: the number, or the whole of a list.
+        """
         *way, name = attribute.name.split(".")
         held = vars(self.model.get_submodule(attribute.path))
         for step in way:
@@ -318,7 +337,7 @@ class Surgery:
             held[name] = size
             return
         before = held[name]
-        value: Any = size
+        value: Any = size if not isinstance(size, tuple) else type(before)(size)
         if isinstance(attribute.index, str):
             value = {**before, attribute.index: size}
         elif attribute.index is not None:

@@ -17,7 +17,8 @@ from .history import History
 from .plan import plans_of
 
 PLAN = "plan.json"
-SCHEMA = 1
+SCHEMA = 2
+"""The newest form: 2 says what was taken out of lists, and is written only where something was."""
 SHOWN = 12  # problems that one error lists
 
 
@@ -34,9 +35,17 @@ Size: TypeAlias = Annotated[int, Field(ge=0)]
 Epsilon: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+Each: TypeAlias = Annotated[tuple[str | int | float | bool | None, ...], Field(max_length=1 << 12)]
+
+
 class _Changed(_Part):
-    before: Size | Epsilon | None
-    after: Size | Epsilon
+    before: Size | Epsilon | Each | None
+    after: Size | Epsilon | Each
+
+
+class _Taken(_Part):
+    size: int = Field(ge=1, le=1 << 16)
+    kept: tuple[int, ...] = Field(min_length=1, max_length=1 << 16)
 
 
 class _Passing(_Part):
@@ -67,6 +76,7 @@ class Document(_Part):
     attributes: dict[str, _Changed]
     replaced: dict[str, str]
     dropped: dict[str, _Passing]
+    taken: dict[str, _Taken] = {}
     tied: dict[str, str]
     buffers: dict[str, bool] = {}  # is it part of the state dict? Files of 0.1.0's start lack it
     files: dict[FileName, _File] = {}  # that it goes with; likewise
@@ -132,6 +142,7 @@ def history_of(document: Document) -> History:
             {name: (s.before, s.after) for name, s in document.shapes.items()},
             {name: (a.before, a.after) for name, a in document.attributes.items()},
             {name: (d.input, d.output) for name, d in document.dropped.items()},
+            {path: (t.size, t.kept) for path, t in document.taken.items()},
         )
     except PlanError as error:
         raise FileError(f"{PLAN} holds a plan that is none: {error}") from error

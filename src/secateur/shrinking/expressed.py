@@ -33,6 +33,8 @@ def expressed(
     now: Mapping[str, tuple[Shape, Shape]],
     read: Iterable[Attribute],
     epsilons: Iterable[Attribute] = (),
+    *,
+    shallower: bool = False,
 ) -> Changes | None:
     """Return which numbers of ``model.config`` must change, or None where none can say it.
 
@@ -42,8 +44,13 @@ def expressed(
         now: likewise, of the last cut alone: the config may know of those before it.
         read: the integers that the forward reads; all must be the same in both.
         epsilons: likewise floats.
+        shallower: layers were taken out, and the config says their number already.
     """
-    if not shapes or not _is_config(getattr(model, "config", None)) or not _uniform(shapes):
+    if (
+        not (shapes or shallower)
+        or not is_config(getattr(model, "config", None))
+        or not _uniform(shapes)
+    ):
         return None
     search = _Search(model, [*shapes.values(), *now.values()], read, epsilons)
     config = search.found()
@@ -71,6 +78,15 @@ def rebuilt(model: nn.Module, changes: Changes) -> nn.Module | None:
             tensor.data = tensor.data.to(device=held[name].device, dtype=held[name].dtype)
     new.load_state_dict(model.state_dict())
     return new.train(model.training)
+
+
+def built(kind: type[nn.Module], config: Any) -> nn.Module | None:
+    """Return what a class makes of a config, without weights; None where it makes nothing."""
+    try:
+        with torch.device("meta"):
+            return kind(copy.deepcopy(config))
+    except Exception:  # a constructor may refuse anything; then this is no config of its class
+        return None
 
 
 class _Search:
@@ -165,11 +181,7 @@ class _Search:
         if self.builds >= MOST_BUILDS:
             return None
         self.builds += 1
-        try:
-            with torch.device("meta"):
-                return type(self.model)(copy.deepcopy(config))
-        except Exception:  # a constructor may refuse anything; then this is no config of its class
-            return None
+        return built(type(self.model), config)
 
     def shapes(self, config: Any) -> dict[str, Shape] | None:
         """Return the shapes of the model's parameters, or None where it cannot be built."""
@@ -220,7 +232,8 @@ class _Search:
                 yield other, mine
 
 
-def _is_config(config: Any) -> bool:
+def is_config(config: Any) -> bool:
+    """Tell whether something is an object of numbers, and no class or module."""
     plain = isinstance(getattr(config, "__dict__", None), dict)
     return plain and not isinstance(config, (type, nn.Module))
 

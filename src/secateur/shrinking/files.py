@@ -206,9 +206,10 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
             "model.state_dict(), and with torch.save or pickle the model itself"
         )
     state = model.state_dict().keys()
+    taken = {path: {"size": n, "kept": list(kept)} for path, (n, kept) in history.taken.items()}
     return {
         "format": "secateur.pruned",
-        "schema": SCHEMA,
+        "schema": SCHEMA if history.taken else 1,
         "secateur": version("secateur"),
         "model": f"{type(model).__module__}.{type(model).__qualname__}",
         "steps": [plan.to_json() for plan in history.steps],
@@ -216,6 +217,7 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
         "attributes": {n: {"before": b, "after": a} for n, (b, a) in history.attributes.items()},
         "replaced": {p: name for p, m in model.named_modules() if (name := name_of(m))},
         "dropped": {n: {"input": x, "output": out} for n, (x, out) in history.dropped.items()},
+        **({"taken": taken} if taken else {}),
         "tied": tied,
         "buffers": {name: name in state for name in dict(model.named_buffers())},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import inf
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from .agreeing import disagreements
 from .cut import Surgery
 from .describe import says_size
 from .document import Document
-from .history import History, Shape
+from .history import History, Number, Shape
 
 
 def misfits(
@@ -28,13 +29,14 @@ def misfits(
 ) -> list[str]:
     """Return why a saved model does not fit this one.
 
-    What was dropped and replaced then is, on the way, dropped and replaced here too: ``surgery``
-    takes it back.
+    What was taken out, dropped and replaced then is, on the way, so here too: ``surgery`` takes it
+    back.
     """
     return [
         *_foreign(document, model),
-        *disagreements(history, document.tied, tensors_of(model)),
+        *_taken(history, model, surgery),  # the others have other names now
         *_dropped(history, model, surgery),  # what went with them is in no file
+        *disagreements(history, document.tied, tensors_of(model)),
         *_other_tensors(history, model, saved),
         *_untied(document.tied, model),
         *_replaced(document.replaced, model, surgery),  # these have more attributes
@@ -82,6 +84,21 @@ def _untied(tied: Mapping[str, str], model: nn.Module) -> Iterator[str]:
             yield f"{name!r} and {other!r} are one tensor in the file, and two in this model"
 
 
+def _taken(history: History, model: nn.Module, surgery: Surgery) -> Iterator[str]:
+    outer_first = sorted(history.taken.items(), key=lambda item: item[0].count("."))
+    for path, (size, kept) in outer_first:
+        found = dict(model.named_modules()).get(path)
+        if not isinstance(found, (nn.ModuleList, nn.Sequential)):
+            yield f"this model has no list of modules {path!r}"
+        elif len(found) != size:
+            here = f"{len(found)} modules in this model"
+            yield f"{path!r} has {here}, and had {size} in the dense one"
+        elif list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < size:
+            yield f"{path!r} keeps places 0…{size - 1}, each at most once and in their order"
+        else:
+            surgery.take_out(path, kept)
+
+
 def _dropped(history: History, model: nn.Module, surgery: Surgery) -> Iterator[str]:
     modules = dict(model.named_modules())
     for path, how in history.dropped.items():
@@ -124,10 +141,12 @@ def _other_values(history: History, model: nn.Module) -> Iterator[str]:
 
 
 def _other_value(
-    attribute: Attribute, before: float | None, after: float, module: nn.Module, history: History
+    attribute: Attribute, before: Number | None, after: Number, module: nn.Module, history: History
 ) -> str | None:
     """Return why a number cannot go from one value to another, or None."""
     value = attribute.held_by(module)
+    if isinstance(before, tuple) or isinstance(after, tuple):
+        return _other_list(attribute, before, after, value, history)
     if before is None:
         if not _can_be_given(module, attribute, after):
             return f"{attribute} cannot be given to a model that has none"
@@ -144,6 +163,20 @@ def _other_value(
     return None
 
 
+def _other_list(
+    attribute: Attribute, before: Any, after: Any, value: Any, history: History
+) -> str | None:
+    """Return why a list with a value for each layer cannot become another, or None."""
+    if not isinstance(value, (list, tuple)) or before != tuple(value):
+        return f"{attribute} is {value!r} in this model, and was {before} in the dense one"
+    left = [
+        tuple(before[i] for i in kept) for n, kept in history.taken.values() if n == len(before)
+    ]
+    if attribute.index is not None or after not in left:
+        return f"{attribute} cannot become {after}: no list of modules keeps these of its places"
+    return None
+
+
 def _can_be_given(module: nn.Module, attribute: Attribute, after: float) -> bool:
     """Tell whether a number can be given: a size to a config, or an epsilon instead of None."""
     if isinstance(after, float):
@@ -154,7 +187,7 @@ def _can_be_given(module: nn.Module, attribute: Attribute, after: float) -> bool
 def _sensible(before: float, after: float, history: History) -> bool:
     """Tell whether a size became smaller, or an epsilon larger or smaller."""
     if isinstance(before, int):
-        return (0 if history.dropped else 1) <= after <= before
+        return (0 if history.dropped or history.taken else 1) <= after <= before
     return 0 < after < inf
 
 

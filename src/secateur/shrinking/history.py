@@ -1,19 +1,32 @@
-"""How a pruned model came from the dense one of its class: what a file must say to repeat it."""
+"""How a pruned model came from the dense one of its class: what a file must say to repeat it.
+
+Names are those of the model as it is now; where modules were taken out of a list, those behind them
+have other numbers than in the dense model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
+
+from secateur.replacements.passing import Passing
 
 from .plan import Plan
 
 Shape = tuple[int, ...]
-Changes = dict[str, tuple[float | None, float]]
-"""Attribute → the number that it was, None where a config did not have it, and that it is."""
-Passing = tuple[int | str, tuple[bool, ...] | None]  # argument, and parts of a tuple (see Block)
+Scalar: TypeAlias = str | float | bool | None
+Number: TypeAlias = float | tuple[Scalar, ...]
+Change: TypeAlias = tuple[Number | None, Number]
+Changes: TypeAlias = dict[str, Change]
+"""Attribute → the number that it was, None where a config did not have it, and that it is; of a
+list with a value for each layer, all of them."""
+Taken: TypeAlias = tuple[int, tuple[int, ...]]
+"""Of a list of modules: how many there were, and the places of those that are left."""
+
+T = TypeVar("T")
 
 HELD_AS = "_pruning_history"  # an attribute of the model, which survives a deep copy
 
@@ -30,19 +43,21 @@ class History:
         dropped: block → the argument that it returns now, and in which form.
         attributes: attribute, as in ``block.heads`` or ``block.sizes[1]`` → its value, likewise;
             None where a config did not have it.
+        taken: list of modules → how many it had in the dense model, and which are left.
     """
 
     steps: tuple[Plan, ...] = ()
     shapes: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    attributes: Mapping[str, tuple[float | None, float]] = field(default_factory=dict)
+    attributes: Mapping[str, Change] = field(default_factory=dict)
     dropped: Mapping[str, Passing] = field(default_factory=dict)
+    taken: Mapping[str, Taken] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> History:
         """Return the history of a model; that of a dense one is empty."""
         return vars(model).get(HELD_AS, cls())
 
-    def with_attributes(self, changes: Mapping[str, tuple[float | None, float]]) -> History:
+    def with_attributes(self, changes: Mapping[str, Change]) -> History:
         """Return this history with more attributes that changed on the way."""
         return replace(self, attributes=_chain(self.attributes, changes))
 
@@ -50,7 +65,7 @@ class History:
         self,
         plan: Plan,
         shapes: Mapping[str, tuple[Shape, Shape]],
-        attributes: Mapping[str, tuple[float | None, float]],
+        attributes: Mapping[str, Change],
         dropped: Mapping[str, Passing],
     ) -> History:
         """Return this history with one plan more, and what it changed."""
@@ -64,7 +79,54 @@ class History:
             left(_chain(self.shapes, shapes)),
             left(_chain(self.attributes, attributes)),
             {**{p: how for p, how in self.dropped.items() if not p.startswith(gone)}, **dropped},
+            {path: taken for path, taken in self.taken.items() if not f"{path}.".startswith(gone)},
         )
+
+    def without(self, path: str, names: Sequence[str], kept: Sequence[int]) -> History:
+        """Return this history once a list of modules keeps some of them, which are renumbered.
+
+        Args:
+            path: of the list.
+            names: of its modules before.
+            kept: the places of those that stay.
+        """
+        renaming = Renaming(path, names, kept)
+        size, places = self.taken.get(path, (len(names), tuple(range(len(names)))))
+        taken = {**renaming.keys(self.taken), path: (size, tuple(places[i] for i in kept))}
+        return History(
+            self.steps,
+            renaming.keys(self.shapes),
+            renaming.keys(self.attributes),
+            renaming.keys(self.dropped),
+            taken,
+        )
+
+
+class Renaming:
+    """What paths become when a list of modules keeps some of them, and counts them anew.
+
+    >>> renaming = Renaming("layers", ["0", "1", "2"], [0, 2])
+    >>> renaming.of("layers.2.weight"), renaming.of("layers.1.weight"), renaming.of("head.weight")
+    ('layers.1.weight', None, 'head.weight')
+    """
+
+    def __init__(self, path: str, names: Sequence[str], kept: Sequence[int]):
+        counted = list(names) == [str(i) for i in range(len(names))]
+        self.prefix = f"{path}." if path else ""
+        self.known = set(names)
+        self.new = {names[i]: str(n) if counted else names[i] for n, i in enumerate(kept)}
+
+    def of(self, path: str) -> str | None:
+        """Return what a path, or the name of a tensor or attribute, becomes; None if it goes."""
+        child, dot, rest = path.removeprefix(self.prefix).partition(".")
+        if not path.startswith(self.prefix) or child not in self.known:
+            return path
+        return f"{self.prefix}{self.new[child]}{dot}{rest}" if child in self.new else None
+
+    def keys(self, named: Mapping[str, T]) -> dict[str, T]:
+        """Return what is left of a mapping from paths."""
+        found = ((self.of(name), value) for name, value in named.items())
+        return {name: value for name, value in found if name is not None}
 
 
 def _chain(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

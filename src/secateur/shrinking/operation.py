@@ -5,14 +5,15 @@ Exactness is never given up: what is left of a plan has passed the check whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from secateur.errors import ShrinkError, VerificationError
 from secateur.repair.fold import Folding
+from secateur.replacements.passing import skipping
 from secateur.structure import Structure
 from secateur.types import Example, Factored, Masks
 
@@ -144,7 +145,7 @@ class Operation:
         ways = [way for trial in self.check.trials for way in trial]
         way = next((way for way in ways if way.name == error.trial), ways[0])
         _, masks = self._mask(plan)
-        with self.surgery.spelled_out(self.structure, plan):
+        with self._meant(plan):
             masked = self.check.watched(self.model, way, masks)
         self.surgery.cut(self.structure, plan, masks)
         allowed = self.check.precision.tolerance
@@ -163,7 +164,7 @@ class Operation:
             trials: what to compare on besides the example; nothing is everything.
         """
         done, masks = self._mask(plan)
-        with self.surgery.spelled_out(self.structure, plan):
+        with self._meant(plan):
             expected = self.check.expect(self.model, trials, masks) if self.check else None
         done.attributes = self.surgery.cut(self.structure, plan, masks)
         if self.check and expected:
@@ -181,6 +182,14 @@ class Operation:
                     found.worst,
                 )
         return done
+
+    @contextmanager
+    def _meant(self, plan: Plan) -> Iterator[None]:
+        """Let the masked model skip the blocks that no mask lets return their input."""
+        blocks = map(self.structure.block, plan.drop)
+        skipped = {b.name: (b.position, b.returns) for b in blocks if not b.exact}
+        with self.surgery.spelled_out(self.structure, plan), skipping(self.model, skipped):
+            yield
 
     def _unrounded(self, check: Check) -> AbstractContextManager[None]:
         return unrounded(self.model, self.surgery.rescaled, check.precision.dtype)
@@ -213,8 +222,7 @@ class Operation:
         return folding.amounts(self.model, self.structure, self.example)
 
     def _exact(self, part: Plan) -> bool:
-        blocks = map(self.structure.block, part.drop)
-        return all(b.exact for b in blocks) and all(self.structure[n].exact for n in part.keep)
+        return all(self.structure[n].exact for n in part.keep)  # a block equals one skipped
 
 
 def _names(trial: Trial, name: str) -> bool:

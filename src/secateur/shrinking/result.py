@@ -92,7 +92,7 @@ class Result(Shown):
         """Where the smaller model can be loaded, in one line."""
         model = self.structure.model
         history = History.of(self.model)
-        if not (history.shapes or history.attributes or history.dropped):
+        if not (history.shapes or history.attributes or history.dropped or history.taken):
             return f"whatever loads the dense {model}: every shape is as it was"
         if self.config is None:
             return (
@@ -109,7 +109,10 @@ class Result(Shown):
         removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
         total = sum(self.structure[n].size for n in self.plan.counts)
         share = f"{removed / total:.0%} of the units" if total else "nothing"
-        title = f"{self.structure.model}: {share} of {len(self.plan.keep)} groups removed"
+        what = f"{share} of {len(self.plan.keep)} groups removed"
+        if self.plan.drop and not self.plan.keep:
+            what = f"{len(self.plan.drop)} blocks dropped"
+        title = f"{self.structure.model}: {what}"
         for warning in self.warnings:
             yield f"[bold yellow]warning[/] {escape(warning)}"
         table = Table(title=title, title_justify="left")
