@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from .shrinking import drop_blocks as drop_blocks
     from .shrinking import load_plans as load_plans
     from .shrinking import load_pruned as load_pruned
-    from .shrinking import rankings as rankings
     from .shrinking import save_pruned as save_pruned
     from .shrinking import shrink as shrink
     from .structure import Structure as Structure
@@ -68,7 +67,6 @@ _HOMES = {
         "drop_blocks",
         "load_plans",
         "load_pruned",
-        "rankings",
         "save_pruned",
         "shrink",
     ),

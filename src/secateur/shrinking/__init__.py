@@ -8,7 +8,6 @@ from .files import load_plans, load_pruned, save_pruned
 from .from_masks import shrink
 from .optimizer_state import cut_optimizer
 from .plan import Plan
-from .rankings import rankings
 from .result import Result
 from .shallower import drop_blocks
 from .verify import Verification
@@ -26,7 +25,6 @@ __all__ = [
     "group_masks",
     "load_plans",
     "load_pruned",
-    "rankings",
     "save_pruned",
     "shrink",
 ]

@@ -1,7 +1,7 @@
 """What each block is worth: rankings of blocks by what calibration data show, smaller matters less.
 
-A ranking is one function below ``rankings.register``: ``(model, blocks, batches) → scores``, one
-number for each block.  The model is a copy that skips what goes already.
+A ranking is one function below ``block_rankings.register``: ``(model, blocks, batches) → scores``,
+one number for each block.  The model is a copy that skips what goes already.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from secateur.runtime.batches import call, padding
 from secateur.runtime.copying import copied
 from secateur.runtime.forward import evaluating, undisturbed
 
-rankings = Registry("ranking of blocks")
+block_rankings = Registry("ranking of blocks")
 
 
-@rankings.register
+@block_rankings.register
 def influence(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any]) -> list[float]:
     """How much a block turns its stream: one minus the mean cosine of its input and its output.
 
@@ -49,7 +49,7 @@ def influence(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any])
     return [meter.score for meter in meters]
 
 
-@rankings.register
+@block_rankings.register
 def error(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any]) -> list[float]:
     """What the model's outputs lose when a block is skipped: measured, with one pass for each.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -22,91 +23,93 @@ from secateur.types import Example
 
 from .apply import cut_and_verify
 from .plan import Plan
-from .rankings import rankings
+from .rankings import block_rankings
 from .result import Result
 
 
 @in_ordinary_mode
 def drop_blocks(
-    model: nn.Module,
-    names: Sequence[str] | int,
-    example_inputs: Example,
-    *,
-    data: Iterable[Any] | None = None,
-    by: str = "influence",
-    greedy: bool = False,
-    repair: str = "none",
-    verify: bool = True,
+    model: nn.Module, names: Sequence[str] | int, example_inputs: Example, **options: Any
 ) -> Result:
     """Drop residual blocks from a deep copy of a model: what each is given goes on as it is.
 
-    They are taken out of the list that held them, and the rest is counted anew, where the model
-    then computes the same: places, a cache's numbers, a config.  Where it does not, they stay in
-    their place and return their input.
+    They are taken out of the list that held them and the rest is counted anew, where the model then
+    computes the same; elsewhere they stay in their place and return their input.
 
     Args:
         model: any module; it is not touched.
-        names: of ``analyze(model, example_inputs).blocks``; or how many go, of those that lie in
-            no other block.
+        names: of ``analyze(model, example_inputs).blocks``; or how many of the outermost go.
         example_inputs: as for ``analyze``; without a cache, which would keep what the blocks made.
-        data: batches of inputs, to choose blocks by and to repair with.
-        by: a ranking of blocks: "influence" (one pass for all) or "error" (one for each).
-        greedy: rank the others again whenever one is chosen; else all by the whole model.
-        repair: of ``secateur.repairs``, or "none": the layers behind a dropped block that add to
-            its stream are refitted, so that the sum is what the dense model's was.
-        verify: compare with the model in which what the blocks add is masked to zero, or, where no
-            mask does that, with the one that skips them.
+        options: the fields of ``Dropping``: data, by, greedy, repair, verify.
 
     Raises:
-        ConfigError: there is no data to choose by, or to repair with; fewer blocks can go.
+        ConfigError: there is no data to choose by or to repair with, or so many cannot go.
         UnknownNameError: there is no such ranking or repair.
         PlanError: a name is none of a residual block.
-        ShrinkError, VerificationError: the model does not run without them, or computes another
-            thing than it should.
+        ShrinkError, VerificationError: without them it does not run, or computes another thing.
 
     >>> import torch
-    >>> class Block(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.inner = nn.Linear(8, 8)
-    ...     def forward(self, x):
-    ...         return x + self.inner(x)
-    >>> net, x = nn.Sequential(Block(), Block(), nn.Linear(8, 2)), torch.randn(3, 8)
-    >>> [(block.name, block.params) for block in analyze(net, x).blocks]
-    [('0', 72), ('1', 72)]
+    >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16, dropout=0) for _ in range(3)))
+    >>> x = torch.randn(3, 4, 8)
+    >>> [(block.name, block.params) for block in analyze(net, x).blocks][:2]
+    [('0', 600), ('1', 600)]
     >>> small = drop_blocks(net, ["1"], x)
-    >>> small.after.params, small.verification.passed
-    (90, True)
-    >>> small = drop_blocks(net, 1, x, data=[torch.randn(32, 8)], by="error")
-    >>> len(small.model)
-    2
+    >>> small.after.params, small.verification.passed, len(small.model)
+    (1200, True, 2)
+    >>> len(drop_blocks(net, 2, x, data=[torch.randn(8, 4, 8)], by="error").model)
+    1
 
     See also:
         ``Plan``, whose ``drop`` says it as data, together with channels to keep.
     """
+    asked = Dropping(**options)
     check_model(model)
-    if repair != "none":
-        repairs[repair]
-    batches = None if data is None else held(data)
-    if batches is None and (repair != "none" or isinstance(names, int)):
-        what = f"repair={repair!r}" if repair != "none" else f"choosing {names} blocks"
-        raise ConfigError(f"{what} needs data=batches of inputs; or name the blocks that go")
+    batches = asked.batches(names)
     dense, model = model, copied(model, borrowing=True)
     structure = analyze(model, example_inputs)
-    notes: list[str] = []
-    if isinstance(names, int):
-        chosen = _chosen(dense, structure, names, batches or [], by, greedy)
-        names = list(chosen)
-        notes = [f"{name}: dropped by {by}, {score:.3g}" for name, score in chosen.items()]
-    plan = Plan({}, tuple(names))
+    chosen = _chosen(dense, structure, names, batches, asked) if isinstance(names, int) else {}
+    notes = [f"{name}: dropped by {asked.by}, {score:.3g}" for name, score in chosen.items()]
+    plan = Plan({}, tuple(names if not isinstance(names, int) else chosen))
     plan.check(structure)
-    record = None
-    if repair != "none":
-        record = _repaired(model, structure, plan, batches or [], repair)
-    result = cut_and_verify(model, structure, plan, {}, example_inputs, notes=notes, verify=verify)
+    record = _repaired(model, structure, plan, batches, asked.repair)
+    how: dict[str, Any] = {"notes": notes, "verify": asked.verify}
+    result = cut_and_verify(model, structure, plan, {}, example_inputs, **how)
     own(model, dense)
-    result.with_repair(record)
-    return result
+    return result.with_repair(record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropping:
+    """How blocks are chosen, and what makes up for them.
+
+    Attributes:
+        data: batches of inputs, to choose blocks by and to repair with.
+        by: a ranking of blocks: "influence" (one pass for all) or "error" (one for each).
+        greedy: rank the others again whenever one is chosen; else all by the whole model.
+        repair: of ``secateur.repairs``, or "none": what adds to the stream behind a dropped block
+            is refitted, so that the sum is what the dense model's was.
+        verify: compare with the model in which what the blocks add is masked to zero, or, where no
+            mask does that, with the one that skips them.
+    """
+
+    data: Iterable[Any] | None = None
+    by: str = "influence"
+    greedy: bool = False
+    repair: str = "none"
+    verify: bool = True
+
+    def batches(self, names: Sequence[str] | int) -> list[Any]:
+        """Return the batches, if there are any; ConfigError where they are needed."""
+        block_rankings[self.by]
+        if self.repair != "none":
+            repairs[self.repair]
+        if self.data is not None:
+            return held(self.data)
+        if self.repair != "none" or isinstance(names, int):
+            what = f"repair={self.repair!r}"
+            what = what if self.repair != "none" else f"choosing {names} blocks"
+            raise ConfigError(f"{what} needs data=batches of inputs; or name the blocks that go")
+        return []
 
 
 def _chosen(
@@ -114,11 +117,10 @@ def _chosen(
     structure: Structure,
     count: int,
     batches: Sequence[Any],
-    by: str,
-    greedy: bool,
+    asked: Dropping,
 ) -> dict[str, float]:
     """Return the blocks that matter least, with their scores."""
-    rank = rankings[by]
+    rank = block_rankings[asked.by]
     every = structure.blocks
     names = [block.name for block in every]
     outer = [b for b in every if not any(_inside(b.name, n) for n in names)]
@@ -134,7 +136,7 @@ def _chosen(
         with skipping(model, skipped):
             scores = rank(model, left, batches)
         ranked = sorted(zip(scores, left, strict=True), key=lambda pair: pair[0])
-        for score, block in ranked[: 1 if greedy else count]:
+        for score, block in ranked[: 1 if asked.greedy else count]:
             chosen[block.name] = score
             skipped |= _passing([block])
     return chosen
@@ -142,8 +144,10 @@ def _chosen(
 
 def _repaired(
     model: nn.Module, structure: Structure, plan: Plan, batches: Sequence[Any], how: str
-) -> Repair:
-    """Refit what adds to the stream behind the dropped blocks; return the record."""
+) -> Repair | None:
+    """Refit what adds to the stream behind the dropped blocks; return the record, if one is."""
+    if how == "none":
+        return None
     blocks = [structure.block(name) for name in plan.drop]
     masks = plan.masks(structure)
     also = frozenset(_writers(structure, blocks))
