@@ -24,6 +24,12 @@ def file_calls(act: Callable[[], object], inside: Path, at: int | None = None) -
         child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    dying_at(act, inside, at)
+    return FAILED  # it never comes back
+
+
+def dying_at(act: Callable[[], object], inside: Path, at: int | None) -> None:
+    """Run something in this process, which dies at a call, as ``file_calls`` has it, or after."""
     seen = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,29 +13,70 @@ from transformers import TrainerCallback
 from secateur.errors import FileError
 from secateur.masks.resume import read_state
 from secateur.pruner import Pruner
+from secateur.runtime.ranks import on_all_ranks
 from secateur.shrinking import Result
 
+log = logging.getLogger(__name__)
+
 STATE = "pruner.safetensors"
+
+
+TRAINER_STATE = "trainer_state.json"
+"""What a Trainer writes last of its own."""
 
 
 def whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """Return the newest checkpoint that was written to its end, or None.
 
     A Trainer that is killed while it saves leaves a folder that is torn, and resumes from that.
-    ``PruningCallback`` writes its state last and whole, so that a folder which has one is whole:
-    ``trainer.train(resume_from_checkpoint=whole_checkpoint(args.output_dir))``.
+    ``PruningCallback`` writes its state last and whole, so that a folder which has one is whole.
     """
-    numbered = {
-        int(path.name.rpartition("-")[2]): path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdecimal()
-    }
-    for number in sorted(numbered, reverse=True):
+    found = _checkpoints(output_dir)
+    number = _newest_whole(found)
+    return None if number is None else str(found[number])
+
+
+def set_torn_aside(output_dir: str | os.PathLike[str]) -> list[str]:
+    """Rename checkpoints that were not written to their end, so that no Trainer resumes from them.
+
+    These are the folders without the Trainer's own state, and those that are newer than one with
+    the pruner's, and have none.  They become ``torn-checkpoint-…``, whose paths are returned.
+    """
+    found = _checkpoints(output_dir)
+    number = _newest_whole(found)
+    torn = [
+        path
+        for n, path in found.items()
+        if not (path / TRAINER_STATE).is_file() or (number is not None and n > number)
+    ]
+    return [place for place in map(_set_aside, torn) if place]
+
+
+def _set_aside(path: Path) -> str | None:
+    place = path.with_name(f"torn-{path.name}")
+    while place.exists():
+        place = place.with_name(f"{place.name}-again")
+    try:
+        path.rename(place)
+    except FileNotFoundError:  # another rank was faster
+        return None
+    log.warning("%s was not written to its end: it is %s now", path, place)
+    return str(place)
+
+
+def _checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
+    """Return a Trainer's checkpoints by the step that they were made at."""
+    numbered = ((p.name.removeprefix("checkpoint-"), p) for p in Path(output_dir).glob("check*"))
+    return {int(number): p for number, p in numbered if number.isdecimal() and p.is_dir()}
+
+
+def _newest_whole(found: Mapping[int, Path]) -> int | None:
+    for number in sorted(found, reverse=True):
         try:
-            read_state(numbered[number] / STATE)
+            read_state(found[number] / STATE)
         except FileError:
             continue  # torn: the one before it
-        return str(numbered[number])
+        return number
     return None
 
 
@@ -65,6 +107,10 @@ class AfterOptimizerStep(TrainerCallback):
 class PruningCallback(AfterOptimizerStep):
     """Steps a pruner while a ``Trainer`` trains, and keeps its state with the checkpoints.
 
+    ``train(resume_from_checkpoint=True)`` resumes from the newest that was written to its end: what
+    a killed run has left torn is set aside (``set_torn_aside``) when the Trainer is made with this
+    callback, or ``attach`` adds it.
+
     Args:
         pruner: a ``Pruner`` of the very model that is trained.
         finish: cut the model at the end of the training; ``result`` then tells what was done.
@@ -77,6 +123,13 @@ class PruningCallback(AfterOptimizerStep):
         self.finish, self.resume_from = finish, resume_from
         self.result: Result | None = None
 
+    def attach(self, trainer: Any) -> None:
+        super().attach(trainer)
+        set_torn_aside(trainer.args.output_dir)
+
+    def on_init_end(self, args: Any, *_: Any, **__: Any) -> None:
+        set_torn_aside(args.output_dir)
+
     def on_train_begin(
         self, args: Any, state: Any, *_: Any, optimizer: Any = None, **__: Any
     ) -> None:
@@ -84,9 +137,14 @@ class PruningCallback(AfterOptimizerStep):
         if state.global_step:
             file = self._file(args, state, self.resume_from)
             if not file.is_file():
-                raise FileError(f"{file} is missing: give PruningCallback(…, resume_from=…)")
+                whole = whole_checkpoint(args.output_dir)
+                instead = f"resume from {whole}, which is whole, or " if whole else ""
+                raise FileError(
+                    f"{file} is missing: {instead}give PruningCallback(…, resume_from=…)"
+                )
             self.pruner.load(file)
 
+    @on_all_ranks
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self.pruner.save(self._file(args, state))
 
