@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Callable
@@ -14,12 +15,15 @@ import secateur
 from secateur import Search
 
 
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    _FIRST = [nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12)]
+    _NET = nn.Sequential(*_FIRST, nn.ReLU(), nn.Linear(12, 3))
+
+
 def net() -> nn.Module:
-    """Return a small network, always the same."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layers = [nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12)]
-        return nn.Sequential(*layers, nn.ReLU(), nn.Linear(12, 3))
+    """Return a small network, always the same, whatever other threads draw meanwhile."""
+    return copy.deepcopy(_NET)
 
 
 def inputs() -> Tensor:

@@ -321,7 +321,7 @@ def _budget_problems(settings: Mapping[str, Any]) -> list[str]:
         return []
     if shares and of == "channels":
         return [f"'budget' and {shares[0]!r} are both given; keep one, or say of=… besides."]
-    if shares or of not in COSTS:
+    if shares or not isinstance(of, str) or of not in COSTS:
         return []
     try:
         for amount in [budget] if isinstance(budget, str) else budget:

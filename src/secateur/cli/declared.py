@@ -29,7 +29,7 @@ def declared(folder: str, decorator: str) -> Iterator[Declared]:
     """Yield what the files of a folder of the package register with a decorator, in their order.
 
     >>> [each.name for each in declared("scoring", "schedules.register")]
-    ['constant', 'linear', 'cubic']
+    ['constant', 'linear', 'cubic', 'geometric']
     """
     for path in sorted((PACKAGE / folder).glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
