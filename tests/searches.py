@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import secateur
 from secateur import Search
 
-
 with torch.random.fork_rng():
     torch.manual_seed(0)
     _FIRST = [nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12)]
