@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import prod
+from reprlib import repr as brief
 from typing import Any
 
 import torch
@@ -17,6 +19,11 @@ from .places import called
 SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:,\d+)*)(?::(?P<below>\d+))?")
 TOKENS = 16
 """Length of the text that a language model is tried on."""
+
+
+MOST = 2**28
+"""Numbers of one random input: a gigabyte of floats."""
+DIGITS = 15
 
 
 def read_inputs(words: Sequence[str]) -> Example:
@@ -52,10 +59,18 @@ def read_inputs(words: Sequence[str]) -> Example:
 
 
 def _random(shape: str, below: str | None, generator: torch.Generator) -> Tensor:
-    sizes = [int(size) for size in shape.split(",")]
+    lengths = [*shape.split(","), below or "1"]
+    if any(len(length) > DIGITS for length in lengths):
+        raise ConfigError(f"--input {brief(shape)}: a number of more than {DIGITS} digits")
+    *sizes, most = map(int, lengths)
+    if prod(sizes) > MOST:
+        raise ConfigError(
+            f"--input {brief(shape)}: {prod(sizes):.3g} numbers, and at most {MOST:.3g} are made: "
+            "an example only shows the structure, so one sample of a usual size is enough"
+        )
     if below is None:
         return torch.randn(sizes, generator=generator)
-    return torch.randint(0, max(int(below), 1), sizes, generator=generator)
+    return torch.randint(0, max(most, 1), sizes, generator=generator)
 
 
 def image(channels: int, height: int, width: int | None = None) -> Tensor:
