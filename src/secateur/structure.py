@@ -20,7 +20,7 @@ from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
 from .graph.macs import uncounted
 from .graph.record import record
-from .graph.shown import alike, factors, together, without_numbers
+from .graph.shown import alike, factors, starred, together
 from .graph.typing import Reason, Typed
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
@@ -201,12 +201,13 @@ class Structure(Shown):
             yield f"[yellow]note[/] {escape(note)}"
         reasons: dict[str, list[Group]] = {}
         for g in self.frozen:
-            reasons.setdefault(without_numbers(g.frozen.why if g.frozen else ""), []).append(g)
-        for groups in reasons.values():
+            reasons.setdefault(starred(g.frozen.why if g.frozen else ""), []).append(g)
+        for why, groups in reasons.items():
             kinds = alike(groups, lambda g: g.name, lambda g: g.size)
             names = ", ".join(f"{kind} ({g.size})" for kind, g in kinds[:4])
-            why = groups[0].frozen.why if groups[0].frozen else ""
             more = " …" if len(kinds) > 4 else ""
+            if len(groups) == 1 and groups[0].frozen:
+                why = groups[0].frozen.why
             yield f"[dim]frozen[/] {escape(names)}{more}: {escape(why)}"
 
     def _table(self, width: int) -> Table:
@@ -214,8 +215,8 @@ class Structure(Shown):
             return factors(group, self.tensor(group.members[0].tensor))
 
         def same(group: Group) -> Hashable:
-            said = without_numbers(f"{_removal(group)} {together(group)}")
-            return group.size, group.params, self.macs_per_index(group), factor(group), said
+            said = starred(_removal(group)), together(group), factor(group)
+            return group.size, group.params, self.macs_per_index(group), said
 
         kinds = alike(self.groups, lambda g: g.name, same)
         table = Table(title=f"{self.model}: {self.cost()}", title_justify="left")
@@ -230,7 +231,7 @@ class Structure(Shown):
             of = f"\n[dim]of {escape(factor(g))}[/]" if factor(g) else ""
             numbers = human(g.params), human(self.macs_per_index(g))
             row = escape(str(kind)), str(g.size), escape(together(g)) + of, *numbers
-            table.add_row(*row, _removal(g))
+            table.add_row(*row, _removal(g) if kind.count == 1 else starred(_removal(g)))
         return table
 
 

@@ -50,9 +50,13 @@ def alike(
     return [(Alike(_pattern(list(map(name, kind))), len(kind)), kind[0]) for kind in found.values()]
 
 
-def without_numbers(text: str) -> str:
-    """Return a text in which names that differ by numbers alone are equal."""
-    return re.sub(r"\d+", "#", text)
+def starred(text: str) -> str:
+    """Return a text with stars for the numbers of layers in its dotted names, and for no others.
+
+    >>> starred("12 wide (code in net.py:7), as many as 'layers.0.fc' and layers.0")
+    "12 wide (code in net.py:7), as many as 'layers.*.fc' and layers.*"
+    """
+    return re.sub(r"(?<=[A-Za-z_\]*]\.)\d+(?![\w:])|(?<![\w.:])\d+(?=\.[A-Za-z_])", "*", text)
 
 
 def _unnumbered(name: str) -> str:
