@@ -90,7 +90,7 @@ def _together(name: str, function: Callable[[], R]) -> R:
         result = function()
         meet("the end")
         return result
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other ranks raise it too
         if not hasattr(error, SETTLED):
             meet("the end", error)
         raise
