@@ -146,8 +146,9 @@ class Structure(Shown):
         if name not in found:
             hint = did_you_mean(name, found)
             raise UnknownNameError(
-                f"{name!r} is no residual block of {self.model}: no module that returns its input "
-                f"plus something, and nothing else (leave a cache out of the example).{hint}"
+                f"{name!r} is no block of {self.model}: no module that returns its input plus "
+                "something and nothing else, and none of several layers alike that hand their "
+                f"outputs on (leave a cache out of the example).{hint}"
             )
         return found[name]
 

@@ -157,8 +157,10 @@ def test_trial_when_evaluate_yields_bad_numbers_then_is_stopped() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (float("nan"), "NaN"),
-        (torch.tensor(float("nan")), "NaN"),
+        (float("nan"), "nan"),
+        (torch.tensor(float("nan")), "nan"),
+        (float("inf"), "inf"),
+        (float("-inf"), "-inf"),
         ("0.5", "must return a number"),
         (None, "must return a number"),
         (torch.zeros(2), "must return a number"),

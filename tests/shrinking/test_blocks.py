@@ -157,7 +157,7 @@ def test_drop_and_cut_in_one_plan_when_applied_then_both_are_done(model):
     assert result.verification.passed
     assert result.model.blocks[0].up.out_features == 3
     assert result.after.params == sum(p.numel() for p in result.model.parameters())
-    assert "1 of 3 residual blocks dropped: blocks.0" in str(result)
+    assert "blocks dropped: blocks.0" in str(result)
 
 
 def test_drop_when_it_fails_then_the_model_is_as_before(model):
@@ -185,7 +185,7 @@ def test_blocks_when_something_else_leaves_them_then_they_are_none():
             return self.out(x), cache
 
     assert sc.analyze(Caching(), example()).blocks == ()
-    with pytest.raises(PlanError, match="no residual block of Caching.*leave a cache out"):
+    with pytest.raises(PlanError, match="no block of Caching.*leave a cache out"):
         sc.drop_blocks(Caching(), ["blocks.0"], example())
 
 
@@ -241,15 +241,15 @@ def test_blocks_when_nothing_masks_a_branch_then_the_model_that_skips_it_is_comp
     result = sc.drop_blocks(model, ["1"], example())
     assert result.verification.exact
     assert result.verification.passed
-    assert result.notes == ["1: compared with the model that skips it, because no mask does"]
+    assert result.notes == ["1: compared with the model that skips it, as no mask does"]
 
 
 def test_drop_when_names_are_wrong_then_plan_error(model):
-    with pytest.raises(PlanError, match="'block.1' is no residual block.*Did you mean 'blocks.1'"):
+    with pytest.raises(PlanError, match="'block.1' is no block.*Did you mean 'blocks.1'"):
         sc.drop_blocks(model, ["block.1"], example())
     with pytest.raises(PlanError, match="named twice"):
         sc.drop_blocks(model, ["blocks.1", "blocks.1"], example())
-    with pytest.raises(UnknownNameError, match="no residual block"):
+    with pytest.raises(UnknownNameError, match="is no block of"):
         sc.analyze(model, example()).block("out")
     with pytest.raises(PlanError, match="drop must be a list"):
         sc.Plan.from_json({"schema": 1, "keep": {}, "drop": "blocks.1"})

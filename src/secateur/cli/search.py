@@ -144,11 +144,11 @@ def _seen(given: Calibration, config: Config, loaded: Loaded) -> dict[str, Any]:
 
 def _saved(found: Search, out: Path, config: Config, loaded: Loaded, as_json: bool) -> None:
     """Write the best model and the report of the search."""
-    if not found.trials:
-        raise ConfigError("no trial was made: give --trials")
+    if not found.whole:
+        raise ConfigError("no trial was evaluated to its end: give more --trials, or stop fewer")
     result = found.result()
     save(result, out, loaded.source)
-    history = [{"step": float(t.slot), "value": t.value} for t in found.trials if not t.stopped]
+    history = [{"step": float(t.slot), "value": t.value} for t in found.whole]
     lines, facts = reported(result, loaded.model, loaded.example, out, history, config, found)
     lines.renderables.insert(0, found)
     show(lines, facts, as_json=as_json)

@@ -157,11 +157,16 @@ class _Pair:
                 meet((reading, output, others.pop(order, None)))
 
         others = self._others if before else {}
-        wanted = {
-            reader.other: partial(others.__setitem__, reader.order)
-            for reader in self.readers.values()
-            if reader.other is not None
-        }
+        orders: dict[int, list[int]] = {}
+        for reader in self.readers.values():
+            at = reader.other_pruned if before else reader.other
+            if at is not None:
+                orders.setdefault(at, []).append(reader.order)
+
+        def noted(those: Sequence[int], made: Tensor) -> None:
+            others.update(dict.fromkeys(those, made))
+
+        wanted = {at: partial(noted, those) for at, those in orders.items()}
         program = next((r.program for r in self.readers.values()), ())
         watch = Watch(named_weights(model), seen, due, program=program, wanted=wanted)
         watch.start(padding(model, self.batch.inputs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.program import Recording, Ref
 from secateur.graph.sums import products, sum_behind
+from secateur.replacements.passing import Passing
 from secateur.runtime.batches import call, padding
 from secateur.runtime.model import scale_of_norm
 from secateur.scoring.arrangement import Arrangement
@@ -22,6 +24,7 @@ from secateur.types import Masks
 
 from .moments import Means, Moments, Sums, kept_features
 
+NO_BLOCKS: Mapping[str, Passing] = {}
 SMALLEST = 1e-3
 """A norm that multiplies by less hides what its inputs would have to bring."""
 
@@ -47,6 +50,8 @@ class Reader:
     """The dense model's rows were others."""
     other: int | None = None
     """The operation that makes what its outputs are added to, by its number in ``program``."""
+    other_pruned: int | None = None
+    """The same in the pruned model, where blocks may be skipped."""
     scale: Tensor | None = None
     """What a norm between multiplies each output by, ``(outputs,)``."""
     program: Sequence[Any] = ()
@@ -137,9 +142,18 @@ def _read(model: nn.Module, batch: Any, seen: dict[Arrangement, Reading]) -> Cou
     return times
 
 
-def beside(model: nn.Module, structure: Structure, readers: list[Reader]) -> None:
-    """Tell readers what their outputs are added to, where that is made before them."""
+def beside(
+    model: nn.Module,
+    structure: Structure,
+    readers: list[Reader],
+    skipped: Mapping[str, Passing] = NO_BLOCKS,
+) -> None:
+    """Tell readers what their outputs are added to, where that is made before them.
+
+    Behind a block that the pruned model skips, it is what the block was given there.
+    """
     recording = structure.inferred.recording
+    before = _before(recording, skipped)
     program = [op.func for op in recording.ops]
     multiplied = products(recording)
     for reader in readers:
@@ -151,6 +165,25 @@ def beside(model: nn.Module, structure: Structure, readers: list[Reader]) -> Non
         if scale is not None and not bool((scale.abs() > SMALLEST).all()):
             continue
         reader.other, reader.scale, reader.program = summed.other, scale, program
+        reader.other_pruned = summed.other
+        while reader.other_pruned in before:
+            reader.other_pruned = before[reader.other_pruned]
+
+
+def _before(recording: Recording, skipped: Mapping[str, Passing]) -> dict[int | None, int | None]:
+    """Return for the operations that make what blocks return, those that make what they are given.
+
+    None where that is an input of the model.
+    """
+    makers = {ref.value: i for i, op in enumerate(recording.ops) for ref in op.outputs}
+    found: dict[int | None, int | None] = {}
+    for block in recording.calls:
+        if block.path in skipped:
+            given = block.inputs[skipped[block.path][0]]
+            outputs = block.output if isinstance(block.output, tuple) else (block.output,)
+            made = (makers[part.value] for part in outputs if isinstance(part, Ref))
+            found |= dict.fromkeys(made, makers.get(given))
+    return found
 
 
 def postponed(structure: Structure, readers: list[Reader]) -> tuple[set[str], set[str]]:

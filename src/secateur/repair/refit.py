@@ -7,7 +7,7 @@ that what is cut afterwards is exactly what was masked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.replacements import in_plain_operations
+from secateur.replacements.passing import Passing
 from secateur.runtime.forward import evaluating, undisturbed
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -50,6 +51,7 @@ class Refitting:
         solve: of ``secateur.repairs``.
         means_only: it returns the masked weight: no second moments are summed.
         also: parameters that are refitted though nothing of them is masked.
+        skipped: blocks that return their input in the pruned model.
     """
 
     dense: nn.Module
@@ -59,6 +61,7 @@ class Refitting:
     solve: Solve
     means_only: bool = False
     also: frozenset[str] = frozenset()
+    skipped: Mapping[str, Passing] = field(default_factory=dict)
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
@@ -72,7 +75,7 @@ class Refitting:
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
             readers = scout(self.dense, (batch.inputs for batch in batches), self.masks, self.also)
-            beside(self.dense, self.structure, readers)
+            beside(self.dense, self.structure, readers, self.skipped)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])
             for reader in readers:

@@ -61,7 +61,8 @@ def repair(
     pruned, unrepaired = copied(model), masked(copied(model), masks)
     with skipping(unrepaired, skipped or {}):
         before = distance(model, unrepaired, judged)
-    job = Refitting(model, pruned, structure, masks, solve, how in repairs.means_only, also)
+    only, skips = how in repairs.means_only, skipped or {}
+    job = Refitting(model, pruned, structure, masks, solve, only, also, skips)
     with skipping(pruned, skipped or {}, copies=False):  # a copy would be one operation more
         job.run(batches)
     with skipping(pruned, skipped or {}):

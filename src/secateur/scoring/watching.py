@@ -143,8 +143,11 @@ class Watch(TorchDispatchMode):
     def _count(self, func: Any, out: Any) -> None:
         """Show what a wanted operation made, as long as the forward runs as it is known to."""
         if self.step < len(self.program) and self.program[self.step] == func:
-            if self.step in self.wanted and isinstance(out, Tensor):
-                self.wanted[self.step](out)
+            made = (
+                out[0] if isinstance(out, (tuple, list)) and out else out
+            )  # of a norm: its result
+            if self.step in self.wanted and isinstance(made, Tensor):
+                self.wanted[self.step](made)
             self.step += 1
         else:  # it went another way, and what comes now may be anything
             self.step = len(self.program)

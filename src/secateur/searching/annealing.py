@@ -44,6 +44,12 @@ class Annealing:
     perturbation_magnitude: float = 0.35
     score_scale: float = 100.0
 
+    def __post_init__(self) -> None:
+        if not min(self.start_temperature, self.stop_temperature, self.score_scale) > 0:
+            raise ValueError("temperatures and the score_scale must be above 0")
+        if not (0 < self.cool_down_rate <= 1 and 0 < self.perturbation_magnitude <= 1):
+            raise ValueError("cool_down_rate and perturbation_magnitude must be in (0, 1]")
+
     def magnitude(self, temperature: float) -> float:
         """Return the most that a share changes in a step."""
         return temperature / self.start_temperature * self.perturbation_magnitude

@@ -52,6 +52,16 @@ class Learning:
     updates: int = 1
     first_action: float | None = None
 
+    def __post_init__(self) -> None:
+        counts = self.hidden1, self.hidden2, self.bsize, self.rmsize, self.updates
+        rates = self.lr_c, self.lr_a, self.tau, self.delta_decay
+        if not (min(counts) >= 1 and min(rates) > 0 and self.init_delta > 0 and self.warmup >= 0):
+            raise ValueError(
+                "widths, sizes, rates and init_delta must be above 0, warmup 0 or more"
+            )
+        if self.first_action is not None and not 0 <= self.first_action <= 1:
+            raise ValueError(f"first_action must be in [0, 1], got {self.first_action!r}")
+
 
 @dataclass(frozen=True)
 class Transition:

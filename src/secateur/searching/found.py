@@ -86,25 +86,30 @@ class Search(Shown):
     warnings: Sequence[str] = ()
 
     @property
+    def whole(self) -> tuple[Tried, ...]:
+        """The trials that were evaluated to their end."""
+        return tuple(t for t in self.trials if not t.stopped)
+
+    @property
     def best(self) -> Tried:
         """The trial of the best value; the earliest, and cheapest, of several.
 
         Raises:
             ConfigError: none was evaluated.
         """
-        whole = [t for t in self.trials if not t.stopped]
-        if not whole:
-            raise ConfigError("no trial was evaluated: let the search make some")
+        if not self.whole:
+            raise ConfigError(
+                "no trial was evaluated to its end: let the search make more, or stop fewer"
+            )
         sign = 1 if self.higher else -1
-        return min(whole, key=lambda t: (-sign * t.value, t.cost, t.slot))
+        return min(self.whole, key=lambda t: (-sign * t.value, t.cost, t.slot))
 
     @property
     def front(self) -> tuple[Tried, ...]:
         """The trials of which no other is both better and cheaper, the cheapest first."""
         sign = 1 if self.higher else -1
         found: list[Tried] = []
-        ranked = (t for t in self.trials if not t.stopped)
-        for trial in sorted(ranked, key=lambda t: (t.cost, -sign * t.value, t.slot)):
+        for trial in sorted(self.whole, key=lambda t: (t.cost, -sign * t.value, t.slot)):
             if not found or sign * trial.value > sign * found[-1].value:
                 found.append(trial)
         return tuple(found)
@@ -140,7 +145,7 @@ class Search(Shown):
         return what if self.fronts else f"{what}, at most {self.goal:.1%} of {self.of} left"
 
     def __repr__(self) -> str:
-        best = f", best {self.best.value:.5g}" if self.trials else ""
+        best = f", best {self.best.value:.5g}" if self.whole else ""
         return f"Search({self.study.study_name}: {len(self.trials)} trials{best})"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -153,9 +158,9 @@ class Search(Shown):
         if self.failed:
             listed = ", ".join(map(str, self.failed))
             yield f"[bold yellow]warning[/] every attempt failed: trials {listed}"
-        if self.fronts and self.trials:
+        if self.fronts and self.whole:
             yield "the front: " + "; ".join(f"{t.value:.5g} at {t.cost:.1%}" for t in self.front)
-        elif self.trials:
+        elif self.whole:
             yield f"the best is trial {self.best.slot}; its model: search.result()"
 
 

@@ -37,7 +37,7 @@ def claim(study: Study, facts: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it is of another search; says what differs.
     """
-    ours = json.loads(json.dumps({"schema": SCHEMA, **facts}))
+    ours = json.loads(json.dumps({"schema": SCHEMA, **facts}, default=_plain))
     if KEY not in study.user_attrs:
         if study.get_trials(deepcopy=False):
             raise ConfigError(
@@ -54,6 +54,16 @@ def claim(study: Study, facts: Mapping[str, Any]) -> None:
             f"the study {study.study_name!r} is of another search; give another name or storage",
             *different,
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return the number that a numpy scalar is; nothing else can be compared with a study's."""
+    if hasattr(value, "item") and getattr(value, "size", 0) == 1:
+        return value.item()
+    raise ConfigError(
+        f"sampler_options: {value!r} is no plain number or text, which a study can be told from "
+        "others by; give sampler=…, an Optuna sampler that is made with it"
+    )
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -123,8 +124,11 @@ def number(found: object) -> float:
     if not isinstance(found, Real):
         raise ConfigError(f"evaluate must return a number, got {found!r} ({type(found).__name__})")
     value = float(found)
-    if value != value:
-        raise ConfigError("evaluate returned NaN, of which no search can say whether it is better")
+    if not isfinite(value):
+        raise ConfigError(
+            f"evaluate returned {value}, with which nothing can be compared; of a model that is no "
+            "good, return a number that is far from all others"
+        )
     return value
 
 

@@ -44,14 +44,16 @@ class Options:
 
     def __post_init__(self) -> None:
         problems = []
-        if not 0 < len(str(self.name)) <= 200:
+        if type(self.name) is not str or not 0 < len(self.name) <= 200:
             problems.append(f"name must be of 1 to 200 letters, got {self.name!r}")
         for word, known in (("direction", DIRECTIONS), ("per", ("group", "block"))):
             if getattr(self, word) not in known:
                 said = " or ".join(map(repr, known))
                 problems.append(f"{word} must be {said}, got {getattr(self, word)!r}")
-        if type(self.heartbeat) not in (int, float) or not self.heartbeat > 0:
-            problems.append(f"heartbeat must be seconds above 0, got {self.heartbeat!r}")
+        if type(self.heartbeat) not in (int, float) or not 0 < self.heartbeat <= DAY:
+            problems.append(f"heartbeat must be seconds above 0, a day at most: {self.heartbeat!r}")
+        if self.pruner is not None and not hasattr(self.pruner, "prune"):
+            problems.append(f"pruner must be one of optuna.pruners, got {self.pruner!r}")
         if not isinstance(self.sampler_options, Mapping):
             problems.append(f"sampler_options must be a dict, got {self.sampler_options!r}")
         if problems:
@@ -65,17 +67,23 @@ class Options:
 
 
 DIRECTIONS = ("maximize", "minimize")
+DAY = 86_400
 
 
-def check(trials: object, evaluate: object) -> None:
-    """Raise a ConfigError where there is no number of trials, or nothing to evaluate by."""
+def check(trials: object, evaluate: object, train: object) -> None:
+    """Raise a ConfigError where there is no number of trials, or what is called is no function."""
     problems = []
     if type(trials) is not int or trials < 0:
         problems.append(f"trials must be a whole number, 0 or more, got {trials!r}")
     if not callable(evaluate):
         problems.append(f"evaluate must be a function of a model, got {type(evaluate).__name__}")
+    if train is not None and not callable(train):
+        problems.append(f"train must be a function of a model, got {type(train).__name__}")
     if problems:
         raise ConfigError(*problems)
+
+
+SECRET = re.compile(r"(?i)([?&](?:\w*password|passfile|token|secret)=)[^&#]*")
 
 
 def without_password(place: str) -> str:
@@ -83,5 +91,7 @@ def without_password(place: str) -> str:
 
     >>> without_password("postgresql://me:secret@host/studies"), without_password("a.journal")
     ('postgresql://me:***@host/studies', 'a.journal')
+    >>> without_password("postgresql://me@/studies?host=here&password=secret&port=1")
+    'postgresql://me@/studies?host=here&password=***&port=1'
     """
-    return re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", place)
+    return SECRET.sub(r"\1***", re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", place))

@@ -67,7 +67,7 @@ def search(
     """
     given = settings if sparsity is None else {**settings, "sparsity": sparsity}
     options = Options.of(given)
-    check(trials, evaluate)
+    check(trials, evaluate, train)
     shared = _needed()
     data = None if data is None else held(data)
     how = repair_wanted(repair, data, loss)

@@ -21,11 +21,11 @@ from .found import Search, Tried
 from .identity import claim, weights_digest
 from .job import Job
 from .options import Direction, Options
-from .samplers import Setting, Slotted, samplers
+from .samplers import FRONTS, Setting, Slotted, samplers
 from .samplers.ours import SHARES
 from .seeds import seed_of
 from .slots import ENDED, Worker, fail, given_up, winner
-from .space import MOST, Allocation, Space
+from .space import MOST, NEAR, Allocation, Space
 from .storage import Place, opened_study, quiet, released, storage_at
 
 REMOVED, COST, GOAL = "secateur:removed", "secateur:cost", "share that goes"
@@ -47,7 +47,7 @@ class Shared:
     @property
     def fronts(self) -> bool:
         """Tell whether value against cost is looked for, and not one best."""
-        return self.sampler == "nsga2"
+        return isinstance(self.sampler, str) and self.sampler in FRONTS
 
     @property
     def seed(self) -> int:
@@ -95,7 +95,7 @@ class Shared:
 
     def _facts(self) -> dict[str, Any]:
         """Return what makes trials comparable with each other."""
-        config = self.job.pruner.config.model_dump(mode="json", exclude_unset=True)
+        config = self.job.pruner.config.model_dump(mode="json", exclude_defaults=True)
         return {
             "model": type(self.job.pruner.model).__name__,
             "weights": weights_digest(self.job.pruner.model),
@@ -160,13 +160,14 @@ class Shared:
         goal = self.space.goal
         if self.fronts:
             goal = 1 - trial.suggest_float(GOAL, 0.0, 1 - goal)
-        return self.space.settled(
-            [trial.suggest_float(unit, 0.0, MOST) for unit in self.space.units], goal
-        )
+        shares = [trial.suggest_float(unit, 0.0, MOST) for unit in self.space.units]
+        if tuple(shares) == self.space.first and self.space.cost(shares) <= goal + NEAR:
+            return self.space.made(shares)  # as pruning does alone, which may take a little more
+        return self.space.settled(shares, goal)
 
     def _show(self, bar: Bar, worker: Worker) -> None:
         found = self.found()
-        best = f"best {found.best.value:.5g} (trial {found.best.slot})" if found.trials else ""
+        best = f"best {found.best.value:.5g} (trial {found.best.slot})" if found.whole else ""
         bar.show(worker.done(), best)
 
     def found(self, notes: Sequence[str] = ()) -> Search:

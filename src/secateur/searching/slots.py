@@ -21,8 +21,9 @@ from .alive import Heartbeat, has_ended, this_process
 
 log = logging.getLogger(__name__)
 
-RETRY, WORKER, BEAT, SUPERFLUOUS, ERROR = (
-    f"secateur:{word}" for word in ("retry of", "worker", "beat", "superfluous", "error")
+RETRY, WORKER, BEAT, INTERVAL, SUPERFLUOUS, ERROR = (
+    f"secateur:{word}"
+    for word in ("retry of", "worker", "beat", "interval", "superfluous", "error")
 )
 """User attributes of trials."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -51,9 +52,8 @@ def slots_of(trials: Iterable[FrozenTrial]) -> Slots:
     return found
 
 
-def slot_of(study: Study, number: int) -> int:
+def slot_of(slots: Slots, number: int) -> int:
     """Return the slot that a trial is an attempt at."""
-    slots = slots_of(study.get_trials(deepcopy=False))
     return next(slot for slot, tries in slots.items() if any(t.number == number for t in tries))
 
 
@@ -115,8 +115,9 @@ class Worker:
         """Ask for a trial; None where somebody else has its slot."""
         trial = self.study.ask()
         trial.set_user_attr(WORKER, this_process())
+        trial.set_user_attr(INTERVAL, self.heartbeat)
         slots = slots_of(self.study.get_trials(deepcopy=False))
-        slot = next(s for s, tries in slots.items() if any(t.number == trial.number for t in tries))
+        slot = slot_of(slots, trial.number)
         others = [t for t in slots[slot] if t.number != trial.number]
         ahead = any(
             t.state in FINISHED or (t.state in ALIVE and t.number < trial.number) for t in others
@@ -136,7 +137,7 @@ class Worker:
             if last != beat:
                 last, since = beat, now
             self._seen[trial.number] = last, since
-            silent = now - since > MISSED * self.heartbeat
+            silent = now - since > MISSED * trial.user_attrs.get(INTERVAL, self.heartbeat)
             if silent or has_ended(trial.user_attrs.get(WORKER)):
                 log.info("trial %d: its worker is gone, it is tried again", trial.number)
                 fail(self.study, trial.number)

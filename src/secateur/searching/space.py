@@ -26,6 +26,8 @@ from secateur.selection.targets import Selectable, scored
 MOST = 0.99
 """The largest share that is drawn; how much is left of it, the goal decides."""
 FINEST = 1e-4
+NEAR = 1e-9
+"""Of the whole: what rounding may add to a goal."""
 BLOCK = re.compile(r"(.*?\.\d+(?:\.\d+)*)\.")
 
 
@@ -137,16 +139,20 @@ class Space:
             power = ratio / (1 - ratio) if ratio < 1 else 1e9
             return [1 - k**power for k in kept]
 
-        ratios = ratios_around(lambda r: self.cost(at(r)), allowed + 1e-9, FINEST)
+        ratios = ratios_around(lambda r: self.cost(at(r)), allowed + NEAR, FINEST)
         more, fewer = map(at, ratios)
 
         def mixed(steps: int) -> list[float]:  # one ratio for all may be several percent at once
             return [*fewer[:steps], *more[steps:]]
 
-        found = mixed(fewest(len(kept), lambda n: self.cost(mixed(n)), allowed + 1e-9))
-        if (cost := self.cost(found)) > allowed + 1e-9:
+        found = mixed(fewest(len(kept), lambda n: self.cost(mixed(n)), allowed + NEAR))
+        if (cost := self.cost(found)) > allowed + NEAR:
             raise ConfigError(f"{1 - allowed:.1%} cannot go, at most {1 - cost:.1%} can")
-        return Allocation(tuple(found), self.removed(found), cost)
+        return self.made(found)
+
+    def made(self, shares: Sequence[float]) -> Allocation:
+        """Return the allocation of some shares as they are."""
+        return Allocation(tuple(shares), self.removed(shares), self.cost(shares))
 
     def removed(self, shares: Sequence[float]) -> dict[str, float]:
         """Return the share of its positions that each group or tensor loses."""

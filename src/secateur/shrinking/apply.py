@@ -25,7 +25,7 @@ from .older import outdate
 from .operation import Operation
 from .plan import Plan
 from .rescale import rounded
-from .result import Result
+from .result import MASKED, Result
 from .verify import Check
 
 
@@ -127,7 +127,14 @@ def cut_and_verify(
         config=config,
         rebuilt=same,
         warnings=done.warnings,
+        compared_with=_compared_with(structure, done.plan),
     )
+
+
+def _compared_with(structure: Structure, plan: Plan) -> str:
+    skipped = [name for name in plan.drop if not structure.block(name).exact]
+    more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return MASKED + (f" that skips {', '.join(skipped[:3])}{more}" if skipped else "")
 
 
 def _changed(structure: Structure, plan: Plan, surgery: Surgery) -> Iterator[str]:
@@ -137,7 +144,7 @@ def _changed(structure: Structure, plan: Plan, surgery: Surgery) -> Iterator[str
             yield f"inexact: {name}: {structure[name].inexact}"
     for name in plan.drop:
         if not structure.block(name).exact:
-            yield f"{name}: compared with the model that skips it, because no mask does"
+            yield f"{name}: compared with the model that skips it, as no mask does"
     if stays := [*History.of(surgery.model).dropped]:
         more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
         yield (

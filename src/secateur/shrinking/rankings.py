@@ -1,12 +1,13 @@
 """What each block is worth: rankings of blocks by what calibration data show, smaller matters less.
 
-A ranking is one function below ``block_rankings.register``: ``(model, blocks, batches) → scores``,
-one number for each block.  The model is a copy that skips what goes already.
+A ranking is one function below ``block_rankings.register``:
+``(model, blocks, batches, skipped) → scores``, one number for each block, where ``skipped`` are
+those that go already.  The model is the user's, and left as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from math import inf
 from typing import Any
@@ -18,16 +19,20 @@ from torch import Tensor, nn
 from secateur.graph.blocks import Block
 from secateur.registry import Registry
 from secateur.repair.quality import distance, rows_of
-from secateur.replacements.passing import argument, given, skipping
+from secateur.replacements.passing import Passing, argument, given, skipping
 from secateur.runtime.batches import call, padding
 from secateur.runtime.copying import copied
 from secateur.runtime.forward import evaluating, undisturbed
 
 block_rankings = Registry("ranking of blocks")
+Skipped = Mapping[str, Passing]
+NONE: Skipped = {}
 
 
 @block_rankings.register
-def influence(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any]) -> list[float]:
+def influence(
+    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any], skipped: Skipped = NONE
+) -> list[float]:
     """How much a block turns its stream: one minus the mean cosine of its input and its output.
 
     One pass for all blocks.  Of ``(batch, length, width)`` each token counts once, and padding not
@@ -37,6 +42,7 @@ def influence(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any])
     """
     meters = [_Meter(model, block) for block in blocks]
     with undisturbed(model), evaluating(model), torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(skipping(model, skipped))
         for meter, block in zip(meters, blocks, strict=True):
             module = model.get_submodule(block.name)
             stack.callback(module.register_forward_pre_hook(meter.note, with_kwargs=True).remove)
@@ -50,8 +56,10 @@ def influence(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any])
 
 
 @block_rankings.register
-def error(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any]) -> list[float]:
-    """What the model's outputs lose when a block is skipped: measured, with one pass for each.
+def error(
+    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any], skipped: Skipped = NONE
+) -> list[float]:
+    """What the outputs lose when a block is skipped, beside those that go already: one pass each.
 
     The mean Kullback-Leibler divergence of predictions, in nats, where the model returns logits;
     elsewhere the error of its outputs beside their spread.  Padding does not count.
@@ -66,7 +74,7 @@ def error(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Any]) -> 
     other = copied(model, borrowing=True)
     scores = []
     for block in blocks:
-        with skipping(other, {block.name: (block.position, block.returns)}):
+        with skipping(other, {**skipped, block.name: (block.position, block.returns)}):
             found = distance(model, other, batches)
         scores.append(found.error if found.kl is None else found.kl)
     return scores

@@ -31,6 +31,9 @@ SQUEEZED = 0.1
 """The share of its width below which a layer may no longer tell its inputs apart."""
 
 
+MASKED = "the masked model"
+
+
 @dataclass
 class Result(Shown):
     """A smaller model and everything that is known of how it came about.
@@ -61,7 +64,7 @@ class Result(Shown):
     config: Changes | None = None  # numbers that say the new shapes, if any do
     rebuilt: bool = False  # such a model was built, and computes the same
     warnings: list[str] = field(default_factory=list)
-    compared_with: str = "the masked model"
+    compared_with: str = MASKED
     goals: list[Reached] = field(default_factory=list)  # what was asked of costs, and reached
     repair: Repair | None = None  # how what stays makes up for what went, if it was asked to
 
@@ -111,7 +114,7 @@ class Result(Shown):
         share = f"{removed / total:.0%} of the units" if total else "nothing"
         what = f"{share} of {len(self.plan.keep)} groups removed"
         if self.plan.drop and not self.plan.keep:
-            what = f"{len(self.plan.drop)} blocks dropped"
+            what = f"{len(self.plan.drop)} of {len(self.structure.blocks)} blocks dropped"
         title = f"{self.structure.model}: {what}"
         for warning in self.warnings:
             yield f"[bold yellow]warning[/] {escape(warning)}"
@@ -132,8 +135,7 @@ class Result(Shown):
         if self.structure.uncounted:
             yield f"not in the MACs: {', '.join(self.structure.uncounted)}"
         if self.plan.drop:
-            many = f"{len(self.plan.drop)} of {len(self.structure.blocks)}"
-            yield f"{many} residual blocks dropped: {', '.join(self.plan.drop)}"
+            yield escape(f"blocks dropped: {', '.join(self.plan.drop)}")
         yield from _checked(self.verification, self.compared_with)
         if self.repair is not None:
             yield escape(str(self.repair))

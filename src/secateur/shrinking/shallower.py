@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, did_you_mean
 from secateur.graph.blocks import Block
 from secateur.graph.sums import products, sum_behind
 from secateur.repair import Repair, repairs
 from secateur.repair import repair as refit
-from secateur.replacements.passing import Passing, skipping
+from secateur.replacements.passing import Passing
 from secateur.runtime.batches import held
 from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
@@ -38,12 +38,14 @@ def drop_blocks(
 
     Args:
         model: any module; it is not touched.
-        names: of ``analyze(model, example_inputs).blocks``; or how many of the outermost go.
+        names: of ``analyze(model, example_inputs).blocks``; or how many go of the outermost, or
+            of those within where a single one holds all.
         example_inputs: as for ``analyze``; without a cache, which would keep what the blocks made.
         options: the fields of ``Dropping``: data, by, greedy, repair, verify.
 
     Raises:
-        ConfigError: there is no data to choose by or to repair with, or so many cannot go.
+        ConfigError: there is no data to choose by or to repair with, so many cannot go, or an
+            option is unknown or of another type.
         UnknownNameError: there is no such ranking or repair.
         PlanError: a name is none of a residual block.
         ShrinkError, VerificationError: without them it does not run, or computes another thing.
@@ -62,7 +64,7 @@ def drop_blocks(
     See also:
         ``Plan``, whose ``drop`` says it as data, together with channels to keep.
     """
-    asked = Dropping(**options)
+    asked, names = Dropping.of(options), _named(names)
     check_model(model)
     batches = asked.batches(names)
     dense, model = model, copied(model, borrowing=True)
@@ -89,7 +91,8 @@ class Dropping:
         repair: of ``secateur.repairs``, or "none": what adds to the stream behind a dropped block
             is refitted, so that the sum is what the dense model's was.
         verify: compare with the model in which what the blocks add is masked to zero, or, where no
-            mask does that, with the one that skips them.
+            mask does that, with the one that skips them.  Without, no block is taken out of its
+            list: that is only done where it was seen to change nothing.
     """
 
     data: Iterable[Any] | None = None
@@ -97,6 +100,22 @@ class Dropping:
     greedy: bool = False
     repair: str = "none"
     verify: bool = True
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Dropping:
+        """Return what options say; ConfigError names those that are unknown or of another type."""
+        known = [each.name for each in fields(cls)]
+        problems = [
+            f"unknown option {n!r}.{did_you_mean(n, known)}" for n in options.keys() - known
+        ]
+        problems += [
+            f"{name} must be True or False, got {options[name]!r}"
+            for name in ("greedy", "verify")
+            if not isinstance(options.get(name, True), bool)
+        ]
+        if problems:
+            raise ConfigError(*problems)
+        return cls(**options)
 
     def batches(self, names: Sequence[str] | int) -> list[Any]:
         """Return the batches, if there are any; ConfigError where they are needed."""
@@ -112,6 +131,23 @@ class Dropping:
         return []
 
 
+def _outermost(blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks that lie in no other, or, where that is a single one, those within it."""
+    names = [block.name for block in blocks]
+    outer = [b for b in blocks if not any(_inside(b.name, n) for n in names)]
+    within = [b for b in blocks if b not in outer]
+    return _outermost(within) if len(outer) == 1 and within else outer
+
+
+def _named(names: object) -> list[str] | int:
+    """Return names of blocks, or how many; ConfigError for what is neither."""
+    if type(names) is int:
+        return names
+    if isinstance(names, (list, tuple, set, frozenset)) and all(type(n) is str for n in names):
+        return list(names)
+    raise ConfigError(f"names must be a list of names of blocks, or how many go, got {names!r}")
+
+
 def _chosen(
     model: nn.Module,
     structure: Structure,
@@ -121,20 +157,17 @@ def _chosen(
 ) -> dict[str, float]:
     """Return the blocks that matter least, with their scores."""
     rank = block_rankings[asked.by]
-    every = structure.blocks
-    names = [block.name for block in every]
-    outer = [b for b in every if not any(_inside(b.name, n) for n in names)]
+    outer = _outermost(structure.blocks)
     if not 0 < count < len(outer):
         raise ConfigError(
-            f"{count} blocks cannot go: {structure.model} has {len(outer)} that lie in no other, "
-            "and one stays"
+            f"{count} blocks cannot go: {structure.model} has {len(outer)} to choose from, and one "
+            "stays"
         )
     chosen: dict[str, float] = {}
     skipped: dict[str, Passing] = {}
     while len(chosen) < count:
         left = [block for block in outer if block.name not in chosen]
-        with skipping(model, skipped):
-            scores = rank(model, left, batches)
+        scores = rank(model, left, batches, skipped)
         ranked = sorted(zip(scores, left, strict=True), key=lambda pair: pair[0])
         for score, block in ranked[: 1 if asked.greedy else count]:
             chosen[block.name] = score
@@ -146,7 +179,7 @@ def _repaired(
     model: nn.Module, structure: Structure, plan: Plan, batches: Sequence[Any], how: str
 ) -> Repair | None:
     """Refit what adds to the stream behind the dropped blocks; return the record, if one is."""
-    if how == "none":
+    if how == "none" or not plan.drop:
         return None
     blocks = [structure.block(name) for name in plan.drop]
     masks = plan.masks(structure)

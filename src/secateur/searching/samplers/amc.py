@@ -10,7 +10,7 @@ from secateur.searching.amc import Episode, walked
 from secateur.searching.ddpg import Agent, Learning, episode
 from secateur.searching.seeds import seed_of
 
-from .options import checked
+from .options import accepted, checked
 from .ours import Together, Tried
 from .table import Make, Setting, sampler
 
@@ -76,15 +76,16 @@ class AmcSampler(Together):
 
 
 def _learning(setting: Setting) -> Learning:
-    warmup = int(setting.options.get("warmup", setting.trials // 4))
-    few: dict[str, Any] = {**FEW, "warmup": warmup}
-    known = few | checked(Learning, setting.options)
-    if "delta_decay" not in setting.options:
-        left = max(1, setting.trials - warmup)
-        known["delta_decay"] = min(1.0, LAST_DELTA / known["init_delta"]) ** (1 / left)
-    learning = Learning(**known)
-    first = mean(setting.space.first)
-    return learning if learning.first_action else replace(learning, first_action=first)
+    given = checked(Learning, setting.options)
+    usual: dict[str, Any] = {**FEW, "warmup": setting.trials // 4}
+    learning = accepted(lambda: Learning(**{**usual, **given}))
+    if "delta_decay" not in given:
+        left = max(1, setting.trials - learning.warmup)
+        decay = min(1.0, LAST_DELTA / learning.init_delta) ** (1 / left)
+        learning = replace(learning, delta_decay=decay)
+    if learning.first_action is None:
+        learning = replace(learning, first_action=mean(setting.space.first))
+    return learning
 
 
 @sampler()

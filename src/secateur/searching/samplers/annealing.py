@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.searching.annealing import Annealing, Walk
 
-from .options import checked
+from .options import accepted, checked
 from .ours import Together, Tried
 from .table import Make, Setting, sampler
 
@@ -23,7 +23,8 @@ class AnnealingSampler(Together):
         super().__init__(setting)
         options: dict[str, Any] = checked(Annealing, setting.options)
         self.scale: float | None = options.pop("score_scale", None)
-        self.annealing = Annealing(**options)
+        given = {} if self.scale is None else {"score_scale": self.scale}
+        self.annealing = accepted(lambda: Annealing(**options, **given))
 
     def shares(self, tried: list[Tried], slot: int) -> list[float]:
         walk = self._walk(tried) or self.annealing.begun(self.space.first, 0.0)

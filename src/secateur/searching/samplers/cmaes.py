@@ -13,7 +13,7 @@ from secateur.errors import MissingExtraError
 from secateur.searching.seeds import seed_of
 from secateur.searching.space import MOST
 
-from .options import checked
+from .options import accepted, checked
 from .ours import Together, Tried
 from .table import Make, Setting, sampler
 
@@ -34,6 +34,7 @@ class CmaEsSampler(Together):
         known = ("sigma", "population_size")
         options = checked(lambda sigma, population_size: None, setting.options)
         self._options = {name: options[name] for name in known if name in options}
+        accepted(self._made)
 
     def shares(self, tried: list[Tried], slot: int) -> list[float]:
         made = self._made()

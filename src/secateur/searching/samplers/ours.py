@@ -13,7 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from secateur.searching.seeds import seed_of
-from secateur.searching.slots import slots_of, winner
+from secateur.searching.slots import slot_of, slots_of, winner
 from secateur.searching.space import MOST, Space
 
 from .table import Setting
@@ -58,8 +58,7 @@ class Together(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         slots = slots_of(study.get_trials(deepcopy=False))
-        slot = next(s for s, tries in slots.items() if any(t.number == trial.number for t in tries))
-        drawn = self.shares(self._tried(slots), slot)
+        drawn = self.shares(self._tried(slots), slot_of(slots, trial.number))
         shares = (min(MOST, max(0.0, share)) for share in drawn)
         return dict(zip(self.space.units, shares, strict=True))
 

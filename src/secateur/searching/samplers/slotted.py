@@ -2,7 +2,7 @@
 
 Optuna's samplers keep in memory nothing but random numbers that go on; with one seed for each
 slot, a search that was killed draws the same shares as one that was not, and two machines never
-the same.
+the same.  One that a user made is used as it is: with a seed of its own it draws the same again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from secateur.searching.seeds import seed_of
-from secateur.searching.slots import slot_of
+from secateur.searching.slots import slot_of, slots_of
 from secateur.searching.space import MOST
 
 from .table import Make
@@ -42,7 +42,7 @@ class Slotted(BaseSampler):
         return str(self._now)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._slot = slot_of(study, trial.number)
+        self._slot = slot_of(slots_of(study.get_trials(deepcopy=False)), trial.number)
         self._now = self._make(seed_of(self._seed, self._slot))
         self._now.before_trial(study, trial)
 

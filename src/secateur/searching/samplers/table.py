@@ -17,7 +17,7 @@ F = TypeVar("F", bound="Callable[[Setting], Make]")
 
 samplers = Registry("sampler")
 FRONTS: set[str] = set()
-"""Those that can look for several goals at once."""
+"""Those that look for the front of value against cost, and not for one best."""
 
 
 @dataclass(frozen=True)
