@@ -315,3 +315,29 @@ def test_prune_when_the_check_fails_in_place_then_weights_are_those_before(monke
     with pytest.raises(sc.errors.VerificationError):
         sc.prune(model, data()[0], 0.4, data=data(), inplace=True)
     assert all(torch.equal(t, before[n]) for n, t in tensors(model).items())
+
+
+def test_repair_when_the_example_has_no_padding_and_the_data_has_then_nothing_is_overlooked():
+    pytest.importorskip("transformers")
+    settings = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    draw = torch.Generator().manual_seed(0)
+
+    def padded(rows: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, 48, (rows, 9), generator=draw)
+        lengths = torch.randint(3, 9, (rows, 1), generator=draw)
+        return {"input_ids": ids, "attention_mask": (torch.arange(9) < lengths).long()}
+
+    data = [padded(16) for _ in range(8)]
+    plain = {"input_ids": data[0]["input_ids"], "attention_mask": torch.ones(16, 9).long()}
+    found = []
+    for example in (plain, data[0]):
+        model = hugging_face("Bert", num_hidden_layers=2, vocab_size=48, **settings)
+        config = Config(criterion="l2", sparsity=0.5, names=["*intermediate*"])
+        pruner = Pruner(model, config, example)
+        pruner.decide()
+        record = pruner.repair(data)
+        found.append((record.after.error, tensors(model)))
+    (one, first), (other, second) = found
+    assert one == pytest.approx(other, rel=1e-6)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-5, atol=1e-6)

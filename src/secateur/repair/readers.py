@@ -144,15 +144,20 @@ def _read(model: nn.Module, batch: Any, seen: dict[Arrangement, Reading]) -> Cou
 
 def beside(
     model: nn.Module,
-    structure: Structure,
+    recording: Recording,
     readers: list[Reader],
     skipped: Mapping[str, Passing] = NO_BLOCKS,
 ) -> None:
     """Tell readers what their outputs are added to, where that is made before them.
 
     Behind a block that the pruned model skips, it is what the block was given there.
+
+    Args:
+        model: the dense one.
+        recording: of it, on what it is repaired with.
+        readers: that are told.
+        skipped: blocks that return their input in the pruned model.
     """
-    recording = structure.inferred.recording
     before = _before(recording, skipped)
     program = [op.func for op in recording.ops]
     multiplied = products(recording)

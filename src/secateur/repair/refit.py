@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.program import Recording
 from secateur.replacements import in_plain_operations
 from secateur.replacements.passing import Passing
 from secateur.runtime.forward import evaluating, undisturbed
@@ -52,6 +53,8 @@ class Refitting:
         means_only: it returns the masked weight: no second moments are summed.
         also: parameters that are refitted though nothing of them is masked.
         skipped: blocks that return their input in the pruned model.
+        recording: the operations of the dense model on what it is repaired with: without padding,
+            or with it, they are others than on the example.
     """
 
     dense: nn.Module
@@ -62,6 +65,7 @@ class Refitting:
     means_only: bool = False
     also: frozenset[str] = frozenset()
     skipped: Mapping[str, Passing] = field(default_factory=dict)
+    recording: Recording = field(kw_only=True)
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
@@ -75,7 +79,7 @@ class Refitting:
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
             readers = scout(self.dense, (batch.inputs for batch in batches), self.masks, self.also)
-            beside(self.dense, self.structure, readers, self.skipped)
+            beside(self.dense, self.recording, readers, self.skipped)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])
             for reader in readers:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, TraceError
+from secateur.graph.program import Recording
+from secateur.graph.record import record
 from secateur.replacements.passing import Passing, skipping
-from secateur.runtime.batches import held
+from secateur.runtime.batches import arguments, held
 from secateur.runtime.copying import copied
 from secateur.runtime.distributed import reduced
 from secateur.structure import Structure
@@ -62,7 +64,8 @@ def repair(
     with skipping(unrepaired, skipped or {}):
         before = distance(model, unrepaired, judged)
     only, skips = how in repairs.means_only, skipped or {}
-    job = Refitting(model, pruned, structure, masks, solve, only, also, skips)
+    seen = _recorded(model, structure, batches[0].inputs)
+    job = Refitting(model, pruned, structure, masks, solve, only, also, skips, recording=seen)
     with skipping(pruned, skipped or {}, copies=False):  # a copy would be one operation more
         job.run(batches)
     with skipping(pruned, skipped or {}):
@@ -73,6 +76,17 @@ def repair(
     values |= {name: _value(pruned, name) for name in norms}
     notes = _notes(job, batches)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
+
+
+def _recorded(model: nn.Module, structure: Structure, batch: Any) -> Recording:
+    """Return the operations of a forward on a batch, or on the example where that fails."""
+    args, kwargs = arguments(model, batch)
+    if args and kwargs:
+        return structure.inferred.recording
+    try:
+        return record(model, args or kwargs)
+    except TraceError:  # what the example ran is close: where a batch goes another way, it is seen
+        return structure.inferred.recording
 
 
 def _norms(
