@@ -121,7 +121,7 @@ CASES: dict[str, Case] = {
     "resnet20": RESIDUAL,
     "resnet56": RESIDUAL,
     "minilm": Case(
-        512,
+        800,
         {
             "feed-forward −50 %": {"names": ["*intermediate*"], "sparsity": 0.5},
             "heads −50 %": {"names": ["*attention*"], "sparsity": 0.5, "grid": "coarse"},

@@ -245,8 +245,8 @@ def _minilm() -> tuple[nn.Module, Any]:
 def calibration_sentences() -> list[str]:
     """Return reviews and encyclopaedia passages, in turn, that no quality is measured on."""
     reviews, _ = shared_data().sst2("train")
-    long = [text for text in reviews if len(text.split()) > 8][:400]
-    unseen = [text for text in shared_data().wikitext103_sample() if len(text.split()) > 8][400:800]
+    long = [text for text in reviews if len(text.split()) > 8][:800]
+    unseen = [text for text in shared_data().wikitext103_sample() if len(text.split()) > 8][200:]
     return [text for pair in zip(long, unseen, strict=False) for text in pair]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from torch import nn
 
 from secateur.errors import ConfigError, FileError
-from secateur.searching.slots import MOST_FAILURES, RETRY, WORKER, slots_of
+from secateur.searching.slots import INTERVAL, MOST_FAILURES, RETRY, WORKER, Worker, slots_of
 from tests.searches import drawn, likeness, search, work
 
 SAMPLERS = ("random", "tpe", "annealing", "cmaes", "amc", "nsga2")
@@ -113,6 +114,25 @@ def test_search_when_a_worker_elsewhere_falls_silent_then_its_trial_is_tried_aga
     assert found.study.trials[-1].user_attrs[RETRY] == 2
 
 
+def test_search_when_a_worker_beats_slower_than_another_then_it_is_not_taken_for_dead(
+    tmp_path: Path,
+) -> None:
+    first = search(tmp_path / "a.journal", trials=1)
+    slow = first.study.ask()
+    slow.set_user_attr(WORKER, ["another machine", 1, 1])
+    slow.set_user_attr(INTERVAL, 60.0)
+    impatient = Worker(first.study, 2, heartbeat=0.01)
+    for _ in range(3):
+        impatient._bury()
+        time.sleep(0.05)
+    assert first.study.trials[slow.number].state.name == "RUNNING"
+    slow.set_user_attr(INTERVAL, 0.01)
+    for _ in range(2):
+        impatient._bury()
+        time.sleep(0.1)
+    assert first.study.trials[slow.number].state.name == "FAIL"
+
+
 def test_search_when_a_trial_fails_again_and_again_then_is_given_up(tmp_path: Path) -> None:
     def never(model: nn.Module) -> float:
         raise Broken
@@ -132,7 +152,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def test_journal_when_cut_off_at_any_byte_then_is_read_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
-    whole = search(path, trials=2)
+    whole = search(path, trials=2, heartbeat=0.02)
     text = path.read_bytes()
     for size in range(len(text) - 300, len(text), 71):
         path.write_bytes(text[:size])

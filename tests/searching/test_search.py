@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from torch import nn
 
+import secateur
 from secateur import Config, Pruner
 from secateur.errors import ConfigError, GoalError, MissingExtraError, UnknownNameError
 from secateur.searching.amc import bounded, walked
@@ -134,6 +135,9 @@ def test_front_when_two_goals_then_no_member_is_beaten() -> None:
             if (t.value, t.cost) != (member.value, member.cost)
         )
     assert list(found.front) == sorted(found.front, key=lambda t: t.cost)
+    for other in set(map(id, found.whole)) - set(map(id, found.front)):
+        (trial,) = (t for t in found.whole if id(t) == other)
+        assert any(m.value >= trial.value and m.cost <= trial.cost for m in found.front)
 
 
 def test_trial_when_evaluate_yields_bad_numbers_then_is_stopped() -> None:
@@ -152,6 +156,59 @@ def test_trial_when_evaluate_yields_bad_numbers_then_is_stopped() -> None:
     assert [t.stopped for t in found.trials] == [False, False, True, True]
     assert found.best.value == 3
     assert "stopped" in str(found)
+
+
+def test_search_when_every_trial_is_stopped_then_it_says_so_and_goes_on_later() -> None:
+    storage, pruner = InMemoryStorage(), optuna.pruners.ThresholdPruner(lower=0.0)
+
+    def bad(model: nn.Module) -> Iterator[float]:
+        yield from (-5.0, -4.0)
+
+    found = search(storage, bad, trials=2, pruner=pruner)
+    assert [t.stopped for t in found.trials] == [True, True]
+    assert (found.whole, found.front) == ((), ())
+    assert "stopped" in str(found)
+    assert repr(found).endswith("2 trials)")
+    with pytest.raises(ConfigError, match="no trial was evaluated to its end"):
+        _ = found.best
+    assert search(storage, trials=3, pruner=pruner).best.slot == 2
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("of", ["macs", "params"])
+def test_search_when_it_begins_then_the_first_trial_is_what_prune_does(of: str, scope: str) -> None:
+    settings: dict[str, Any] = {"of": of, "scope": scope, "criterion": "l2"}
+    alone = secateur.prune(net(), inputs()[:2], 0.5, **settings)
+    found = search(InMemoryStorage(), trials=1, **settings)
+    shapes = {n: t.shape for n, t in found.result().model.state_dict().items()}
+    assert shapes == {n: t.shape for n, t in alone.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sampler": "tpe", "sampler_options": {"n_startup_trials": "x"}}, "a whole number"),
+        ({"sampler": "tpe", "sampler_options": {"weights": lambda n: [2]}}, "no plain number"),
+        ({"sampler": "annealing", "sampler_options": {"start_temperature": "hot"}}, "a number"),
+        ({"sampler": "annealing", "sampler_options": {"start_temperature": 0.0}}, "above 0"),
+        ({"sampler": "amc", "sampler_options": {"warmup": "x"}}, "a whole number"),
+        ({"sampler": "amc", "sampler_options": {"init_delta": 0.0}}, "above 0"),
+        ({"sampler": "amc", "sampler_options": {"hidden1": 8.5}}, "a whole number"),
+        ({"sampler": "cmaes", "sampler_options": {"sigma": -1.0}}, "sampler_options"),
+        ({"sampler": "cmaes", "sampler_options": {"population_size": 1}}, "sampler_options"),
+        ({"sampler": "nsga2", "sampler_options": {"population_size": 1}}, "sampler_options"),
+        ({"train": "x"}, "train must be a function"),
+        ({"pruner": "median"}, "pruner must be one of"),
+        ({"name": None}, "name must be"),
+        ({"heartbeat": float("inf")}, "heartbeat must be"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Optuna's own, of functions as options
+def test_search_when_an_option_is_wrong_then_it_is_named(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        search(InMemoryStorage(), trials=1, **options)
 
 
 @pytest.mark.parametrize(

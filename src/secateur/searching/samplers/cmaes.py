@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.errors import MissingExtraError
+from secateur.errors import ConfigError, MissingExtraError
 from secateur.searching.seeds import seed_of
 from secateur.searching.space import MOST
 
@@ -34,6 +34,8 @@ class CmaEsSampler(Together):
         known = ("sigma", "population_size")
         options = checked(lambda sigma, population_size: None, setting.options)
         self._options = {name: options[name] for name in known if name in options}
+        if self._options.get("population_size", 2) < 2:
+            raise ConfigError("sampler_options: population_size must be 2 or more")
         accepted(self._made)
 
     def shares(self, tried: list[Tried], slot: int) -> list[float]:
