@@ -97,10 +97,11 @@ def main() -> int:
     )
     options = parser.parse_args()
     found = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    made = {(row["way"], row["seed"]) for row in found}
+    made = {(row["way"], row["seed"], row["trials"]) for row in found}
     for seed in options.seeds:
         for way in (*GIVEN, *SEARCHED):
-            if fnmatch(way, options.ways) and (way, seed) not in made:
+            trials = 0 if way in GIVEN else options.trials
+            if fnmatch(way, options.ways) and (way, seed, trials) not in made:
                 found.append(measure(way, seed, options.trials, options.studies))
                 ROWS.parent.mkdir(exist_ok=True)
                 with ROWS.open("a") as file:
