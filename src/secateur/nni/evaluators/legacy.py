@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Self, Unpack
 
@@ -88,14 +89,7 @@ class LegacyEvaluator:
 
     def bound_to(self, model: nn.Module, dense: nn.Module) -> Self:
         """Return one whose optimizer trains a copy of the model, which may be smaller."""
-        optimizer = self.traced_optimizer
-        if optimizer is not None:
-            optimizer = fresh(optimizer, substitutes(model, dense))
-        return type(self)(
-            self.trainer,
-            optimizer,
-            self.criterion,
-            self.finetuner,
-            self.evaluating_func,
-            self.dummy_input,
-        )
+        again = copy.copy(self)
+        if self.traced_optimizer is not None:
+            again.traced_optimizer = fresh(self.traced_optimizer, substitutes(model, dense))
+        return again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,16 +28,8 @@ def fresh(optimizer: Optimizer, parameters: Mapping[int, nn.Parameter]) -> Optim
     >>> again.param_groups[0]["params"][0] is two.weight, again.defaults["momentum"]
     (True, 0.9)
     """
-    made = copy.copy(optimizer)
-    made.state = defaultdict(dict)
-    made.param_groups = [
-        {
-            **{key: _own(value) for key, value in group.items()},
-            "params": [parameters.get(id(p), p) for p in group["params"]],
-        }
-        for group in optimizer.param_groups
-    ]
-    return made
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    return _fresh(optimizer, {**held, **parameters})
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -84,6 +77,39 @@ def _on(scheduler: Any, optimizers: Mapping[int, Optimizer]) -> Any:
         made.optimizer = optimizers.get(id(made.optimizer), made.optimizer)
     if "_schedulers" in vars(made):  # of a sequence or a chain
         made._schedulers = [_on(each, optimizers) for each in made._schedulers]
+    return made
+
+
+def _fresh(optimizer: Optimizer, known: dict[int, Any]) -> Optimizer:
+    """Return a fresh optimizer; ``known`` says by id what takes the place of what, and learns."""
+    made = known[id(optimizer)] = copy.copy(optimizer)
+    made.state = known[id(optimizer.state)] = defaultdict(dict)
+    there, own = dict(vars(made)), type(optimizer)
+    for name, value in vars(optimizer).items():
+        renewed = name in there and there[name] is not value  # as hooks are
+        if not renewed and not callable(getattr(own, name, None)):  # nor what a scheduler patched
+            setattr(made, name, _moved(value, known))
+    return made
+
+
+def _moved(value: Any, known: dict[int, Any]) -> Any:
+    """Return an attribute of an optimizer as one of a fresh one; what is not known is shared."""
+    if id(value) in known:
+        return known[id(value)]
+    if isinstance(value, Optimizer):
+        return _fresh(value, known)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, known.get(id(value.__self__), value.__self__))
+    made = value
+    if type(value) in (list, tuple, set):
+        made = type(value)(_moved(each, known) for each in value)
+    elif isinstance(value, dict):
+        made = copy.copy(value)
+        made.clear()
+        made.update({_moved(key, known): _moved(each, known) for key, each in value.items()})
+    elif isinstance(value, Tensor) and not value.requires_grad:
+        made = value.clone()
+    known[id(value)] = made
     return made
 
 

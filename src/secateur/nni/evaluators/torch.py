@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
@@ -76,7 +77,7 @@ class TorchEvaluator:
             problems.append(f"optimizers must be one torch optimizer or more, got {optimizers!r}")
         if problems:
             raise ConfigError(*problems)
-        self._several = [_innermost(each) for each in several]
+        self._several = [innermost(each) for each in several]
         self._built = [settings(each) for each in self._several], state_of(lr_schedulers)
 
     def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
@@ -99,7 +100,7 @@ class TorchEvaluator:
         """Train for as long as ``training_func`` does without limits."""
         self.train(model, lambda: None)
 
-    def bound_to(self, model: nn.Module, dense: nn.Module) -> TorchEvaluator:
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> Self:
         """Return one that trains a copy of the model, from the settings that this was built with.
 
         Args:
@@ -111,16 +112,12 @@ class TorchEvaluator:
         made = [fresh(each, known) for each in self._several]
         for optimizer, values in zip(made, groups, strict=True):
             set_to(optimizer, values)
-        several = isinstance(self.optimizers, (list, tuple))
         by_id = {id(old): new for old, new in zip(self._several, made, strict=True)}
-        return TorchEvaluator(
-            self.training_func,
-            made if several else made[0],
-            self.training_step,
-            rescheduled(self.lr_schedulers, state, by_id),
-            self.dummy_input,
-            self.evaluating_func,
-        )
+        again = copy.copy(self)  # of the user's class
+        again.optimizers = made if isinstance(self.optimizers, (list, tuple)) else made[0]
+        again.lr_schedulers = rescheduled(self.lr_schedulers, state, by_id)
+        again._several = made
+        return again
 
     def _watched(self, model: nn.Module) -> Optimizer:
         own = {id(parameter) for parameter in model.parameters()}
@@ -173,8 +170,8 @@ def substitutes(model: nn.Module, dense: nn.Module) -> dict[int, nn.Parameter]:
     return {id(p): own[name] for name, p in named if name in own}
 
 
-def _innermost(optimizer: Any) -> Any:
+def innermost(optimizer: Any) -> Any:
     """Return the optimizer inside Accelerate's, which has no hooks of its own."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
+    while "_optimizer_step_pre_hooks" not in vars(optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
     return optimizer

@@ -10,9 +10,9 @@ from torch import nn
 
 from secateur.errors import ConfigError
 
-from .evaluator import AfterStep, Limits
-from .rebuilt import fresh
-from .torch import substitutes
+from .evaluator import AfterStep, Evaluator, Limits
+from .rebuilt import fresh, rescheduled, set_to, settings, state_of
+from .torch import innermost, substitutes
 
 
 class TransformersEvaluator:
@@ -37,6 +37,8 @@ class TransformersEvaluator:
             )
         self.trainer = trainer
         self.dummy_input = dummy_input
+        groups = None if trainer.optimizer is None else settings(innermost(trainer.optimizer))
+        self._built = groups, state_of(trainer.lr_scheduler)
 
     def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         """Train the trainer's model; see ``Evaluator``."""
@@ -63,7 +65,7 @@ class TransformersEvaluator:
         """Train for as long as the Trainer's arguments say."""
         self.train(model, lambda: None)
 
-    def bound_to(self, model: nn.Module, dense: nn.Module) -> TransformersEvaluator:
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> Evaluator:
         """Return one that lends its Trainer to a copy of the model while it trains or evaluates."""
         return _Lent(self, model, dense)
 
@@ -84,30 +86,43 @@ class TransformersEvaluator:
         return self.trainer
 
 
-class _Lent(TransformersEvaluator):
+class _Lent:
     """An evaluator whose Trainer has another model for as long as it is used."""
 
     def __init__(self, lender: TransformersEvaluator, model: nn.Module, dense: nn.Module):
-        super().__init__(lender.trainer, lender.dummy_input)
-        optimizer = lender.trainer.optimizer
-        self.model = model
-        self.optimizer = optimizer and fresh(optimizer, substitutes(model, dense))
+        self.lender, self.model, self.dummy_input = lender, model, lender.dummy_input
+        self.optimizer, self.scheduler = lender.trainer.optimizer, lender.trainer.lr_scheduler
+        groups, state = lender._built
+        if self.optimizer is not None and groups is not None:
+            optimizer = innermost(self.optimizer)
+            self.optimizer = fresh(optimizer, substitutes(model, dense))
+            set_to(self.optimizer, groups)
+            by_id = {id(optimizer): self.optimizer}
+            self.scheduler = rescheduled(self.scheduler, state, by_id)
 
     def train(self, model: nn.Module, after_step: AfterStep, **limits: Unpack[Limits]) -> None:
         with self._lent():
-            super().train(model, after_step, **limits)
+            self.lender.train(model, after_step, **limits)
+
+    def finetune(self, model: nn.Module) -> None:
+        with self._lent():
+            self.lender.finetune(model)
 
     def evaluate(self, model: nn.Module) -> float:
         with self._lent():
-            return super().evaluate(model)
+            return self.lender.evaluate(model)
+
+    def bound_to(self, model: nn.Module, dense: nn.Module) -> Evaluator:
+        return self.lender.bound_to(model, dense)
 
     @contextmanager
     def _lent(self) -> Iterator[None]:
-        trainer = self.trainer
-        before = trainer.model, trainer.model_wrapped, trainer.optimizer
-        trainer.model = trainer.model_wrapped = self.model
-        trainer.optimizer = self.optimizer
+        trainer = self.lender.trainer
+        names = "model", "model_wrapped", "optimizer", "lr_scheduler"
+        before = {name: getattr(trainer, name) for name in names}
+        lent = self.model, self.model, self.optimizer, self.scheduler
+        vars(trainer).update(zip(names, lent, strict=True))
         try:
             yield
         finally:
-            trainer.model, trainer.model_wrapped, trainer.optimizer = before
+            vars(trainer).update(before)
