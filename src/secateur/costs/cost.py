@@ -93,8 +93,8 @@ class Timed(Cost):
         """Return how sure ``of`` is, in seconds."""
         raise NotImplementedError
 
-    def told(self, found: Latency) -> str:
-        """Return how a measurement was made, and its spread."""
+    def told(self, found: Latency, count: Count) -> str:
+        """Return how a measurement was made, its spread, and what the table lacks for it."""
         raise NotImplementedError
 
 

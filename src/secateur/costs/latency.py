@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.graph.axes import Atom
 from secateur.graph.program import Op
 from secateur.runtime.forward import undisturbed
 from secateur.runtime.measure import Latency, clock_of, figure
@@ -19,6 +20,8 @@ from .cost import Count, Subject, Timed, cost
 from .latencies import Latencies
 from .replay import Call, axes_of, calls, moves
 
+Place = tuple[int, tuple[int, ...]]
+"""An operation, and how long its axes are."""
 TOGETHER = 8
 """Operations that are measured in turns: each holds its tensors that long."""
 
@@ -30,6 +33,10 @@ class latency(Timed):
     A table says what each operation takes at its shapes; what is missing is measured, nothing is
     interpolated.  A model's time is ``scale · sum + rest``: first in the dense model's ratio, then
     through what a really cut model took.  On a CPU with one thread it is processor time.
+
+    An operation that runs alone in the dense model, and not at smaller sizes, counts as there; one
+    that runs neither way, or whose shapes are not followed, is left to the line.  ``told`` names
+    both.
     """
 
     words = ("s",)
@@ -41,13 +48,13 @@ class latency(Timed):
         self.device, self.floats = parameter.device, parameter.dtype
         self.clock, self.clock_name = clock_of(self.device)
         self.table = self._table(subject.table)
-        recording = subject.inferred.recording
-        self.ops = [op for op in recording.ops if moves(op) and _typed(subject, op)]
+        moving = [op for op in subject.inferred.recording.ops if moves(op)]
+        self.ops = [op for op in moving if _typed(subject, op)]
         self.axes = [axes_of(subject.inferred, op) for op in self.ops]
-        self._known: dict[tuple[int, tuple[int, ...]], str] = {}
-        self._scaled: dict[str, float] = {}
-        self.unmeasured: set[str] = set()
-        whole = self.sum(lambda atom: atom.size)
+        self._known: dict[Place, str] = {}
+        self._as_dense: set[Place] = set()
+        self._untyped = {op.name for op in moving if not _typed(subject, op)}
+        whole = self.sum(_dense)
         self.dense = self.time({"dense": subject.model})["dense"]
         self.scale, self.rest = self.dense.median / max(whole, 1e-9), 0.0
 
@@ -61,8 +68,8 @@ class latency(Timed):
 
     def sum(self, count: Count) -> float:
         """Return the milliseconds of all operations, measuring what is missing."""
-        keys = self._keys(count)
-        return sum(self._one(key) for key in keys)
+        found = self.table.found
+        return sum(found[key].median for key in self._keys(count) if key in found)
 
     def noise(self, count: Count) -> float:
         """Return how sure ``of`` is, in seconds: the operations' middle halves together."""
@@ -87,15 +94,21 @@ class latency(Timed):
 
     def correct(self, count: Count, seconds: float) -> None:
         """Let the line from sums to times go through the dense model and what was measured."""
-        whole, part = self.sum(lambda atom: atom.size), self.sum(count)
+        whole, part = self.sum(_dense), self.sum(count)
         if whole - part > 0.02 * whole and self.dense.median > 1000 * seconds:
             self.scale = (self.dense.median - 1000 * seconds) / (whole - part)
             self.rest = self.dense.median - self.scale * whole
 
-    def told(self, found: Latency) -> str:
-        """Return how a measurement was made, and its spread."""
-        odd = f"; not in the table: {', '.join(sorted(self.unmeasured))}" if self.unmeasured else ""
-        return f"{self.clock_name}, middle half {found.middle_half} ms of {found.runs}{odd}"
+    def told(self, found: Latency, count: Count) -> str:
+        """Return how a measurement was made, its spread, and what the table lacks for it."""
+        said = f"{self.clock_name}, middle half {found.middle_half} ms of {found.runs}"
+        places, keys = self._places(count), self._keys(count)
+        named = list(zip(self.ops, places, keys, strict=True))
+        lacking = {op.name for op, _, key in named if key not in self.table.found} | self._untyped
+        dense = {op.name for op, place, _ in named if place in self._as_dense} - lacking
+        for what, names in (("not in the table", lacking), ("counted as when dense", dense)):
+            said += f"; {what}: {', '.join(sorted(names))}" if names else ""
+        return said
 
     def save(self) -> None:
         """Keep the table, where a file was named."""
@@ -110,26 +123,22 @@ class latency(Timed):
         table.check(here, path)
         return table
 
-    def _one(self, key: str) -> float:
-        found = self.table.found.get(key)
-        return self._scaled.get(key, 0.0) if found is None else found.median
+    def _places(self, count: Count) -> list[Place]:
+        return [(i, tuple(map(count, axes))) for i, axes in enumerate(self.axes)]
 
     def _keys(self, count: Count) -> list[str]:
         """Return each operation at its shapes, as text, and measure what is not known yet."""
-        found = []
         missing: dict[str, Callable[[], Any]] = {}
-        for i, (op, axes) in enumerate(zip(self.ops, self.axes, strict=True)):
-            at = i, tuple(map(count, axes))
-            if at not in self._known:
-                key, run = self._looked_up(op, count)
-                self._known[at] = key
+        places = self._places(count)
+        for place in places:
+            if place not in self._known:
+                self._known[place], run = self._looked_up(place, count)
                 if run is not None:
-                    missing[key] = run
-            found.append(self._known[at])
+                    missing[self._known[place]] = run
             if len(missing) >= TOGETHER:
                 self._measure(missing)
         self._measure(missing)
-        return found
+        return [self._known[place] for place in places]
 
     def _measure(self, missing: dict[str, Callable[[], Any]]) -> None:
         if missing:
@@ -138,21 +147,30 @@ class latency(Timed):
             missing.clear()
             self.save()
 
-    def _looked_up(self, op: Op, count: Count) -> tuple[str, Any]:
-        """Return an operation at its shapes, and what runs it, if it is to be measured."""
-        inferred = self.subject.inferred
-        tries: list[Call] = list(calls(inferred, op, count, self.floats))
+    def _looked_up(self, place: Place, count: Count) -> tuple[str, Callable[[], Any] | None]:
+        """Return an operation at its shapes, and what runs it, if it is to be measured.
+
+        Where it does not run with such sizes it is the dense model's, which was looked up first.
+        """
+        at, op = place[0], self.ops[place[0]]
+        tries: list[Call] = list(calls(self.subject.inferred, op, count, self.floats))
         for call in tries:
-            if (key := str(call)) in self.table.found or key in self._scaled:
+            if (key := str(call)) in self.table.found:
                 return key, None
         with torch.inference_mode():
             for call in tries:
                 run = call.ready(self.device)
                 if run is not None:
                     return str(call), run
-        self.unmeasured.add(op.name)
-        self._scaled[str(tries[0])] = 0.0
-        return str(tries[0]), None
+        whole = at, tuple(map(_dense, self.axes[at]))
+        if whole not in self._known:
+            return str(tries[0]), None
+        self._as_dense.add(place)
+        return self._known[whole], None
+
+
+def _dense(atom: Atom) -> int:
+    return atom.size
 
 
 def _typed(subject: Subject, op: Op) -> bool:

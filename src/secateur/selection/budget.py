@@ -1,7 +1,8 @@
-"""Selection under a budget: which positions stay so that parameters or MACs are met.
+"""Selection under a budget: which positions stay so that all goals are met, counted or measured.
 
-Groups that must keep equally many positions do, whatever their scores.  Whether the goal can be met
-at all is known before anything is scored: by taking as much as may go.
+Groups that must keep equally many positions do, whatever their scores.  Whether a goal can be met
+at all is known before anything is scored: by taking as much as may go.  What is of time is believed
+only when what was really cut was timed (``proof.py``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .allocators import Case, Known, Spread, allocators
 from .bisection import fewest, nearest, ratios_around
 from .families import families
 from .goals import counts_of, goals_of
-from .proof import Proof
+from .proof import NEARLY, Candidate, Cut, Proof
 from .reach import held_back, in_the_way
 from .select import Request, rungs, select, select_count
 from .targets import Selectable, scored
@@ -35,14 +36,7 @@ NEAR = 0.005
 """A share of the whole by which a goal may be exceeded before a nearer way to it is looked for."""
 AIM = 0.985
 """Of a time that is asked for, so much is aimed at: it is met from below, and measured."""
-NEARLY = 0.95
-"""Of a time that is asked for: what is measured below is done again with what was learnt."""
-ROUNDS = 5
-"""So often a smaller model is really cut and measured, at most."""
 LESS = "\n  Ask for less, or give strict=False (--best-effort) for as much as can go"
-
-Cut = Callable[[list[Tensor]], nn.Module]
-"""From what stays of each selectable to the smaller model."""
 
 
 class Budget:
@@ -74,15 +68,15 @@ class Budget:
         self._families = families(config, structure, selectables)
         self.costs = costs if costs is not None else {}
         self.goals = goals_of(config, structure, selectables, model, example, self.costs)
-        self._widths = liked_by(self._timed(), structure, selectables, self._families)
+        self._proof = Proof(structure, self.goals)
+        self._widths = liked_by(self._proof.timed, structure, selectables, self._families)
         self._spread: Spread | None = None
-        self._proof = Proof(structure)
-        self.unmet = self._shortfall()
+        self.unmet = self._short = self._shortfall(self.goals)
         if self.unmet and config.strict:
             raise GoalError(f"{self.unmet}{LESS}")
 
-    def _shortfall(self) -> str:
-        """Return that, and why, the goal is out of reach; "" where it is not.
+    def _shortfall(self, goals: Sequence[Goal]) -> str:
+        """Return that, and why, goals are out of reach; "" where they are not.
 
         A goal of channels is met where as many go, to the rounding of each group.
         """
@@ -98,9 +92,7 @@ class Budget:
         if not self.goals:
             return self._too_few(every)
         least = self._counts(self._everything(every))
-        return "\n  ".join(
-            found for goal in self.goals for found in self._beyond(goal, least, groups)
-        )
+        return "\n  ".join(found for goal in goals for found in self._beyond(goal, least, groups))
 
     def _beyond(self, goal: Goal, least: Mapping[str, int], groups: Sequence[Group]) -> list[str]:
         """Return that, and why, one goal is out of reach when as much goes as may go."""
@@ -178,45 +170,47 @@ class Budget:
         Raises:
             GoalError: what was really cut is measured to miss the goal, and the config is strict.
         """
+        if cut is not None:
+            self.unmet = self._short  # what was measured of an earlier decision is no matter
         names = [s.name for s in self.selectables]
         plain = self.config.allocate in ("uniform", "global")
         if not requests or (not self.goals and plain):
             return self._balanced(requests, names)
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
-        timed = self._timed()
-        if not timed or cut is None or share < 1:
+        if not self._proof.timed or cut is None or share < 1:
             return self._met(requests, share)
-        return self._confirmed(requests, timed, cut)
+        return self._confirmed(requests, cut)
 
-    def _timed(self) -> list[Goal]:
-        return [goal for goal in self.goals if isinstance(goal.cost, Timed)]
-
-    def _confirmed(
-        self, requests: list[Request], timed: Sequence[Goal], cut: Cut
-    ) -> tuple[list[Tensor], list[str]]:
+    def _confirmed(self, requests: list[Request], cut: Cut) -> tuple[list[Tensor], list[str]]:
         """Select, cut and measure, and do it again with what that said, until the goal is met."""
-        best: tuple[float, list[Tensor], list[str]] | None = None
-        said = list[str]()
-        for _ in range(ROUNDS):
+
+        def proposed() -> Candidate:
             keeps, notes = self._met(requests, 1.0)
-            counts = self._counts(keeps)
-            model = cut(keeps)
-            worst = max(self._proof.measured(goal, counts, model) for goal in timed)
-            said.append(f"{worst:.3f}")
-            if worst <= 1 and (best is None or worst > best[0]):
-                best = worst, keeps, notes
-            if NEARLY <= worst <= 1:
-                break
-        if best is not None:
-            return best[1], best[2]
-        self.unmet = (
-            f"{', '.join(goal.asked for goal in timed)}: after {len(said)} cuts the smaller model "
-            f"was measured at {', '.join(said)} of that"
-        )
-        if self.config.strict:
-            raise GoalError(f"{self.unmet}{LESS}")
-        return keeps, notes
+            return Candidate(keeps, notes, self._counts(keeps))
+
+        found, every = self._proof.settle(proposed, cut)
+        asked = ", ".join(goal.asked for goal in self._proof.timed)
+        took = ", ".join(f"{each.worst:.3f}" for each in every)
+        said = f"{asked}: what was cut took {took} of that, and none"
+        counted = [goal for goal in self.goals if goal not in self._proof.timed]
+        self.unmet = self._shortfall(counted)
+        if not found.met:
+            self.unmet = f"{said} met it"
+            if self.config.strict:
+                raise GoalError(f"{self.unmet}{LESS}")
+        elif not found.near and self._slack(found.counts, counted):
+            found.notes.append(
+                f"{said} that met it was nearer: the device's steps, round_to and limits leave no "
+                "width between, or the device was busy"
+            )
+        return found.keeps, found.notes
+
+    def _slack(self, counts: Mapping[str, int], counted: Sequence[Goal]) -> bool:
+        """Tell whether more could stay, by all goals that are no times."""
+        assert self.structure is not None
+        left = [counts_of(g, self.structure, counts) / (g.allowed or 1e-9) for g in counted]
+        return counts != self._whole() and max(left, default=0.0) < NEARLY
 
     def _met(self, requests: list[Request], share: float) -> tuple[list[Tensor], list[str]]:
         """Return what stays so that all goals are met, by what costs are said to be."""

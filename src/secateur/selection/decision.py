@@ -12,7 +12,8 @@ from torch import Tensor
 from secateur.runtime.values import moved, numbers
 from secateur.types import Factored, Masks
 
-from .budget import Budget, Cut
+from .budget import Budget
+from .proof import Cut
 from .targets import Selectable, scored
 
 
