@@ -341,6 +341,25 @@ def test_annealing_when_it_steps_then_the_rules_of_nni_hold() -> None:
     assert rescaled([0.0, 0.0], [5, 5], 0.0) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("goal", [0.1, 0.5, 0.59])
+@pytest.mark.parametrize("most", [[0.6, 0.6, 0.6], [0.3, 0.65, 0.55], [0.95, 0.6, 0.6]])
+def test_annealing_when_layers_are_bounded_then_none_loses_more_and_the_goal_is_met(
+    goal: float, most: list[float]
+) -> None:
+    annealing, draws, sizes = Annealing(), random.Random(0), [100, 4000, 900]
+    walk: Walk | None = None
+    for _ in range(50):
+        made = (
+            first_shares(sizes, goal, draws, most)
+            if walk is None
+            else next_shares(annealing, walk, sizes, goal, draws, most)
+        )
+        assert all(0 <= s <= bound + 1e-12 for s, bound in zip(made, most, strict=True))
+        removed = sum(n * s for n, s in zip(sizes, made, strict=True))
+        assert removed == pytest.approx(goal * sum(sizes), rel=0.02)
+        walk = annealing.begun(made, 0.0)
+
+
 @pytest.mark.slow
 def test_agent_when_one_share_is_rewarded_then_learns_it() -> None:
     learning = Learning(hidden1=32, hidden2=32, lr_a=3e-3, warmup=10, discount=0.0, updates=4)

@@ -91,21 +91,29 @@ class Annealing:
         return [max(0.0, share + random.uniform(-most, most)) for share in walk.shares]
 
 
-def rescaled(shares: Sequence[float], sizes: Sequence[int], goal: float) -> list[float] | None:
+def rescaled(
+    shares: Sequence[float],
+    sizes: Sequence[int],
+    goal: float,
+    most: Sequence[float] | None = None,
+) -> list[float] | None:
     """Return shares of layers in their order that remove ``goal`` of all weights, or None.
 
-    The largest layer gets the largest share.  None where a share would not be in [0, 1), or nothing
-    would go.
+    The largest layer gets the largest share, where its bound allows.  None where a share would not
+    be in [0, 1), or nothing would go.
 
     Args:
         shares: one for each layer, in any order.
         sizes: the weights of each layer.
         goal: the share of all weights to remove, in [0, 1).
+        most: the share that each layer may lose; what is above goes from the others.
 
     >>> rescaled([0.6, 0.3], [100, 300], 0.5)
     [0.285714..., 0.571428...]
     >>> rescaled([0.9, 0.0], [100, 300], 0.9) is None
     True
+    >>> rescaled([0.6, 0.3], [100, 300], 0.5, most=[0.52, 0.52])
+    [0.44..., 0.52]
     """
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     paired = dict(zip(order, sorted(shares), strict=True))
@@ -113,10 +121,26 @@ def rescaled(shares: Sequence[float], sizes: Sequence[int], goal: float) -> list
     if removed == 0:
         return [0.0] * len(sizes) if goal == 0 else None
     found = [paired[i] * goal * sum(sizes) / removed for i in range(len(sizes))]
+    if most is not None:
+        found = _capped(found, sizes, goal, most)
     return found if min(found) >= 0 and max(found) < 1 else None
 
 
-def first_shares(sizes: Sequence[int], goal: float, random: Random) -> list[float]:
+def _capped(
+    shares: Sequence[float], sizes: Sequence[int], goal: float, most: Sequence[float]
+) -> list[float]:
+    """Return shares within their bounds; the others come as much nearer to theirs as is missing."""
+    found = [min(share, bound) for share, bound in zip(shares, most, strict=True)]
+    room = [bound - share for share, bound in zip(found, most, strict=True)]
+    missing = goal * sum(sizes) - sum(n * share for n, share in zip(sizes, found, strict=True))
+    free = sum(n * share for n, share in zip(sizes, room, strict=True))
+    nearer = min(1.0, max(0.0, missing) / free) if free > 0 else 0.0
+    return [share + nearer * left for share, left in zip(found, room, strict=True)]
+
+
+def first_shares(
+    sizes: Sequence[int], goal: float, random: Random, most: Sequence[float] | None = None
+) -> list[float]:
     """Return random shares that remove ``goal`` of all weights; ever nearer to equal ones.
 
     Raises:
@@ -126,13 +150,18 @@ def first_shares(sizes: Sequence[int], goal: float, random: Random) -> list[floa
     for _ in range(MOST_TRIES):
         low += 0.05 * (1 - low)
         drawn = [random.uniform(low, 1) for _ in sizes]
-        if (found := rescaled(drawn, sizes, goal)) is not None:
+        if (found := rescaled(drawn, sizes, goal, most)) is not None:
             return found
     raise ValueError(f"no shares in [0, 1) remove {goal:.1%} of layers of {list(sizes)} weights")
 
 
 def next_shares(
-    annealing: Annealing, walk: Walk, sizes: Sequence[int], goal: float, random: Random
+    annealing: Annealing,
+    walk: Walk,
+    sizes: Sequence[int],
+    goal: float,
+    random: Random,
+    most: Sequence[float] | None = None,
 ) -> list[float]:
     """Return the shares that are tried next, which remove ``goal`` of all weights.
 
@@ -140,7 +169,7 @@ def next_shares(
         ValueError: none near the walk do.
     """
     for _ in range(MOST_TRIES):
-        found = rescaled(annealing.step(walk, random), sizes, goal)
+        found = rescaled(annealing.step(walk, random), sizes, goal, most)
         if found is not None:
             return found
     raise ValueError(f"no shares near {list(walk.shares)} remove {goal:.1%} of all weights")

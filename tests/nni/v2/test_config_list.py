@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from secateur.errors import ConfigError
 from secateur.nni.pruning.v2.config_list import canonical, modern
-from secateur.nni.pytorch.pruning import L1NormPruner
+from secateur.nni.pytorch.pruning import AGPPruner, L1NormPruner
 
 
 def net() -> nn.Module:
@@ -20,6 +21,12 @@ def net() -> nn.Module:
 
 def shares(config_list: Any) -> dict[str, float]:
     return {name: goal.sparsity for goal in canonical(config_list, net()) for name in goal.names}
+
+
+class Plain(nn.Module):
+    """Has no weight, and says so."""
+
+    weight = None
 
 
 CONV, LINEAR = {"op_types": ["Conv2d"]}, {"op_types": ["Linear"]}
@@ -74,13 +81,56 @@ def test_canonical_when_a_total_is_asked_then_its_layers_stay_together() -> None
         ({"sparsity": 0.5}, "selects no modules; give op_types or op_names"),
         ({"op_partial_names": ["no"], "sparsity": 0.5}, "matches no module"),
         ("Conv2d", "must be a dict, got 'Conv2d'"),
+        ({5: 1, **CONV, "sparsity": 0.5}, "key '5': unknown key"),
+        ({"op_types": "Conv2d", "sparsity": 0.5}, "must be a list, got 'Conv2d'; write ['Conv2d']"),
+        ({"op_types": 5, "sparsity": 0.5}, "key 'op_types': must be a list of texts, got 5"),
+        ({"op_names": [["0"]], "sparsity": 0.5}, "key 'op_names': must be a list of texts, got"),
+        ({"op_names": ["0", 0], "sparsity": 0.5}, "must be a list of texts, got 0 in it"),
+        ({"op_partial_names": [0], "sparsity": 0.5}, "key 'op_partial_names': must be a list of"),
+        ({"op_partial_names": "2", "sparsity": 0.5}, "write ['2']"),
+        ({**CONV, "exclude_op_names": 3, "sparsity": 0.5}, "key 'exclude_op_names': must be a"),
+        ({**CONV, "exclude": 1}, "key 'exclude': must be True or False, got 1"),
+        ({**CONV, "sparsity": 0.5, "exclude": "no"}, "must be True or False, got 'no'"),
+        ({**CONV, "sparsity": 0.5, "rho": {}}, "key 'rho': is out of range, got {}"),
+        ({**CONV, "sparsity": 0.5, "rho": float("nan")}, "key 'rho': is out of range, got nan"),
+        ({**CONV, "sparsity": float("nan")}, "must be in [0, 1), got nan"),
+        ({**CONV, "total_sparsity": 0.5, "max_sparsity_per_layer": 1.5}, "must be at most 1"),
+        ({**CONV, "total_sparsity": 0.5, "max_sparsity_per_layer": {"0": "x"}}, "out of range"),
+        (
+            {**CONV, "total_sparsity": 0.5, "max_sparsity_per_layer": 0.4},
+            "max_sparsity_per_layer=0.4 is less than total_sparsity=0.5 asks for",
+        ),
+        ({"op_types": ["Flatten"], "sparsity": 0.5}, "nothing that has a weight (Flatten)"),
+        ({"op_types": ["Plain"], "sparsity": 0.5}, "nothing that has a weight (Plain)"),
     ],
 )
 def test_canonical_when_an_entry_is_wrong_then_says_what(entry: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        canonical([entry], net())
+        canonical([entry], nn.Sequential(*net(), Plain()))
     assert words in str(caught.value)
     assert "entry 1" in str(caught.value)
+
+
+EXCLUDED = [{**CONV, "sparsity": 0.5}, {"op_types": ["Conv2d", "Linear"], "exclude": True}]
+
+
+@pytest.mark.parametrize(
+    ("config_list", "words"),
+    [([], "is empty"), ((), "is empty"), (EXCLUDED, "leaves no layer"), (EXCLUDED[1:], "no layer")],
+)
+@pytest.mark.parametrize("make", [L1NormPruner, lambda m, c: AGPPruner(m, c, "l1", 2)])
+def test_pruner_when_a_list_leaves_nothing_to_prune_then_says_so_at_once(
+    make: Any, config_list: Any, words: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=words):
+        make(net(), config_list)
+    assert not list(tmp_path.iterdir())
+
+
+def test_canonical_when_an_entry_excludes_what_has_no_weight_then_nothing_changes() -> None:
+    rules = [{**CONV, "sparsity": 0.5}, {"op_types": ["Flatten"], "exclude": True}]
+    assert shares(rules) == {"0": 0.5, "2": 0.5}
 
 
 @pytest.mark.parametrize(

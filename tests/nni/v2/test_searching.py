@@ -139,6 +139,42 @@ def test_annealing_when_layers_are_masked_already_then_shares_are_of_what_is_lef
     )
 
 
+@pytest.mark.parametrize("most", [0.5, 0.55, 1])
+@pytest.mark.parametrize("masked", [0.0, 0.5, 1.0])
+def test_annealing_when_layers_are_bounded_then_no_try_takes_more_of_one(
+    most: float, masked: float, model: nn.Module, tmp_path: Path
+) -> None:
+    name = "stages.1.conv1"
+    mask = torch.ones(16, 8, 3, 3)
+    mask[: int(16 * masked)] = 0
+    judged = Judged(model, [1.0, 2.0, 3.0, 4.0])
+    pruner = two.SimulatedAnnealingPruner(None, None, judged.evaluator, **STEPS, log_dir=tmp_path)
+    pruner.reset(
+        *(model, [{**CONVS[0], "max_sparsity_per_layer": most}, CONVS[1]]),
+        {name: {"weight": mask}},
+    )
+    pruner.compress()
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    for task in pruner.task_generator.tasks:
+        share = {goal.names[0]: goal.sparsity for goal in task.goals}
+        bound = {n: max(most, masked * (n == name)) for n in share}
+        assert all(share[n] <= bound[n] + 1e-9 for n in share), share
+        total = sum(sizes[f"{n}.weight"] for n in share)
+        gone = sum(sizes[f"{n}.weight"] * s for n, s in share.items())
+        assert gone / total == pytest.approx(0.5, abs=0.01)
+
+
+def test_annealing_when_bounds_rule_the_total_out_then_says_so_first(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    names = ["stages.1.conv1", "stages.0.conv1"]
+    bounds = {names[0]: 0.4, names[1]: 0.9}  # as NNI writes them; the least holds for all
+    rules = [{"op_names": names, "total_sparsity": 0.5, "max_sparsity_per_layer": bounds}]
+    judged = Judged(model, [])
+    with pytest.raises(ConfigError, match="lets only 40.0% go"):
+        two.SimulatedAnnealingPruner(model, rules, judged.evaluator, log_dir=tmp_path)
+
+
 def test_annealing_when_each_layer_has_a_share_of_its_own_then_warns(
     model: nn.Module, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -71,6 +71,8 @@ class SimulatedAnnealingTaskGenerator(TaskGenerator):
         self._random = Random(int(torch.randint(1 << 62, ())))  # torch.manual_seed repeats it
         self._walk: Walk | None = None
         self._tried: tuple[float, ...] = ()
+        for goal in self.goals:
+            self._check_reachable(goal)
         if all(len(goal.names) == 1 for goal in self.goals):
             warnings.warn(
                 "each layer has a sparsity of its own, so that there is nothing to anneal: give "
@@ -88,7 +90,7 @@ class SimulatedAnnealingTaskGenerator(TaskGenerator):
             shares += found
             for name, share in zip(goal.names, found, strict=True):
                 gone = self._gone(Goal((name,), 0.0))
-                whole = gone + share * (1 - gone)
+                whole = min(gone + share * (1 - gone), 1 - 1e-6)  # where all is masked already
                 goals.append(replace(goal, names=(name,), sparsity=whole, most=None))
         self._tried = tuple(shares)
         task = self._task(self.origin, self.masks, goals)
@@ -117,21 +119,43 @@ class SimulatedAnnealingTaskGenerator(TaskGenerator):
             place: of its first layer in the walk.
         """
         gone = self._gone(goal)
-        wanted = max(0.0, (goal.sparsity - gone) / (1 - gone))
+        wanted = 0.0 if gone >= goal.sparsity else (goal.sparsity - gone) / (1 - gone)
         count = len(goal.names)
         if count == 1 or wanted == 0:
             return [wanted] * count
-        sizes = [left(Goal((name,), 0.0), self.origin, self.masks) for name in goal.names]
-        draw: Callable[[], list[float]]
-        if self._walk is None:
-            draw = lambda: first_shares(sizes, wanted, self._random)  # noqa: E731
-        else:
-            here = replace(self._walk, shares=self._walk.shares[place : place + count])
-            draw = lambda: next_shares(self.annealing, here, sizes, wanted, self._random)  # noqa: E731
+        asked = self._sizes(goal), wanted, self._random, self._most(goal)
         try:
-            return draw()
+            if self._walk is None:
+                return first_shares(*asked)
+            here = replace(self._walk, shares=self._walk.shares[place : place + count])
+            return next_shares(self.annealing, here, *asked)
         except ValueError as error:
             raise ConfigError(f"total_sparsity {goal.sparsity}: {error}") from error
+
+    def _sizes(self, goal: Goal) -> list[int]:
+        """Return how many weights are left of each layer of a goal."""
+        return [left(Goal((name,), 0.0), self.origin, self.masks) for name in goal.names]
+
+    def _most(self, goal: Goal) -> list[float] | None:
+        """Return the share of what is left of each layer that may go, or None for all."""
+        if goal.most is None or goal.most == 1:
+            return None
+        gone = [self._gone(Goal((name,), 0.0)) for name in goal.names]
+        return [max(0.0, goal.most - share) / (1 - share) if share < 1 else 0.0 for share in gone]
+
+    def _check_reachable(self, goal: Goal) -> None:
+        """Raise a ConfigError where the bounds of layers let less go than a goal asks for."""
+        most = self._most(goal)
+        if most is None:
+            return
+        gone = self._gone(goal)
+        able = sum(n * share for n, share in zip(self._sizes(goal), most, strict=True))
+        able = gone + able / left(goal, self.origin, {})
+        if able < goal.sparsity - 1e-9:
+            raise ConfigError(
+                f"total_sparsity {goal.sparsity}: with what is masked, max_sparsity_per_layer "
+                f"{goal.most} lets only {able:.1%} go"
+            )
 
     def _gone(self, goal: Goal) -> float:
         """Return the share of a goal's weights that is masked from the start."""
@@ -143,7 +167,8 @@ class SimulatedAnnealingPruner(IterativePruner):
 
     Args:
         model: any module, which stays as it is; None: ``reset`` gives it.
-        config_list: NNI 2.x's configuration, with ``total_sparsity``.
+        config_list: NNI 2.x's configuration, with ``total_sparsity``; no layer loses more than its
+            entry's ``max_sparsity_per_layer``.
         evaluator: fine-tunes each try, and judges it; larger scores are better.
         start_temperature, stop_temperature, cool_down_rate: each accepted try cools it down; below
             the stop it is over.

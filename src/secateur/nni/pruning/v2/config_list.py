@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -59,14 +60,17 @@ class Goal:
 def canonical(config_list: object, model: nn.Module) -> list[Goal]:
     """Return what each layer is to lose, in the order of the entries.
 
-    Names and types that match nothing are warned of, as in NNI; an entry that selects nothing, a
-    key that is none and a goal out of range are errors.
+    Names and types that match nothing are warned of, as in NNI; an entry that selects nothing with
+    a weight, a list that leaves nothing to prune, a key that is none and a goal out of range are
+    errors.
 
     Raises:
         ConfigError: one for all problems.
     """
     if not isinstance(config_list, (list, tuple)):
         raise ConfigError(f"a config_list must be a list of dicts, got {config_list!r}.")
+    if not config_list:
+        raise ConfigError("the config_list is empty: give an entry with op_types or op_names.")
     problems = [p for n, raw in enumerate(config_list, 1) for p in _problems(n, raw)]
     if problems:
         raise ConfigError(*problems)
@@ -77,6 +81,8 @@ def canonical(config_list: object, model: nn.Module) -> list[Goal]:
         taken.update(names)
         if names and raw.get("exclude") is not True:
             found.append(_goals(raw, names))
+    if not found:
+        raise ConfigError("the config_list leaves no layer to prune: all that it names is excluded")
     return [goal for goals in reversed(found) for goal in goals]
 
 
@@ -102,11 +108,11 @@ def modern(
 
 def _goals(raw: Mapping[str, Any], names: Sequence[str]) -> list[Goal]:
     each = next((raw[key] for key in ONE_EACH if key in raw), None)
-    most = next((raw[key] for key in MOST if key in raw), None)
-    if each is not None:
-        return [Goal((name,), each, most, raw.get("rho")) for name in names]
+    most = next((raw[key] for key in MOST if raw.get(key) is not None), None)
     if isinstance(most, Mapping):  # of a list that NNI has written
         most = min(most.values(), default=None)
+    if each is not None:
+        return [Goal((name,), each, most, raw.get("rho")) for name in names]
     return [Goal(tuple(names), raw["total_sparsity"], most, raw.get("rho"))]
 
 
@@ -117,14 +123,36 @@ def _problems(number: int, raw: object) -> list[str]:
         return [f"{place}: must be a dict, got {raw!r}."]
     problems = [
         f"{place}, key {key!r}: unknown key.{did_you_mean(key, KEYS)}"
-        for key in raw
+        for key in map(str, raw)
         if key not in KEYS
     ]
-    goals = [key for key in GOALS if key in raw]
+    problems += [f"{place}, key {key!r}: {wrong}" for key, wrong in _no_words(raw).items()]
     if not any(raw.get(key) for key in ("op_types", "op_names", "op_partial_names", "op_names_re")):
         problems.append(f"{place}: selects no modules; give op_types or op_names.")
-    if raw.get("exclude") is True:
-        return problems
+    if raw.get("exclude") not in (None, True, False) or type(raw.get("exclude")) is int:
+        problems.append(f"{place}, key 'exclude': must be True or False, got {raw['exclude']!r}.")
+    elif raw.get("exclude") is not True:
+        problems += _goal_problems(place, raw)
+    return problems
+
+
+def _no_words(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Return by key what is wrong with the words by which an entry selects."""
+    found = {}
+    for key in SELECTORS:
+        value = raw.get(key)
+        if isinstance(value, str):
+            found[key] = f"must be a list, got {value!r}; write [{value!r}]."
+        elif value is not None and not isinstance(value, (list, tuple, set, frozenset)):
+            found[key] = f"must be a list of texts, got {value!r}."
+        elif odd := [word for word in value or () if not isinstance(word, str)]:
+            found[key] = f"must be a list of texts, got {odd[0]!r} in it."
+    return found
+
+
+def _goal_problems(place: str, raw: Mapping[str, Any]) -> list[str]:
+    goals = [key for key in GOALS if key in raw]
+    problems = []
     if len(goals) != 1:
         given = f"got {', '.join(goals)}" if goals else "got none"
         problems.append(f"{place}: needs one of sparsity and total_sparsity, {given}.")
@@ -132,15 +160,21 @@ def _problems(number: int, raw: object) -> list[str]:
         if not _is_number(raw[key]) or not 0 <= raw[key] < 1:
             problems.append(f"{place}, key {key!r}: must be in [0, 1), got {raw[key]!r}.")
     for key in (*MOST, "rho"):
-        value = raw.get(key)
-        if value is not None and not isinstance(value, Mapping):
-            above = not _is_number(value) or value <= 0 or (key != "rho" and value > 1)
-            problems += [f"{place}, key {key!r}: is out of range, got {value!r}."] if above else []
-    return problems
+        value: Any = raw.get(key)
+        each = value.values() if isinstance(value, Mapping) and key != "rho" else [value]
+        if value is not None and not all(_is_number(v) and v > 0 for v in each):
+            problems.append(f"{place}, key {key!r}: is out of range, got {value!r}.")
+        elif value is not None and key != "rho" and any(v > 1 for v in each):
+            problems.append(f"{place}, key {key!r}: must be at most 1, got {value!r}.")
+    if problems:
+        return problems
+    asked = raw[goals[0]]
+    below = [k for k in MOST if k in raw and _is_number(raw[k]) and raw[k] < asked]
+    return [f"{place}: {k}={raw[k]!r} is less than {goals[0]}={asked!r} asks for." for k in below]
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
 def _selected(number: int, raw: Mapping[str, Any], model: nn.Module) -> list[str]:
@@ -173,7 +207,11 @@ def _selected(number: int, raw: Mapping[str, Any], model: nn.Module) -> list[str
     chosen, problems = selected(entry, model)
     if problems:
         raise ConfigError(*(f"entry {number}{problem}" for problem in problems))
-    return [name for name in chosen if hasattr(model.get_submodule(name), "weight")]
+    found = [n for n in chosen if getattr(model.get_submodule(n), "weight", None) is not None]
+    if not found and raw.get("exclude") is not True:
+        kinds = ", ".join(dict.fromkeys(class_name(model.get_submodule(name)) for name in chosen))
+        raise ConfigError(f"entry {number}: selects nothing that has a weight ({kinds}).")
+    return found
 
 
 def _none(number: int) -> list[str]:
