@@ -26,6 +26,7 @@ from .costs import COSTS, amount_of
 from .errors import ConfigError, UnknownNameError, did_you_mean
 from .registry import Registry
 from .runtime.io import write_text
+from .scoring.allocations import allocators
 from .scoring.criteria import criteria
 from .scoring.granularity import FORMS
 from .scoring.schedules import schedules
@@ -41,6 +42,9 @@ from .settings import (
     problems_in,
     read_settings,
 )
+
+SHARES = ("sparsity", "threshold")
+"""Goals that a target may have instead of a budget."""
 
 
 def _known(registry: Registry) -> AfterValidator:
@@ -226,10 +230,9 @@ class Config(Target):
     latency_table: str | None = Field(
         None, description="JSON file of measured latencies of operations: read, and added to"
     )
-    allocate: str = Field(
+    allocate: Annotated[str, _known(allocators)] = Field(
         "uniform",
-        description="who loses how much: uniform, global (ranked together), depth, or by data: "
-        "error (error curves), owl (outliers)",
+        description="who loses how much under the goal; `secateur list` names all ways",
     )
     allocation: dict[str, Share] = Field(
         default_factory=dict,
@@ -316,11 +319,13 @@ class Config(Target):
 def _budget_problems(settings: Mapping[str, Any]) -> list[str]:
     """Return what contradicts a budget among raw settings."""
     of, budget = settings.get("of", "channels"), settings.get("budget") or ()
-    shares = [goal for goal in ("sparsity", "threshold") if settings.get(goal) is not None]
     if not budget:
         return []
+    shares = [goal for goal in SHARES if settings.get(goal) is not None]
     if shares and of == "channels":
         return [f"'budget' and {shares[0]!r} are both given; keep one, or say of=… besides."]
+    if problems := [] if of != "channels" else _shares_of_targets(settings.get("targets")):
+        return problems
     if shares or not isinstance(of, str) or of not in COSTS:
         return []
     try:
@@ -333,12 +338,27 @@ def _budget_problems(settings: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _shares_of_targets(targets: object) -> list[str]:
+    """Return which targets have shares of their own, which are no part of an amount."""
+    found = []
+    for i, target in enumerate(targets if isinstance(targets, (list, tuple)) else ()):
+        own = target._given() if isinstance(target, Target) else target
+        shares = [g for g in SHARES if isinstance(own, Mapping) and own.get(g) is not None]
+        if shares:
+            found.append(
+                f"'budget' and targets[{i}].{shares[0]} are both given: the budget is shared out "
+                "among all targets. What single groups lose besides is said by allocation={name: "
+                "share}, or within bounds by min_sparsity and max_sparsity."
+            )
+    return found
+
+
 def _inherited(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     taken = {key: defaults[key] for key in Target.model_fields if key in defaults}
     if pattern_share(own.get("granularity")) is not None:
         taken = {key: taken[key] for key in taken if key not in (*GOALS, "scope")}
     elif own.get("sparsity") is not None or own.get("threshold") is not None:
-        taken = {key: taken[key] for key in taken if key not in ("sparsity", "threshold")}
+        taken = {key: taken[key] for key in taken if key not in SHARES}
     merged = {"granularity": "group", **taken, **own}
     if merged["granularity"] == "group" and "parameters" not in own:
         merged.pop("parameters", None)

@@ -30,11 +30,13 @@ from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
 from .runtime.ranks import meet, on_all_ranks, rank
 from .runtime.undo import Undo, undoable
+from .scoring.allocations import allocators
 from .scoring.schedules import schedules
 from .selection.allocation import allotted
 from .selection.budget import Budget
 from .selection.calibration import Loss, observe_forwards
 from .selection.decision import Decision, decide
+from .selection.goals import missed
 from .selection.restored import SCHEMA, Stateful, check_decision, check_form, loaded_or_put_back
 from .selection.running import RunningScores
 from .selection.targets import Selectable, check_scorable
@@ -307,15 +309,16 @@ class Pruner:
         """
         self._joining.refuse()
         needed = bool(self.statistics.parts)
-        if needed and loss is None:
+        allocator = allocators.facts[self.config.allocate]
+        if needed and loss is None and not (allocator.data and self.statistics.sums):
             raise ConfigError(
                 "data=… need loss=…, a function of (model, batch) that returns a loss: the "
                 "criterion needs gradients"
             )
-        if self.config.allocate not in ("uniform", "global", "depth") and loss is None:
-            data = held(data)
-            self.budget.known.batches = data
-        differentiated = self.observe if needed else None
+        if allocator.data and loss is None:
+            self.budget.known.batches = data = held(data)
+        self.budget.known.labelled = loss is not None
+        differentiated = self.observe if needed and loss is not None else None
         observe_forwards(
             self.model, data, self.statistics.calibration, loss, differentiated, self.structure
         )
@@ -549,8 +552,7 @@ class Pruner:
         result.with_repair(self.repaired)
         if self._goal or self.share == 1:
             result.goals = self.budget.reached(result.plan.counts, result.model)
-        missed = [f"{goal}: see the notes" for goal in result.goals if not goal.met]
-        if short := self.budget.unmet or "; ".join(missed):
+        if short := self.budget.unmet or missed(result.goals):
             result.warnings.insert(0, short)
         if inplace:
             self._unwatch()

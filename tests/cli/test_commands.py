@@ -12,6 +12,7 @@ import torch
 
 from secateur import cli, criteria, methods, schedules
 from secateur.repair import repairs
+from secateur.scoring.allocations import allocators
 from secateur.scoring.criteria import needs
 from secateur.scoring.granularity import FORMS
 from secateur.searching.samplers import samplers
@@ -275,6 +276,7 @@ def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run
         "criterion": criteria,
         "schedule": schedules,
         "method": methods,
+        "allocate": allocators,
         "repair": repairs,
         "sampler": samplers,
     }

@@ -16,6 +16,7 @@ from secateur.costs.cost import Timed
 from secateur.errors import ConfigError, FileError, GoalError
 from secateur.report import report_of, to_markdown
 from secateur.runtime.measure import Latency
+from secateur.scoring.allocations import allocators
 from tests.zoo import torchvision_models
 
 X = torch.zeros(4, 6)
@@ -124,6 +125,9 @@ def test_bytes_when_there_are_buffers_and_other_types_then_they_are_those_of_the
         ({"budget": "ms"}, "write a number and a unit"),
         ({"budget": "-3 ms"}, "write a number and a unit"),
         ({"budget": "0 ms"}, "greater than 0"),
+        ({"budget": "1e400 params"}, "more than can be counted"),
+        ({"budget": "3 k params", "targets": [{"names": ["up"], "sparsity": 0.5}]}, "allocation="),
+        ({"budget": "3 k params", "targets": [{}, {"threshold": 0.5}]}, r"targets\[1\].threshold"),
         ({"budget": "12 MS"}, "Did you mean 'ms'"),
         ({"budget": "20 mb"}, "Did you mean 'MB'"),
         ({"budget": "3 G FLOPs"}, "One MAC is two FLOPs"),
@@ -150,6 +154,71 @@ def test_prune_when_an_amount_is_out_of_reach_then_it_says_so_first(net, budget)
     result = sc.prune(net, X, budget=budget, strict=False)
     assert "cannot go, at most" in result.warnings[0]
     assert not result.goals[0].met
+
+
+@pytest.mark.parametrize("allocate", ["uniform", "global", "depth"])
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"min_sparsity": 0.1},
+        {"min_sparsity": 0.25},
+        {"targets": [{"min_sparsity": 0.25}]},
+        {"targets": [{"names": ["up", "wide"], "min_sparsity": 0.25}, {"names": ["stem"]}]},
+        {"min_sparsity": 0.25, "max_sparsity": 0.6, "round_to": 2},
+    ],
+)
+def test_prune_when_groups_lose_at_least_so_much_then_that_is_no_second_goal(net, allocate, bounds):
+    result = sc.prune(net, X, budget="2.2 k params", allocate=allocate, **bounds)
+    assert [goal.asked for goal in result.goals] == ["at most 2.2 k params"]
+    assert 1900 < left("params", result) <= 2200
+    least = 0.1 if bounds == {"min_sparsity": 0.1} else 0.25
+    for name, size in (("up", 48), ("wide", 64)):
+        assert result.plan.counts[name] <= size * (1 - least)
+
+
+@pytest.mark.parametrize("allocate", ["depht", "globl", "Uniform", ""])
+def test_config_when_no_allocation_has_the_name_then_it_says_which_do(allocate):
+    with pytest.raises(ConfigError, match="allocate: unknown allocation .*Known: depth, error"):
+        sc.Config(sparsity=0.5, allocate=allocate)
+
+
+NEED_DATA = sorted(name for name in allocators if allocators.facts[name].data)
+
+
+@pytest.mark.parametrize("allocate", NEED_DATA)
+@pytest.mark.parametrize("criterion", ["taylor", "l2", "activation"])
+def test_prune_when_an_allocation_gets_labelled_batches_then_it_says_what_is_wrong(
+    net, allocate, criterion
+):
+    data = [(torch.randn(4, 6), torch.zeros(4).long())]
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    settings = {"criterion": criterion, "of": "macs", "allocate": allocate}
+    with pytest.raises(ConfigError, match="a batch is what the loss takes"):
+        sc.prune(net, X, 0.3, data=data, loss=loss, **settings)
+    pruner = sc.Pruner(net, sc.Config(sparsity=0.3, **settings), X, trained=False)
+    pruner.calibrate(data, loss)
+    pruner.calibrate([x for x, _ in data])
+    pruner.decide()
+    assert pruner.finish(inplace=False).goals[0].met
+
+
+def test_prune_when_an_allocator_is_registered_then_its_facts_are_all_there_is_to_say(net):
+    def backwards(case):
+        assert case.needs_data("backwards")
+        return lambda ratio: [ratio] * len(case.selectables)
+
+    allocators.register("backwards", data=True, pooled=True)(backwards)
+    try:
+        data = [torch.randn(8, 6)]
+        result = sc.prune(net, X, 0.4, of="macs", allocate="backwards", data=data)
+        assert result.goals[0].met
+        alike = sc.prune(net, X, 0.4, of="macs", allocate="global", data=data)
+        assert result.plan.counts == alike.plan.counts
+    finally:
+        del allocators._functions["backwards"], allocators.facts["backwards"]
 
 
 def test_prune_when_an_amount_is_more_than_there_is_then_nothing_goes(net):

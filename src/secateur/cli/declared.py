@@ -14,15 +14,17 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Declared:
-    """A function or class that a decorator registers.
+    """A function or class that a decorator registers, under its own name or one that it is given.
 
-    ``arguments`` are the decorator's own, ``needs`` the function's keyword-only names.
+    ``arguments`` are the decorator's own, ``facts`` the names of its keywords, ``needs`` the
+    function's keyword-only names.
     """
 
     name: str
     first_line: str
     needs: tuple[str, ...]
     arguments: tuple[str, ...]
+    facts: tuple[str, ...]
 
 
 def declared(folder: str, decorator: str) -> Iterator[Declared]:
@@ -55,6 +57,7 @@ def _declared(node: Definition, call: ast.Call) -> Declared:
         _first_line(node),
         tuple(each.arg for each in needs),
         tuple(ast.literal_eval(each) for each in call.args),
+        tuple(each.arg for each in call.keywords if each.arg),
     )
 
 

@@ -16,6 +16,7 @@ REGISTRIES = {
     "criterion": ("scoring", "criteria.register"),
     "schedule": ("scoring", "schedules.register"),
     "method": ("training", "methods.register"),
+    "allocate": ("selection/allocators", "allocators.register"),
     "repair": ("repair", "repairs.register"),
     "sampler": ("searching/samplers", "sampler"),
 }
@@ -47,10 +48,10 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
 
 def _names() -> Iterator[dict[str, str]]:
     for setting, (folder, decorator) in REGISTRIES.items():
-        for each in sorted(declared(folder, decorator), key=lambda each: each.name.lower()):
-            name, what = each.name.lower(), each.first_line
-            needed = _needed(setting, each.needs)
-            yield {"setting": setting, "name": name, "needs": needed, "what": what}
+        named = {(e.arguments or (e.name.lower(),))[0]: e for e in declared(folder, decorator)}
+        for name, each in sorted(named.items()):
+            needed = "data" if "data" in each.facts else _needed(setting, each.needs)
+            yield {"setting": setting, "name": name, "needs": needed, "what": each.first_line}
     for each in declared("scoring", "form"):
         name, what, *_ = each.arguments
         yield {"setting": "granularity", "name": name, "needs": "", "what": what}

@@ -56,8 +56,12 @@ def amount_of(written: object, of: str = "channels") -> Amount:
     if of != "channels" and of not in costs:
         raise ConfigError(f"budget {written!r} is an amount of {costs[0]}, and of={of!r} another")
     value = float(match[1]) * factor
-    if not 0 < value < float("inf"):
+    if value <= 0:
         raise ConfigError(f"budget {written!r}: must be greater than 0")
+    if value == float("inf"):
+        raise ConfigError(
+            f"budget {written!r}: more than can be counted; leave it out for no limit"
+        )
     return Amount(costs[0] if of == "channels" else of, value, str(written).strip())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from secateur.graph.cost import human
+from secateur.graph.cost import human_bytes
 from secateur.graph.lengths import now
 
 from .cost import Cost, Count, Subject, cost
@@ -39,7 +39,7 @@ class FileBytes(Cost):
 
     @classmethod
     def shown(cls, amount: float) -> str:
-        return f"{human(amount)}B" if amount >= 1000 else f"{amount:.0f} B"
+        return human_bytes(amount)
 
     def of(self, count: Count) -> float:
         shapes = {name: self._shape(name, count) for name in self.saved}

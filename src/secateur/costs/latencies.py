@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -16,7 +15,7 @@ from torch.utils.benchmark import Timer
 
 from secateur.errors import ConfigError, FileError
 from secateur.runtime.io import read_text, write_text
-from secateur.runtime.measure import Clock, Latency, clock_of, spread_of
+from secateur.runtime.measure import Clock, Latency, clock_of, processor, spread_of
 
 SCHEMA = 1
 ROUNDS = 5
@@ -43,7 +42,7 @@ class Latencies:
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
         else:
-            name = f"{device.type}, {platform.processor() or platform.machine()}"
+            name = f"{device.type}, {processor()}"
         _, clock = clock_of(device)
         threads = str(torch.get_num_threads())
         made_on = {"device": name, "threads": threads, "clock": clock, "torch": torch.__version__}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from secateur.graph import cost as graph
-from secateur.graph.cost import human
+from secateur.graph.cost import human_bytes
 
 from .cost import Cost, Count, cost
 
@@ -16,7 +16,7 @@ class memory(Cost):
 
     @classmethod
     def shown(cls, amount: float) -> str:
-        return f"{human(amount)}B" if amount >= 1000 else f"{amount:.0f} B"
+        return human_bytes(amount)
 
     def of(self, count: Count) -> float:
         return graph.peak_bytes(self.subject.inferred, count)

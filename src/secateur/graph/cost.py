@@ -50,6 +50,15 @@ def human(number: float) -> str:
     return f"{number:g}"
 
 
+def human_bytes(number: float) -> str:
+    """Return a number of bytes with three digits and a unit: 9.63 MB.
+
+    >>> human_bytes(9_633_792), human_bytes(512)
+    ('9.63 MB', '512 B')
+    """
+    return f"{human(number)}B" if number >= 1000 else f"{number:.0f} B"
+
+
 def params(inferred: Inferred, count: Count) -> int:
     """Return the number of parameters; tied ones count once."""
     return sum(params_of(inferred, name, count) for name in inferred.recording.parameters)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from time import thread_time
 
 import torch
@@ -59,6 +61,34 @@ def clock_of(device: torch.device) -> tuple[Clock, str]:
     if device.type == "cpu" and torch.get_num_threads() == 1:
         return thread_time, "processor time"
     return wall, "wall time"
+
+
+CPUINFO = Path("/proc/cpuinfo")
+CALLED = ("model name", "cpu model", "cpu", "hardware", "uarch")
+"""What lines of it call the processor: x86, MIPS, POWER, older ARM, RISC-V."""
+
+
+def processor() -> str:
+    """Return what the processor of this machine is called, as far as the system tells.
+
+    >>> len(processor()) > 0
+    True
+    """
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    facts: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        facts.setdefault(key.strip().lower(), value.strip())
+    machine = platform.machine()
+    arm = [facts[key] for key in ("cpu implementer", "cpu part") if facts.get(key)]
+    named = [
+        *map(facts.get, CALLED),
+        " ".join([machine, *arm]) if arm else "",
+        platform.processor(),
+    ]
+    return next(filter(None, named), machine or "unknown")
 
 
 def spread_of(values: Sequence[float], threads: int) -> Latency:

@@ -18,11 +18,12 @@ from secateur.config import Config
 from secateur.costs import Cost, Goal, Reached, Timed
 from secateur.errors import GoalError
 from secateur.graph.groups import Group
+from secateur.scoring.allocations import allocators
 from secateur.scoring.schedules import asked
 from secateur.structure import Structure
 from secateur.types import Example
 
-from .allocators import Case, Known, Spread, allocators
+from .allocators import Case, Known, Spread
 from .bisection import fewest, nearest, ratios_around
 from .families import families
 from .goals import counts_of, goals_of
@@ -65,6 +66,7 @@ class Budget:
         self.structure = structure
         self.selectables = selectables
         self.known = Known(model)
+        self._allocator = allocators.facts[config.allocate]
         self._families = families(config, structure, selectables)
         self.costs = costs if costs is not None else {}
         self.goals = goals_of(config, structure, selectables, model, example, self.costs)
@@ -173,8 +175,7 @@ class Budget:
         if cut is not None:
             self.unmet = self._short  # what was measured of an earlier decision is no matter
         names = [s.name for s in self.selectables]
-        plain = self.config.allocate in ("uniform", "global")
-        if not requests or (not self.goals and plain):
+        if not requests or (not self.goals and self._allocator.plain):
             return self._balanced(requests, names)
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
@@ -228,7 +229,7 @@ class Budget:
         (more, _), (keeps, notes) = (
             self._balanced(self._at(requests, spread(ratio)), names) for ratio in (low, high)
         )
-        even = spread(high) if self.config.allocate == "uniform" else []
+        even = spread(high) if self._allocator.later else []
         later = [each < max(even) for each in even] or [False] * len(requests)
         keeps = self._one_by_one(requests, more, keeps, share, later)
         return self._back(requests, keeps, share), notes
@@ -316,7 +317,7 @@ class Budget:
     def _back(self, requests: list[Request], keeps: list[Tensor], share: float) -> list[Tensor]:
         """Give back what overshoots the goal: a step of ``round_to`` can be much of a network."""
         fine = all(r.round_to == 1 and r.widths is None for r in requests)
-        if fine and self.config.allocate != "error":  # whose steps are as coarse as its curves
+        if fine and not self._allocator.coarse:
             return keeps
         names = [s.name for s in self.selectables]
         place = {name: i for i, name in enumerate(names)}

@@ -69,6 +69,21 @@ def reached(goal: Goal, amount: float, spread: str = "") -> Reached:
     return Reached(name, goal.asked, shown(goal.dense), shown(amount), gone, met, spread)
 
 
+def missed(goals: Sequence[Reached]) -> str:
+    """Return which goals are missed after all, and what to do; "" where none is.
+
+    A decision meets them: it is older than what is measured now, or was loaded.
+
+    >>> missed([])
+    ''
+    """
+    found = "; ".join(str(goal) for goal in goals if not goal.met)
+    return found and (
+        f"{found}. When it was decided what goes, less was measured or asked: call decide() before "
+        "finish(), which measures and chooses anew, or ask for less"
+    )
+
+
 def counts_of(goal: Goal, structure: Structure, counts: Mapping[str, int]) -> float:
     """Return what is left of a goal's cost when groups keep so many positions."""
     return goal.cost.of(structure.counter(counts))

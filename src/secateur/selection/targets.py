@@ -20,6 +20,7 @@ from secateur.errors import ConfigError, NoMatchError, ScoreError
 from secateur.graph.groups import Group, Member
 from secateur.graph.layout import Along
 from secateur.runtime.values import not_finite
+from secateur.scoring.allocations import allocators
 from secateur.scoring.criteria import Side, criteria, needs
 from secateur.scoring.granularity import Element, Granularity
 from secateur.scoring.schedules import asked
@@ -143,8 +144,10 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
     found: dict[str, Selectable] = {}
     unmatched, wrong = list[str](), list[str]()
     for i, target in enumerate(config.resolved_targets()):
-        if config.allocate == "global":
+        if allocators.facts[config.allocate].pooled:
             target = target.replace(scope="global")
+        if config.budget and target.sparsity is None and target.threshold is None:
+            target = target.replace(sparsity=0.0)  # a least share bounds it, and is no goal besides
         place = f"targets[{i}]" if config.targets else "the config"
         selectors = Selectors(model, target)
         odd = " ".join(selectors.problems())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from secateur.registry import import_all
 
-from .case import Case, Known, Spread, allocators
+from .case import Case, Known, Spread
 
 import_all(__name__, __path__)
 
-__all__ = ["Case", "Known", "Spread", "allocators"]
+__all__ = ["Case", "Known", "Spread"]

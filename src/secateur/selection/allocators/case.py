@@ -9,15 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
-from secateur.registry import Registry
 from secateur.selection.select import Request
 from secateur.selection.targets import Selectable
 from secateur.structure import Structure
 
 Spread = Callable[[float], Sequence[float]]
 """A strength in [0, 1] → the share that each selectable loses; never falls, and ends at 1."""
-
-allocators = Registry("allocation")
 
 
 @dataclass
@@ -27,12 +24,14 @@ class Known:
     Attributes:
         model: the dense model.
         batches: of inputs, where the run has data.
+        labelled: the run has data, whose batches are what a loss takes.
         error: how far the model's output is from the dense one's when these positions are kept, by
             place of the selectable; after the repair that will follow, if one will.
     """
 
     model: nn.Module | None = None
     batches: Sequence[Any] = ()
+    labelled: bool = False
     error: Callable[[dict[int, Tensor]], float] | None = None
 
 
@@ -61,9 +60,15 @@ class Case:
         Raises:
             ConfigError: there are none.
         """
-        if not self.known.batches:
+        if self.known.batches:
+            return self.known.batches
+        if self.known.labelled:
             raise ConfigError(
-                f"allocate={name!r} needs data: give prune(..., data=batches of inputs), or call "
-                "calibrate(batches) before step(), also after a resume"
+                f"allocate={name!r} runs the model on batches of inputs, and with loss=… a batch "
+                "is what the loss takes: leave loss=… out, with a criterion that needs none; or "
+                "use Pruner, and after calibrate(batches, loss) call calibrate(batches of inputs)"
             )
-        return self.known.batches
+        raise ConfigError(
+            f"allocate={name!r} needs data: give prune(..., data=batches of inputs), or call "
+            "calibrate(batches) before step(), also after a resume"
+        )

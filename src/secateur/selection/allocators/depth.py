@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .case import Case, Spread, allocators
+from secateur.scoring.allocations import allocators
+
+from .case import Case, Spread
 
 SLOPE = 0.5
 """How much the share differs between the first and the last group, as a part of the mean share."""

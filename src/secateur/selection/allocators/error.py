@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from math import inf, isfinite
 
 from secateur.runtime.progress import shown
+from secateur.scoring.allocations import allocators
 from secateur.selection.bisection import ratios_around
 from secateur.selection.select import rungs, select_count
 
-from .case import Case, Spread, allocators
+from .case import Case, Spread
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
 """Of a group that are taken out to see what the output loses; between them errors are drawn."""
@@ -21,7 +22,7 @@ ROUNDS = 3
 """What a group saves depends on the others': it is asked again at what was found."""
 
 
-@allocators.register
+@allocators.register(data=True, coarse=True)
 def error(case: Case) -> Spread:
     """The cheapest: the sum of errors is least under the goal, by a multiplier found by bisection.
 

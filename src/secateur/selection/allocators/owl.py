@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from secateur.scoring.allocations import allocators
 from secateur.selection.calibration import Calibration, observe_forwards
 
-from .case import Case, Spread, allocators
+from .case import Case, Spread
 
 TIMES_THE_MEAN = 5.0
 RANGE = 0.08
 
 
-@allocators.register
+@allocators.register(data=True)
 def owl(case: Case) -> Spread:
     """A share that falls with the share of outliers among weights times their inputs' norms.
 

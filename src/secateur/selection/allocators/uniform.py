@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from secateur.scoring.allocations import allocators
 from secateur.selection.shared import late, shared
 
-from .case import Case, Spread, allocators
+from .case import Case, Spread
 
 
-@allocators.register
+@allocators.register(plain=True, later=True)
 def uniform(case: Case) -> Spread:
     """The same share of every group; under a budget, widths that blocks share go later."""
     common = set[str]() if case.structure is None else shared(case.structure)
