@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from secateur import Config, Pruner
-from secateur.errors import DivergenceError
+from secateur.errors import ConfigError, DivergenceError, FileError
 from secateur.masks import masking
 
 RANKS = 2
@@ -239,3 +239,28 @@ def joined_epochs(rank: int) -> dict[str, Tensor]:
                 optimizer.step()
         pruner.step()
     return dict(pruner.masks)
+
+
+def latency_goal(rank: int) -> dict[str, Tensor]:
+    """Every rank would measure other times: a goal of time is decided by those of the first."""
+    pruner = Pruner(net(), Config(sparsity=0.3, of="latency", strict=False), EXAMPLE, trained=False)
+    masks = dict(pruner.decide())
+    result = pruner.finish(inplace=False)
+    cost = pruner.budget.goals[0].cost
+    times = [found.median for _, found in sorted(cost.table.found.items())]
+    return masks | {"times": torch.tensor(times), "gone": torch.tensor(result.goals[0].gone)}
+
+
+def latency_sharded(rank: int) -> dict[str, Tensor]:
+    """A sharded model does not run on one rank alone: all are told so, and nobody waits."""
+    with pytest.raises(ConfigError, match="before fully_shard"):
+        Pruner(_sharded(net()), Config(sparsity=0.3, of="latency"), EXAMPLE, structure=STRUCTURE)
+    return {}
+
+
+def latency_failing(rank: int) -> dict[str, Tensor]:
+    """A table that the first rank cannot read is an error on all."""
+    config = Config(sparsity=0.3, of="latency", latency_table=__file__)
+    with pytest.raises(FileError, match="no table of latencies"):
+        Pruner(net(), config, EXAMPLE, structure=STRUCTURE)
+    return {}

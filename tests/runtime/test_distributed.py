@@ -24,6 +24,9 @@ CHECKS = [
     "ddp_copies",
     "ddp_repair",
     "joined_epochs",
+    "latency_goal",
+    "latency_sharded",
+    "latency_failing",
 ]
 
 
@@ -111,3 +114,15 @@ def test_step_when_it_comes_after_a_block_of_join_then_both_mask_alike(found):
     for name, mask in first.items():
         assert torch.equal(mask, second[name]), name
     assert not first["0.weight"].all()
+
+
+def test_prune_when_ranks_measure_other_times_then_those_of_the_first_decide(found):
+    first, second = both(found, "latency_goal")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first["times"].numel() > 3
+
+
+def test_pruner_when_a_sharded_model_is_to_be_timed_then_all_ranks_are_told(found):
+    assert both(found, "latency_sharded") == [{}, {}]
+    assert both(found, "latency_failing") == [{}, {}]

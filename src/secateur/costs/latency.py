@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.errors import ConfigError
 from secateur.graph.axes import Atom
 from secateur.graph.program import Op
+from secateur.runtime.distributed import sharded
 from secateur.runtime.forward import undisturbed
 from secateur.runtime.measure import Latency, clock_of, figure
 from secateur.runtime.measure import latency as measured
+from secateur.runtime.ranks import of_first, rank
 
 from .cost import Count, Subject, Timed, cost
 from .latencies import Latencies
@@ -47,7 +50,12 @@ class latency(Timed):
         parameter = next(subject.model.parameters(), torch.zeros(()))
         self.device, self.floats = parameter.device, parameter.dtype
         self.clock, self.clock_name = clock_of(self.device)
-        self.table = self._table(subject.table)
+        if any(map(sharded, subject.model.parameters())):
+            raise ConfigError(
+                "a latency is measured by one rank alone, and a sharded model runs on all of them "
+                "together: give the budget to the model before fully_shard, or another cost"
+            )
+        self.table = of_first(lambda: self._table(subject.table), "the latencies")
         moving = [op for op in subject.inferred.recording.ops if moves(op)]
         self.ops = [op for op in moving if _typed(subject, op)]
         self.axes = [axes_of(subject.inferred, op) for op in self.ops]
@@ -78,7 +86,10 @@ class latency(Timed):
         return self.scale * float(squares) ** 0.5 / 2000
 
     def time(self, models: Mapping[str, nn.Module]) -> dict[str, Latency]:
-        """Measure whole models, in turns."""
+        """Measure whole models, in turns; on several ranks the first does, for all."""
+        return of_first(lambda: self._time(models), "the time")
+
+    def _time(self, models: Mapping[str, nn.Module]) -> dict[str, Latency]:
         with ExitStack() as stack:
             for model in models.values():
                 stack.enter_context(undisturbed(model))
@@ -112,7 +123,7 @@ class latency(Timed):
 
     def save(self) -> None:
         """Keep the table, where a file was named."""
-        if self.subject.table is not None:
+        if self.subject.table is not None and rank() == 0:
             self.table.save(self.subject.table)
 
     def _table(self, path: str | None) -> Latencies:
@@ -142,10 +153,14 @@ class latency(Timed):
 
     def _measure(self, missing: dict[str, Callable[[], Any]]) -> None:
         if missing:
-            with torch.inference_mode():
-                self.table.add(missing, self.clock)
+            self.table.found |= of_first(lambda: self._rows(missing), "latencies of operations")
             missing.clear()
             self.save()
+
+    def _rows(self, missing: Mapping[str, Callable[[], Any]]) -> dict[str, Latency]:
+        with torch.inference_mode():
+            self.table.add(missing, self.clock)
+        return {key: self.table.found[key] for key in missing}
 
     def _looked_up(self, place: Place, count: Count) -> tuple[str, Callable[[], Any] | None]:
         """Return an operation at its shapes, and what runs it, if it is to be measured.

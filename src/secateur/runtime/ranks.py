@@ -132,6 +132,23 @@ def meet(where: str, failed: Exception | None = None) -> None:
     raise error from (None if error is failed else failed)
 
 
+def of_first(made: Callable[[], R], what: str) -> R:
+    """Return what rank 0 makes, on all ranks that are in a call together; elsewhere one's own.
+
+    For what differs from rank to rank though all do the same, such as a measured time.  What is
+    made must be plain data.
+
+    >>> of_first(lambda: 0.25, "a time")
+    0.25
+    """
+    if not _here.calls or world() == 1:
+        return made()
+    told: list[Any] = [made() if rank() == 0 else None]
+    meet(f"{what} of rank 0")
+    dist.broadcast_object_list(told, src=0, device=place())
+    return told[0]  # type: ignore[no-any-return]
+
+
 def settled(error: Exception) -> Exception:
     """Mark an error as one that all ranks raise at the same place."""
     setattr(error, SETTLED, True)
