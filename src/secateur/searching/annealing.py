@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import exp
 from random import Random
 
+from .ranges import check
+
 MOST_TRIES = 10_000
 """Of drawing shares until they meet a goal; then there are none that do."""
 
@@ -45,10 +47,11 @@ class Annealing:
     score_scale: float = 100.0
 
     def __post_init__(self) -> None:
-        if not min(self.start_temperature, self.stop_temperature, self.score_scale) > 0:
-            raise ValueError("temperatures and the score_scale must be above 0")
-        if not (0 < self.cool_down_rate <= 1 and 0 < self.perturbation_magnitude <= 1):
-            raise ValueError("cool_down_rate and perturbation_magnitude must be in (0, 1]")
+        check(
+            self,
+            positive=("start_temperature", "stop_temperature", "score_scale"),
+            shares=("cool_down_rate", "perturbation_magnitude"),
+        )
 
     def magnitude(self, temperature: float) -> float:
         """Return the most that a share changes in a step."""

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ranges import check
+
 State = Sequence[float]
 
 
@@ -53,14 +55,15 @@ class Learning:
     first_action: float | None = None
 
     def __post_init__(self) -> None:
-        counts = self.hidden1, self.hidden2, self.bsize, self.rmsize, self.updates
-        rates = self.lr_c, self.lr_a, self.tau, self.delta_decay
-        if not (min(counts) >= 1 and min(rates) > 0 and self.init_delta > 0 and self.warmup >= 0):
-            raise ValueError(
-                "widths, sizes, rates and init_delta must be above 0, warmup 0 or more"
-            )
-        if self.first_action is not None and not 0 <= self.first_action <= 1:
-            raise ValueError(f"first_action must be in [0, 1], got {self.first_action!r}")
+        first = () if self.first_action is None else ("first_action",)
+        check(
+            self,
+            counts=("hidden1", "hidden2", "bsize", "rmsize", "updates"),
+            from_zero=("warmup",),
+            positive=("lr_c", "lr_a", "init_delta", "delta_decay"),
+            shares=("tau",),
+            closed=("discount", *first),
+        )
 
 
 @dataclass(frozen=True)

@@ -344,6 +344,50 @@ def test_searches_when_they_cannot_work_then_say_why(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        *(
+            (name, value, "must be a number above 0")
+            for name in ("start_temperature", "stop_temperature", "score_scale")
+            for value in (0, -1, "hot", float("nan"), float("inf"), True)
+        ),
+        *(
+            (name, value, "must be a number in (0, 1]")
+            for name in ("cool_down_rate", "perturbation_magnitude")
+            for value in (0, 1.5, "x", None)
+        ),
+    ],
+)
+def test_annealing_when_a_setting_is_out_of_range_then_names_it(
+    name: str, value: Any, words: str, model: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        annealed(model, tmp_path, [], **{name: value})
+    assert f"{name} {words}, got {value!r}" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("hidden1", "bsize", "rmsize") for value in (0, 8.5, "a")),
+        *((name, value) for name in ("lr_a", "lr_c", "init_delta") for value in (0, -1, "a")),
+        *(("warmup", value) for value in (-3, "a", 0.5)),
+        *(("tau", 5), ("discount", -0.1), ("delta_decay", "x"), ("delta_decay", None)),
+    ],
+)
+def test_amc_when_a_setting_of_the_agent_is_out_of_range_then_names_it(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    model = plain()
+    settings = {"log_dir": tmp_path, "ddpg_params": {name: value}}
+    with pytest.raises(ConfigError) as caught:
+        two.AMCPruner(1, model, LAYERS, Loop(model).evaluator, **settings)
+    assert f"ddpg_params: {name} must be a" in str(caught.value)
+    assert f", got {value!r}" in str(caught.value)
+
+
 @pytest.mark.slow
 def test_amc_when_scores_are_no_shares_then_warns_and_unused_settings_do_not(
     tmp_path: Path,

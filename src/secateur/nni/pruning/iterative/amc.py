@@ -78,7 +78,7 @@ class AMCTaskGenerator(TaskGenerator):
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {target!r}.")
         self.total_episode = at_least_one("total_episode", total_episode)
         self.dummy_input, self.target = dummy_input, target
-        self.learning = _learning(ddpg_params or {}, total_episode)
+        self.learning = _learning({} if ddpg_params is None else ddpg_params, total_episode)
         super().__init__(
             origin_model, origin_config_list, origin_masks, log_dir, keep_intermediate_result
         )
@@ -237,7 +237,13 @@ class AMCPruner(IterativePruner):
 
 
 def _learning(parameters: Mapping[str, Any], episodes: int) -> Learning:
-    """Return the agent's settings from NNI's names."""
+    """Return the agent's settings from NNI's names.
+
+    Raises:
+        ConfigError: a name is none of them, or a value is out of range.
+    """
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"ddpg_params must be a dict, got {parameters!r}.")
     known = [name for name in Learning.__dataclass_fields__ if name != "first_action"]
     odd = [name for name in parameters if name not in known and name not in UNUSED]
     if odd:
@@ -245,7 +251,10 @@ def _learning(parameters: Mapping[str, Any], episodes: int) -> Learning:
             *(f"ddpg_params: unknown key {name!r}.{did_you_mean(name, known)}" for name in odd)
         )
     given = {name: value for name, value in parameters.items() if name in known}
-    return Learning(**{"warmup": episodes // 4, **given})
+    try:
+        return Learning(**{"warmup": episodes // 4, **given})
+    except ValueError as error:
+        raise ConfigError(f"ddpg_params: {error}") from error
 
 
 def units(model: nn.Module, layers: Sequence[str], example: Any) -> list[tuple[str, ...]]:

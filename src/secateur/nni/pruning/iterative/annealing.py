@@ -51,18 +51,17 @@ class SimulatedAnnealingTaskGenerator(TaskGenerator):
         keep_intermediate_result: bool = False,
         score_scale: float | None = None,
     ):
-        if not 0 < stop_temperature <= start_temperature or not 0 < cool_down_rate < 1:
+        scale = start_temperature if score_scale is None else score_scale
+        steps = start_temperature, stop_temperature, cool_down_rate, perturbation_magnitude
+        try:
+            self.annealing = Annealing(*steps, scale)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if stop_temperature > start_temperature or cool_down_rate == 1:
             raise ConfigError(
-                "give 0 < stop_temperature <= start_temperature and 0 < cool_down_rate < 1, got "
-                f"{stop_temperature}, {start_temperature} and {cool_down_rate}"
+                "annealing ends where stop_temperature <= start_temperature and cool_down_rate < "
+                f"1, got {stop_temperature}, {start_temperature} and {cool_down_rate}"
             )
-        self.annealing = Annealing(
-            start_temperature,
-            stop_temperature,
-            cool_down_rate,
-            perturbation_magnitude,
-            start_temperature if score_scale is None else score_scale,
-        )
         super().__init__(
             origin_model, origin_config_list, origin_masks, log_dir, keep_intermediate_result
         )
