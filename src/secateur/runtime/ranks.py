@@ -146,7 +146,7 @@ def of_first(made: Callable[[], R], what: str) -> R:
     told: list[Any] = [made() if rank() == 0 else None]
     meet(f"{what} of rank 0")
     dist.broadcast_object_list(told, src=0, device=place())
-    return told[0]  # type: ignore[no-any-return]
+    return told[0]
 
 
 def settled(error: Exception) -> Exception:

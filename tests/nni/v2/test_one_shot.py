@@ -42,6 +42,19 @@ def made(name: str, model: nn.Module, **settings: Any) -> Any:
     return getattr(two, name)(model, rules(name), **settings)
 
 
+EXPORTED = (
+    *("LevelPruner", "L1NormPruner", "L2NormPruner", "FPGMPruner", "SlimPruner", "LinearPruner"),
+    *("ActivationPruner", "ActivationAPoZRankPruner", "ActivationMeanRankPruner", "ADMMPruner"),
+    *("TaylorFOWeightPruner", "PruningScheduler", "AGPPruner", "LotteryTicketPruner"),
+    *("SimulatedAnnealingPruner", "MovementPruner", "AutoCompressPruner", "AMCPruner"),
+)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_import_when_nni_2_10_has_a_name_then_it_is_here(name: str) -> None:
+    assert getattr(two, name).__name__ == name
+
+
 @pytest.mark.parametrize("name", ["LevelPruner", "L1NormPruner", "L2NormPruner", "FPGMPruner"])
 def test_compress_when_it_looks_at_weights_alone_then_masks_are_those_of_three(name: str) -> None:
     model = net()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -308,11 +309,28 @@ class Pruner:
 
 
 def at_least_one(name: str, value: object) -> int:
+    """Return a number of steps, as ``at_least`` does."""
+    return at_least(1, name, value)
+
+
+def at_least(least: int, name: str, value: object) -> int:
     """Return a number of steps.
 
     Raises:
-        ConfigError: it is no whole number, or below 1.
+        ConfigError: it is no whole number, or below ``least``.
     """
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     return value
+
+
+def not_negative(name: str, value: object) -> float:
+    """Return a weight of a penalty.
+
+    Raises:
+        ConfigError: it is no number, or below 0.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < inf:  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a number of at least 0, got {value!r}.")
+    return float(value)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.nni.evaluators import Evaluator
 
-from .pruner import Pruner, at_least_one
+from .pruner import Pruner, at_least, at_least_one, not_negative
 
 
 class TaylorPruner(Pruner):
@@ -88,7 +88,7 @@ class SlimPruner(Pruner):
         existed_wrappers: Any = None,
     ):
         self.training_steps = at_least_one("training_steps", training_steps)
-        self.regular_scale = regular_scale
+        self.regular_scale = not_negative("regular_scale", regular_scale)
         super().__init__(model, config_list, evaluator)
 
     @classmethod
@@ -108,7 +108,7 @@ class SlimPruner(Pruner):
         return {
             "criterion": self.criterion,
             "method": "slim",
-            "method_options": {"strength": float(self.regular_scale) / max(penalised, 1)},
+            "method_options": {"strength": self.regular_scale / max(penalised, 1)},
             "every": self.training_steps,
         }
 
@@ -147,8 +147,10 @@ class MovementPruner(Pruner):
     ):
         self.warmup_step = warmup_step
         self.cooldown_begin_step = cooldown_begin_step
-        at_least_one("cooldown_begin_step - warmup_step", cooldown_begin_step - warmup_step)
-        self.regular_scale = regular_scale
+        first = at_least(0, "warmup_step", warmup_step)
+        last = at_least_one("cooldown_begin_step", cooldown_begin_step)
+        at_least_one("cooldown_begin_step - warmup_step", last - first)
+        self.regular_scale = not_negative("regular_scale", regular_scale)
         super().__init__(model, config_list, evaluator)
 
     @classmethod
@@ -168,7 +170,7 @@ class MovementPruner(Pruner):
     def settings(self) -> dict[str, Any]:
         return {
             "method": "movement",
-            "method_options": {"strength": float(self.regular_scale)},
+            "method_options": {"strength": self.regular_scale},
             "schedule": "cubic",
             "start": self.warmup_step,
             "steps": self.cooldown_begin_step - self.warmup_step,

@@ -92,6 +92,9 @@ class AutoCompressPruner(IterativePruner):
         evaluator: Evaluator | LegacyEvaluator | None = None,
         speedup: bool = False,
     ):
+        for name, value in (("admm_params", admm_params), ("sa_params", sa_params)):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} must be a dict, got {value!r}.")
         _annealing(sa_params)  # which raises where they are wrong, before anything is trained
         granularity = {"granularity": _granularity(sa_params)}
         pruner = pruner_of("admm", {**granularity, **admm_params})

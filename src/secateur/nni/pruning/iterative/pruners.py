@@ -48,11 +48,13 @@ def pruner_of(
     >>> type(pruner_of("l1", None)).__name__
     'L1NormPruner'
     """
-    if algorithm not in among:
+    if algorithm not in list(among):  # which may be no text at all
         raise ConfigError(
             f"pruning_algorithm must be one of {', '.join(among)}, got {algorithm!r}."
-            f"{did_you_mean(algorithm, among)}"
+            f"{did_you_mean(str(algorithm), among)}"
         )
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise ConfigError(f"pruning_params of {algorithm!r} must be a dict, got {parameters!r}.")
     made = ALGORITHMS[algorithm]
     try:
         return made(None, None, **dict(parameters or {}))
@@ -71,9 +73,8 @@ class IterativePruner(PruningScheduler):
 
     def export_model(self, *args: Any, **kwargs: Any) -> None:
         """Warn that this does nothing: the best result is in ``log_dir``, and as NNI says it."""
-        log.warning(
-            "nothing is exported: the best result is in %s", self.task_generator.store.folder
-        )
+        folder = self.task_generator.store.folder
+        log.warning("nothing is exported: the best result is in %s, after compress()", folder)
 
 
 class LinearPruner(IterativePruner):

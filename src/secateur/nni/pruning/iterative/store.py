@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -48,10 +47,6 @@ class Store:
     ) -> None:
         """Write the result of a task."""
         self._write(f"intermediate_result/{task}", model, masks, config)
-
-    def drop(self, task: int) -> None:
-        """Remove the result of a task, if it was written."""
-        shutil.rmtree(self.folder / "intermediate_result" / str(task), ignore_errors=True)
 
     def tasks(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write what became of each task."""

@@ -85,6 +85,9 @@ class TaskGenerator:
         keep_intermediate_result: bool = False,
     ):
         self.log_dir, self.keep_intermediate_result = log_dir, keep_intermediate_result
+        self.tasks: list[Task] = []
+        self._best: Best | None = None
+        self.store = Store(log_dir)
         if origin_model is not None and origin_config_list is not None:
             self.reset(origin_model, origin_config_list, origin_masks)
 
@@ -113,8 +116,7 @@ class TaskGenerator:
             name: {target: mask for target, mask in by_target.items() if mask is not None}
             for name, by_target in (masks or {}).items()
         }
-        self.tasks: list[Task] = []
-        self._best: Best | None = None
+        self.tasks, self._best = [], None
         self._latest: tuple[nn.Module, Masks] = self.origin, self.masks
         self.store = Store(self.log_dir)
         self.store.origin(self.origin, self.masks, [goal.entry() for goal in self.goals])

@@ -5,6 +5,7 @@
 
 from .activations import ActivationAPoZRankPruner as ActivationAPoZRankPruner
 from .activations import ActivationMeanRankPruner as ActivationMeanRankPruner
+from .activations import ActivationPruner as ActivationPruner
 from .admm import ADMMPruner as ADMMPruner
 from .basic import FPGMPruner as FPGMPruner
 from .basic import L1NormPruner as L1NormPruner

@@ -39,6 +39,8 @@ class LevelPruner(OneShotPruner):
     ):
         if (mode == "balance") != (balance_gran is not None):
             raise ConfigError("balance_gran=[…] goes with mode='balance', and the mode with it")
+        if balance_gran is not None:
+            _check_sizes(balance_gran)
         self.balance_gran = balance_gran
         super().__init__(model, config_list, mode=mode)
 
@@ -47,6 +49,15 @@ class LevelPruner(OneShotPruner):
             return super()._modern(model)
         sizes = ",".join(str(size) for size in self.balance_gran)
         return modern(self.goals, model, granularity=f"balanced:{sizes}")
+
+
+def _check_sizes(sizes: object) -> None:
+    """Raise a ConfigError where ``balance_gran`` is no list of sizes."""
+    several = isinstance(sizes, (list, tuple)) and len(sizes) > 0
+    if not several or not all(type(n) is int and (n > 0 or n == -1) for n in sizes):  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"balance_gran must be sizes of at least 1 such as [1, 16], got {sizes!r}"
+        )
 
 
 class _NormPruner(OneShotPruner):

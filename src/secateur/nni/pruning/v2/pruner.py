@@ -117,7 +117,8 @@ class OneShotPruner(Pruner):
 
     def masks_of_layers(self) -> dict[str, dict[str, Tensor]]:
         """Return ``{layer: {"weight": mask, "bias": mask}}``, of what has a mask."""
-        found = {n: {t: m for t, m in by.items() if m is not None} for n, by in self._nni().items()}
+        named = self.get_masks().items()
+        found = {n: {t: m for t, m in by.items() if m is not None} for n, by in named}
         return {name: masks for name, masks in found.items() if masks}
 
     def load_masks(self, masks: Mapping[str, Mapping[str, Tensor | None]]) -> None:
@@ -131,10 +132,18 @@ class OneShotPruner(Pruner):
         self.wrap_model()
 
     def show_pruned_weights(self, dim: int = 0) -> None:
-        """Log how many indices along a dimension of each weight are left, of how many."""
+        """Log how many indices along a dimension of each weight are left, of how many.
+
+        Raises:
+            ConfigError: a weight has no such dimension.
+        """
         for name, by_target in self.masks_of_layers().items():
             mask = by_target["weight"]
-            others = [d for d in range(mask.ndim) if d != dim]
+            if type(dim) is not int or not -mask.ndim <= dim < mask.ndim:
+                raise ConfigError(
+                    f"show_pruned_weights: {name!r} has {mask.ndim} dimensions, got dim={dim!r}"
+                )
+            others = [d for d in range(mask.ndim) if d != dim % mask.ndim]
             left = int(mask.sum(others).count_nonzero()) if others else int(mask.sum())
             log.info("%s: %d of %d along dimension %d are left", name, left, mask.shape[dim], dim)
 
@@ -155,8 +164,14 @@ class OneShotPruner(Pruner):
 
     def get_modules_wrapper(self) -> dict[str, nn.Module]:
         """Return the layers that are pruned, by name; nothing wraps them."""
+        self._bound()
         layers = dict.fromkeys(target.module for target in self.targets)
         return {name: self.bound_model.get_submodule(name) for name in layers}
+
+    def generate_masks(self) -> NniMasks:
+        """Compute the masks from what is known now, and return them; see ``Pruner``."""
+        self._bound()
+        return super().generate_masks()
 
     def _wrap_model(self) -> None:
         self.wrap_model()
@@ -164,9 +179,9 @@ class OneShotPruner(Pruner):
     def _unwrap_model(self) -> None:
         self.unwrap_model()
 
-    def _nni(self) -> NniMasks:
+    def _family(self) -> list[Pruner]:  # which all that needs a model asks for
         self._bound()
-        return self.get_masks()
+        return super()._family()
 
     def _bound(self) -> None:
         if not hasattr(self, "bound_model"):

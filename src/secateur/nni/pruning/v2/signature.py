@@ -77,11 +77,16 @@ def _is_older(
 def _check(
     names: list[str] | tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], kind: str
 ) -> None:
-    """Raise a ConfigError for names that the signature has not, and for too many values."""
+    """Raise a ConfigError for names that the signature has not, or twice, and too many values."""
     problems = [
         f"{kind} has no argument {name!r}.{did_you_mean(name, names)}"
         for name in kwargs
         if name not in names
+    ]
+    problems += [
+        f"{kind} got {name!r} twice, by position and by name: give it once"
+        for name in names[: len(args)]
+        if name in kwargs
     ]
     if len(args) > len(names):
         problems.append(f"{kind} takes {len(names)} arguments by position, got {len(args)}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.errors import ConfigError
 from secateur.nni.evaluators import Evaluator
 from secateur.nni.pruning.engine import Engine
-from secateur.nni.pruning.pruner import at_least_one
+from secateur.nni.pruning.pruner import at_least, at_least_one, not_negative
 from secateur.types import Example
 
 from .config_list import modern
@@ -48,11 +48,11 @@ class SlimPruner(OneShotPruner):
         mode: str = "global",
     ):
         self.training_epochs = at_least_one("training_epochs", training_epochs)
-        self.scale = scale
+        self.scale = not_negative("scale", scale)
         super().__init__(model, config_list, evaluator, mode)
 
     def settings(self) -> dict[str, Any]:
-        options = {"strength": float(self.scale)}
+        options = {"strength": self.scale}
         return {"criterion": self.criterion, "method": "slim", "method_options": options}
 
     def _learn(self, engine: Engine) -> None:
@@ -130,11 +130,14 @@ class MovementPruner(OneShotPruner):
         movement_mode: str = "hard",
         sparse_granularity: str = "finegrained",
     ):
-        at_least_one(
-            "cool_down_beginning_step - warm_up_step", cool_down_beginning_step - warm_up_step
-        )
+        first = at_least(0, "warm_up_step", warm_up_step)
+        last = at_least_one("cool_down_beginning_step", cool_down_beginning_step)
+        at_least_one("cool_down_beginning_step - warm_up_step", last - first)
         if training_epochs is None and training_steps is None:
             raise ConfigError("MovementPruner needs training_epochs or training_steps")
+        for name, limit in (("epochs", training_epochs), ("steps", training_steps)):
+            if limit is not None:
+                at_least_one(f"training_{name}", limit)
         for name, value, known in (
             ("movement_mode", movement_mode, ("hard", "soft")),
             ("sparse_granularity", sparse_granularity, ("finegrained", "auto")),
@@ -143,14 +146,15 @@ class MovementPruner(OneShotPruner):
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
         self.warm_up_step, self.cool_down_beginning_step = warm_up_step, cool_down_beginning_step
         self.training_epochs, self.training_steps = training_epochs, training_steps
-        self.regular_scale = 1.0 if regular_scale is None else regular_scale
+        scale = 1.0 if regular_scale is None else regular_scale
+        self.regular_scale = not_negative("regular_scale", scale)
         self.movement_mode, self.sparse_granularity = movement_mode, sparse_granularity
         super().__init__(model, config_list, evaluator)
 
     def settings(self) -> dict[str, Any]:
         return {
             "method": "movement",
-            "method_options": {"strength": float(self.regular_scale)},
+            "method_options": {"strength": self.regular_scale},
             "schedule": "cubic",
             "start": self.warm_up_step,
             "steps": self.cool_down_beginning_step - self.warm_up_step,

@@ -19,6 +19,7 @@ from secateur.nni.pruning.iterative import PruningScheduler as PruningScheduler
 from secateur.nni.pruning.iterative import SimulatedAnnealingPruner as SimulatedAnnealingPruner
 from secateur.nni.pruning.v2 import ActivationAPoZRankPruner as ActivationAPoZRankPruner
 from secateur.nni.pruning.v2 import ActivationMeanRankPruner as ActivationMeanRankPruner
+from secateur.nni.pruning.v2 import ActivationPruner as ActivationPruner
 from secateur.nni.pruning.v2 import ADMMPruner as ADMMPruner
 from secateur.nni.pruning.v2 import FPGMPruner as FPGMPruner
 from secateur.nni.pruning.v2 import L1NormPruner as L1NormPruner
