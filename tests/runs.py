@@ -47,6 +47,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method_options": {"rho": 0.5, "interval": 4},
         "start": 14,
     },
+    "group lasso": {
+        "sparsity": 0.5,
+        "method": "group_lasso",
+        "method_options": {"strength": 0.02},
+        "steps": 2,
+        "every": 9,
+    },
+    "growing": {"sparsity": 0.5, "method": "growing", "steps": 2, "every": 9},
+    "growing by gradients": {
+        "sparsity": 0.5,
+        "criterion": "taylor",
+        "method": "growing",
+        "method_options": {"ceiling": 5.0, "choose_at": 4},
+        "start": 14,
+    },
     "lottery": {"sparsity": 0.7, "method": "lottery", "steps": 3, "every": 6},
     "lottery of weights": {
         "sparsity": 0.7,

@@ -28,6 +28,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "random": {"criterion": "random"},
     "taylor": {"criterion": "taylor", "scope": "global"},
     "slim": {"method": "slim", "exclude": ("head.*",)},
+    "group lasso": {"method": "group_lasso"},
+    "growing": {"method": "growing"},
     "movement": {"method": "movement", "granularity": "element"},
     "movement of groups": {"method": "movement"},
 }

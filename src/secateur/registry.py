@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -21,6 +22,15 @@ def import_all(package: str, path: Iterable[str]) -> None:
     """
     for module in iter_modules(path):
         import_module(f"{package}.{module.name}")
+
+
+def name_of(defined: str) -> str:
+    """Return what a function or class of that name is registered as.
+
+    >>> name_of("ADMM"), name_of("GroupLasso"), name_of("mean_activation")
+    ('admm', 'group_lasso', 'mean_activation')
+    """
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", defined).lower()
 
 
 class Registry(Mapping[str, Callable[..., Any]]):

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from rich.table import Table
 
 from secateur.errors import UnknownNameError, did_you_mean
+from secateur.registry import name_of
 
 from .declared import declared
 from .show import AsJson, show
@@ -48,7 +49,7 @@ def list_(pattern: str = "*", /, *, as_json: AsJson = False) -> None:
 
 def _names() -> Iterator[dict[str, str]]:
     for setting, (folder, decorator) in REGISTRIES.items():
-        named = {(e.arguments or (e.name.lower(),))[0]: e for e in declared(folder, decorator)}
+        named = {(e.arguments or (name_of(e.name),))[0]: e for e in declared(folder, decorator)}
         for name, each in sorted(named.items()):
             needed = "data" if "data" in each.facts else _needed(setting, each.needs)
             yield {"setting": setting, "name": name, "needs": needed, "what": each.first_line}

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from secateur.errors import ConfigError, did_you_mean
-from secateur.registry import F, Registry
+from secateur.registry import F, Registry, name_of
 from secateur.settings import problems_in
 from secateur.types import Masks
 
@@ -82,10 +82,10 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 class MethodRegistry(Registry):
-    """Methods by the name of their class in lower case."""
+    """Methods by the name of their class; see ``name_of``."""
 
     def register(self, function: F) -> F:
-        name = function.__name__.lower()
+        name = name_of(function.__name__)
         if name in self._functions:
             raise ValueError(f"{self.kind} {name!r} is registered already")
         self._functions[name] = function
