@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .shrinking import shrink as shrink
     from .structure import Structure as Structure
     from .structure import analyze as analyze
+    from .training import Distillation as Distillation
     from .training import distillation_loss as distillation_loss
     from .training import methods as methods
 
@@ -71,7 +72,7 @@ _HOMES = {
         "shrink",
     ),
     "structure": ("Structure", "analyze"),
-    "training": ("distillation_loss", "methods"),
+    "training": ("Distillation", "distillation_loss", "methods"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

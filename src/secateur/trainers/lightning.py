@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.pruner import Pruner
 from secateur.shrinking import Result
+from secateur.training.distillation import taught
+
+TEACHER = "teacher"
+"""Where a state has the digest of the teacher's weights."""
 
 
 class AfterOptimizerStep(Callback):
@@ -49,25 +54,49 @@ class PruningCallback(AfterOptimizerStep):
     Args:
         pruner: a ``Pruner`` of the very LightningModule that is fitted, or of a part of it.
         finish: cut the model at the end of the fit; ``result`` then tells what was done.
+        teacher: "dense" (a frozen copy of the model as it is now) or a module: what the model also
+            learns from, with such a weight and temperature; see ``secateur.Distillation``.
     """
 
-    def __init__(self, pruner: Pruner, *, finish: bool = False):
+    def __init__(
+        self,
+        pruner: Pruner,
+        *,
+        finish: bool = False,
+        teacher: nn.Module | Literal["dense"] | None = None,
+        weight: float = 0.9,
+        temperature: float = 4.0,
+    ):
         super().__init__(pruner.step)
         self.pruner = pruner
         self.finish = finish
         self.result: Result | None = None
+        self.distillation = taught(pruner.model, teacher, weight, temperature)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # with 16-mixed
         self.pruner.scaler = scaler or self.pruner.scaler
         super().on_train_start(trainer, pl_module)
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        if self.distillation is not None:
+            scaler = self.pruner.scaler
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            self.distillation.add_to(loss, scale / trainer.accumulate_grad_batches)
+
     def state_dict(self) -> dict[str, Any]:
-        return self.pruner.state_dict()
+        state = self.pruner.state_dict()
+        return state if self.distillation is None else state | {TEACHER: self.distillation.digest()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.pruner.load_state_dict(state_dict)
+        state = dict(state_dict)
+        digest = state.pop(TEACHER, None)
+        if self.distillation is not None and digest is not None:
+            self.distillation.check(digest)
+        self.pruner.load_state_dict(state)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.distillation is not None:
+            self.distillation.close()
         if self.finish:
             self.result = self.pruner.finish()

@@ -6,21 +6,29 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
-from secateur.errors import FileError
+from secateur.errors import ConfigError, FileError
 from secateur.masks.resume import read_state
 from secateur.pruner import Pruner
-from secateur.runtime.ranks import on_all_ranks
+from secateur.runtime.io import read_text, write_text
+from secateur.runtime.ranks import on_all_ranks, rank
 from secateur.shrinking import Result
+from secateur.training.distillation import Distillation, taught
 
 log = logging.getLogger(__name__)
 
 STATE = "pruner.safetensors"
+TEACHER = "teacher.sha256"
+"""Beside it, the digest of the teacher's weights."""
 
 
+IGNORED = -100
+"""The label of what does not count."""
 TRAINER_STATE = "trainer_state.json"
 """What a Trainer writes last of its own."""
 
@@ -115,13 +123,39 @@ class PruningCallback(AfterOptimizerStep):
         pruner: a ``Pruner`` of the very model that is trained.
         finish: cut the model at the end of the training; ``result`` then tells what was done.
         resume_from: the checkpoint to resume from, where it is not in the ``output_dir``.
+        teacher: "dense" (a frozen copy of the model as it is now) or a module: what the model also
+            learns from, with such a weight and temperature; see ``secateur.Distillation``.  It is
+            mixed with the ``loss`` that the model returns.
     """
 
-    def __init__(self, pruner: Pruner, *, finish: bool = False, resume_from: str | None = None):
+    def __init__(
+        self,
+        pruner: Pruner,
+        *,
+        finish: bool = False,
+        resume_from: str | None = None,
+        teacher: nn.Module | Literal["dense"] | None = None,
+        weight: float = 0.9,
+        temperature: float = 4.0,
+    ):
         super().__init__(pruner.step)
         self.pruner = pruner
         self.finish, self.resume_from = finish, resume_from
         self.result: Result | None = None
+        self.distillation = taught(pruner.model, teacher, weight, temperature)
+        self._mixing: RemovableHandle | None = None
+        if self.distillation is not None:
+            hook = _mixing(self.distillation)
+            self._mixing = pruner.model.register_forward_hook(hook, with_kwargs=True)
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.distillation is not None and self.distillation.waits:
+            raise ConfigError(
+                "teacher=… is mixed with the loss that the model returns, and there was none: "
+                "the Trainer computes it elsewhere (label_smoothing_factor, compute_loss_func), or "
+                "labels are missing. There, use secateur.Distillation yourself"
+            )
+        super().on_optimizer_step(*args, **kwargs)
 
     def attach(self, trainer: Any) -> None:
         super().attach(trainer)
@@ -142,16 +176,41 @@ class PruningCallback(AfterOptimizerStep):
                 raise FileError(
                     f"{file} is missing: {instead}give PruningCallback(…, resume_from=…)"
                 )
+            if self.distillation is not None and (told := file.with_name(TEACHER)).is_file():
+                self.distillation.check(read_text(told).strip())
             self.pruner.load(file)
 
     @on_all_ranks
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        self.pruner.save(self._file(args, state))
+        file = self._file(args, state)
+        if self.distillation is not None and rank() == 0:
+            write_text(file.with_name(TEACHER), self.distillation.digest() + "\n")
+        self.pruner.save(file)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
+        if self.distillation is not None and self._mixing is not None:
+            self._mixing.remove()
+            self.distillation.close()
         if self.finish:
             self.result = self.pruner.finish()
 
     def _file(self, args: Any, state: Any, folder: str | None = None) -> Path:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         return Path(folder or checkpoint) / STATE
+
+
+def _mixing(distillation: Distillation) -> Callable[..., None]:
+    """Return a forward hook that mixes the teacher's loss with the one that a model returns."""
+
+    def mix(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        if loss is not None and distillation.waits:
+            output["loss"] = distillation(loss, _share(kwargs))
+
+    return mix
+
+
+def _share(inputs: Mapping[str, Any]) -> Tensor | float:
+    """Return the share of a step's labels that are in one batch, where the loss is divided so."""
+    whole, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
+    return 1.0 if whole is None or labels is None else labels.ne(IGNORED).sum() / whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from secateur.registry import import_all
 
+from .distillation import Distillation as Distillation
 from .distillation import distillation_loss as distillation_loss
 from .method import Method as Method
 from .method import methods as methods

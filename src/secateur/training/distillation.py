@@ -1,9 +1,19 @@
-"""Learning from the dense model: a loss to add to your own while a model is pruned."""
+"""Learning from the dense model: its loss beside your own, whatever trains."""
 
 from __future__ import annotations
 
+import hashlib
+import weakref
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from secateur.errors import ConfigError
+from secateur.runtime.batches import padding
+from secateur.runtime.copying import copied
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -24,8 +34,162 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0
     tensor(0.)
 
     Hinton et al., 2015, arXiv:1503.02531
+
+    See also:
+        ``Distillation``, which runs the teacher too.
     """
     classes = student.shape[-1]
     q = F.log_softmax(student.reshape(-1, classes) / temperature, dim=1)
     p = F.log_softmax(teacher.detach().reshape(-1, classes) / temperature, dim=1)
     return temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+class Distillation:
+    """A frozen teacher that sees what the model sees, and the mix of its loss with yours.
+
+    Each forward of the model in training mode is repeated by the teacher, in eval mode and without
+    gradients; calling this with your loss returns ``(1 - weight) * loss + weight *
+    distillation_loss(model's logits, teacher's)`` of the forwards since the last call.  Positions
+    that an ``attention_mask`` hides do not count.  Trainers' callbacks do all that for you.
+
+    Args:
+        model: what is trained; its output is the logits, or has them as ``logits``.
+        teacher: "dense", a copy of the model as it is now, or another module of the same outputs.
+        weight: of the teacher's loss, in [0, 1].
+        temperature: see ``distillation_loss``.
+
+    Attributes:
+        nbytes: the memory that the teacher's weights take.
+
+    Raises:
+        ConfigError: a setting is out of its range; when called: no forward was seen, or an output
+            has no logits.
+
+    >>> model, x = nn.Linear(4, 3), torch.ones(2, 4)
+    >>> distillation = Distillation(model, weight=0.5)
+    >>> loss = distillation(F.cross_entropy(model(x), torch.tensor([0, 2])))
+    >>> loss.requires_grad, distillation.nbytes
+    (True, 60)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | Literal["dense"] = "dense",
+        weight: float = 0.9,
+        temperature: float = 4.0,
+    ):
+        if not 0 <= weight <= 1 or not 0 < temperature < float("inf"):
+            raise ConfigError(
+                f"weight must be in [0, 1] and temperature above 0, got {weight} and {temperature}"
+            )
+        if teacher != "dense" and not isinstance(teacher, nn.Module):
+            raise ConfigError(f"teacher must be 'dense' or a module, got {teacher!r}")
+        made = copied(model).requires_grad_(False) if teacher == "dense" else teacher
+        assert isinstance(made, nn.Module)
+        self.teacher, self.weight, self.temperature = made, weight, temperature
+        self.nbytes = sum(t.nbytes for t in (*made.parameters(), *made.buffers()))
+        self._pending: list[Tensor] = []
+        self._hook = model.register_forward_hook(_watcher(model, self), with_kwargs=True)
+
+    def __call__(self, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Return the mix of a loss that is multiplied by ``scale`` already; see the class."""
+        return (1 - self.weight) * loss + self.weight * scale * self._taken()
+
+    def add_to(self, loss: Tensor, scale: float = 1.0) -> None:
+        """Turn a loss into the mix in place, for trainers that keep it; see ``__call__``."""
+        loss.mul_(1 - self.weight).add_(self._taken().to(loss), alpha=self.weight * scale)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a forward was seen that no loss was mixed with since."""
+        return bool(self._pending)
+
+    def digest(self) -> str:
+        """Return a digest of the teacher's weights, to know it again."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.teacher.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
+
+    def check(self, digest: str) -> None:
+        """Raise a ConfigError if the teacher is another than the one of that digest."""
+        if digest != self.digest():
+            raise ConfigError(
+                "the teacher has other weights than in the run that goes on: load the dense "
+                "model's weights before this is made, or give teacher=… the dense model"
+            )
+
+    def close(self) -> None:
+        """Watch the model no longer, and forget what was seen."""
+        self._hook.remove()
+        self._pending.clear()
+
+    def _taken(self) -> Tensor:
+        if not self._pending:
+            raise ConfigError(
+                "distillation: the model ran no forward in training mode since the last loss; a "
+                "part of it did, perhaps: make the Pruner (or Distillation) of that part"
+            )
+        total = torch.stack(self._pending).mean()
+        self._pending.clear()
+        return total
+
+    def _see(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        training = [module for module in self.teacher.modules() if module.training]
+        if training:
+            self.teacher.eval()
+        with torch.no_grad():
+            told = self.teacher(*args, **kwargs)
+        for module in training:
+            module.training = True
+        pair = logits_of(output), logits_of(told)
+        if pair[0].shape != pair[1].shape:
+            shapes = " and ".join(str(tuple(logits.shape)) for logits in pair)
+            raise ConfigError(f"distillation: model and teacher differ in their logits: {shapes}")
+        shown = [m for m in padding(self.teacher, (*args, kwargs)) if m.shape == pair[0].shape[:-1]]
+        if shown:  # of text: what is padded out teaches nothing
+            pair = pair[0][shown[0]], pair[1][shown[0]]
+        self._pending.append(distillation_loss(*pair, self.temperature))
+
+
+def taught(
+    model: nn.Module,
+    teacher: nn.Module | Literal["dense"] | None,
+    weight: float,
+    temperature: float,
+) -> Distillation | None:
+    """Return a ``Distillation``, or None where there is to be no teacher."""
+    return None if teacher is None else Distillation(model, teacher, weight, temperature)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of an output.
+
+    Raises:
+        ConfigError: it is no tensor, and has none named ``logits``.
+
+    >>> logits_of({"loss": 1.0, "logits": torch.zeros(1, 2)})
+    tensor([[0., 0.]])
+    """
+    found = output.get("logits") if isinstance(output, Mapping) else output
+    found = getattr(found, "logits", found)
+    if not isinstance(found, Tensor):
+        raise ConfigError(
+            f"distillation needs logits: the output is a {type(output).__name__}, neither a tensor "
+            "nor anything with logits"
+        )
+    return found
+
+
+def _watcher(model: nn.Module, distillation: Distillation) -> Any:
+    """Return a forward hook: a function, which a deep copy of the model does not copy with it."""
+    watched, to = weakref.ref(model), weakref.ref(distillation)
+
+    def watch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        told = to()
+        if told is not None and module is watched() and module.training and torch.is_grad_enabled():
+            told._see(args, kwargs, output)
+
+    return watch
