@@ -31,7 +31,8 @@ from torch import Tensor, nn
 import secateur
 from benchmarks.record import table, write
 from secateur.errors import SecateurError
-from tests.faults import flipped, kills, truncated
+from secateur.shrinking.document import signed as sign
+from tests.faults import edited, flipped, kills, truncated
 from tests.process.interrupts import drawn, interrupted
 
 KINDS = ("whole", "refused", "changed", "raw")
@@ -101,50 +102,18 @@ def spoilt(
             yield judged(partial(load, folder), contents(result.model))
 
 
-ODD: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    3,
-    10**400,
-    1.5,
-    "",
-    "../x",
-    "0.stride",
-    "\ud800",
-    [],
-    {},
-    [[1]],
-]
-"""What comes into a document in place of what was there."""
-
-
-def edited(value: Any, draw: random.Random) -> Any:
-    """Return a document of which one part, anywhere in it, is another."""
-    if isinstance(value, dict) and value and draw.random() < 0.9:
-        key = draw.choice(sorted(value))
-        if draw.random() < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        if draw.random() < 0.1:
-            return {**value, draw.choice(["more", "0.stride[0]", "config.x"]): value[key]}
-        return {**value, key: edited(value[key], draw)}
-    if isinstance(value, list) and value and draw.random() < 0.9:
-        at = draw.randrange(len(value))
-        return [*value[:at], edited(value[at], draw), *value[at + 1 :]]
-    return draw.choice(ODD)
-
-
-def edited_plans(times: int, draw: random.Random) -> Iterator[str]:
-    """One part of plan.json is another."""
+def edited_plans(signed: bool, times: int, draw: random.Random) -> Iterator[str]:
+    """One part of plan.json is another, with the digest of before or with its own."""
     result = cut(0, 0.5)
     for _ in range(times):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             result.save(folder)
             plan = folder / "plan.json"
-            document = edited(json.loads(plan.read_text()), draw)
-            plan.write_text(json.dumps(document))
+            less = 0 if signed else 0.1
+            document = edited(json.loads(plan.read_text()), draw, less)
+            again = signed and isinstance(document, dict)
+            plan.write_text(sign(document) if again else json.dumps(document))
             target = net(7)
             before = contents(target)
             found = judged(
@@ -284,7 +253,8 @@ FAULTS: dict[str, Callable[[int, random.Random], Iterator[str]]] = {
     "killed in a save over an older one": kills_of_a_save,
     "a flipped bit in a saved model": partial(spoilt, flipped),
     "a file of it cut short": partial(spoilt, truncated),
-    "an edited plan": edited_plans,
+    "an edited plan": partial(edited_plans, False),
+    "an edited plan with a digest of its own": partial(edited_plans, True),
     "a flipped bit in a saved run": edited_states,
     "interrupted while it prunes": partial(interrupts, prune_in_place),
     "interrupted while it repairs": partial(interrupts, prune_and_repair),

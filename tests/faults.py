@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
+
+from secateur.shrinking.document import PLAN, signed
 
 CALLS = ("open", "os.", "shutil.", "tempfile.", "fcntl.")
 KILLED, DONE, FAILED = 9, 0, 1
@@ -71,3 +75,59 @@ def flipped(data: bytes, chance: Random) -> bytes:
 def truncated(data: bytes, chance: Random) -> bytes:
     """Return a beginning of data."""
     return data[: chance.randrange(len(data))]
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    10**400,
+    1.5,
+    "",
+    "../x",
+    "0.stride",
+    "\ud800",
+    [],
+    {},
+    [[1]],
+]
+"""What comes into a document in place of what was there."""
+
+
+def edited(value: Any, draw: Random, less: float = 0.1) -> Any:
+    """Return a document of which one part, anywhere in it, is another.
+
+    Args:
+        value: the document.
+        draw: what chooses.
+        less: how likely something is left out; with 0 all keys and items stay.
+    """
+    if isinstance(value, dict) and value and draw.random() >= less:
+        key = draw.choice(sorted(value))
+        if draw.random() < less:
+            return {k: v for k, v in value.items() if k != key}
+        if draw.random() < 0.1:
+            return {**value, draw.choice(["more", "0.stride[0]", "config.x"]): value[key]}
+        return {**value, key: edited(value[key], draw, less)}
+    if isinstance(value, list) and value and draw.random() >= less:
+        at = draw.randrange(len(value))
+        return [*value[:at], edited(value[at], draw, less), *value[at + 1 :]]
+    if type(value) in (int, float) and abs(value) < 1e9 and draw.random() < 0.6:
+        return draw.choice([value + 1, value - 1, value * 2, value / 2, int(value) // 2])
+    return draw.choice(ODD)
+
+
+def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a plan.json says, with the digest of what it says then, as a forger would."""
+    document = json.loads((folder / PLAN).read_text())
+    change(document)
+    (folder / PLAN).write_text(signed(document))
+
+
+def replaced(folder: Path, old: str, new: str) -> None:
+    """Replace a text in a plan.json, likewise."""
+    text = json.dumps(json.loads((folder / PLAN).read_text()))
+    assert old in text
+    (folder / PLAN).write_text(signed(json.loads(text.replace(old, new))))

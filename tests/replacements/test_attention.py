@@ -16,6 +16,7 @@ from secateur.replacements import in_plain_operations, name_of
 from secateur.replacements.attention import DecoupledAttention
 from secateur.shrinking.cut import Surgery
 from secateur.types import call_arguments
+from tests.faults import replaced
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -258,8 +259,8 @@ def test_saved_when_the_file_replaces_what_has_no_replacement_then_file_error(tm
         ("attention", "PlainLSTM", "is replaced by DecoupledAttention, and not by 'PlainLSTM'"),
         ("nowhere", "DecoupledAttention", "'nowhere' cannot be replaced"),
     ):
-        changed = text.replace('"attention": "DecoupledAttention"', f'"{path}": "{name}"')
-        (folder / "plan.json").write_text(changed)
+        (folder / "plan.json").write_text(text)
+        replaced(folder, '"attention": "DecoupledAttention"', f'"{path}": "{name}"')
         fresh = Mixer()
         with pytest.raises(sc.errors.FileError, match=match):
             sc.load_pruned(folder, fresh)

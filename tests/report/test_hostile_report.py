@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,32 @@ def test_from_text_when_it_is_of_a_newer_version_then_it_says_so(facts):
     data: dict[str, Any] = {**json.loads(facts), "schema": 2, "new": 1}
     with pytest.raises(FileError, match="newer than 1"):
         Report.from_text(json.dumps(data), "it")
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        if isinstance(part, (dict, list)) and part:
+            yield from leaves(part, (*path, key))
+        else:
+            yield (*path, key)
+
+
+ODD = [10**400, 10**12, -1, 0, 1e308, -1e308, 5e-324, True, None, "", "x" * 5000, "\ud800\n`|"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=map(str, range(12)))
+def test_from_text_when_any_part_is_another_then_it_is_drawn_or_file_error(facts, odd):
+    for path in leaves(json.loads(facts)):
+        data = held = json.loads(facts)
+        for key in path[:-1]:
+            held = held[key]
+        held[path[-1]] = odd
+        try:
+            text = to_markdown(Report.from_text(json.dumps(data), "it"))
+        except FileError as error:
+            text = str(error)
+        assert len(text) < 20_000, path
 
 
 def test_strip_when_there_are_many_ranges_then_each_position_is_counted_once():

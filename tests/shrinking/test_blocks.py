@@ -14,6 +14,7 @@ from secateur.errors import FileError, PlanError, UnknownNameError
 from secateur.replacements.passing import PassThrough
 from secateur.shrinking.cut import Surgery
 from tests import zoo
+from tests.faults import replaced
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -272,9 +273,7 @@ def test_drop_when_names_are_wrong_then_plan_error(model):
 def test_load_when_the_file_drops_nonsense_then_nothing_changes(tmp_path, old, new, match):
     kind = Fixed if "drop" in match or match == "no position" else Stack
     folder = sc.drop_blocks(kind().eval(), ["blocks.0"], example()).save(tmp_path)
-    text = (folder / "plan.json").read_text()
-    assert old in text
-    (folder / "plan.json").write_text(text.replace(old, new))
+    replaced(folder, old, new)
     fresh = kind()
     with pytest.raises(FileError, match=match):
         sc.load_pruned(folder, fresh)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import FileError, PlanError
 from secateur.shrinking.cut import Surgery
+from tests.faults import resign
 
 
 class Tied(nn.Module):
@@ -111,12 +112,6 @@ def results() -> dict[str, sc.Result]:
 @pytest.fixture
 def saved(results, tmp_path: Path) -> Path:
     return results["tied"].save(tmp_path / "small")
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    document = json.loads((folder / "plan.json").read_text())
-    change(document)
-    (folder / "plan.json").write_text(json.dumps(document))
 
 
 def refuses(folder: Path, model: nn.Module, match: str) -> str:
@@ -379,7 +374,7 @@ HUGE = [[i, i + (1 << 20) - 1] for i in (0,)]
     ("path", "value", "match"),
     [
         (("format",), "other", "format: must be 'secateur.pruned'"),
-        (("schema",), 99, "newer than 2: upgrade"),
+        (("schema",), 99, "newer than 3: upgrade"),
         (("schema",), "1", "schema: must be a valid integer"),
         (("extra",), 1, "unknown key 'extra'"),
         (("steps",), [{"schema": 1, "keep": {"up": [[0, 1 << 60]]}}], "beyond position"),
@@ -420,7 +415,7 @@ def test_load_when_the_plan_is_hostile_then_file_error(saved, path, value, match
             document = document[key]
         document[path[-1]] = value
 
-    rewrite(saved, change)
+    resign(saved, change)
     refuses(saved, Tied(), match)
 
 
@@ -456,7 +451,7 @@ def test_load_when_anything_is_in_the_plan_then_it_loads_or_raises_file_error(
     results, tmp_path, key, value
 ):
     folder = results["tied"].save(tmp_path)
-    rewrite(folder, lambda document: document.update({key: value}))
+    resign(folder, lambda document: document.update({key: value}))
     model = Tied()
     before = state_of(model)
     try:

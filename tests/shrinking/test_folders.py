@@ -22,7 +22,7 @@ from secateur.errors import FileError, WriteError
 from secateur.runtime.io import write_text
 from secateur.shrinking import files
 from secateur.shrinking.files import add_beside, save_with
-from tests.faults import file_calls, flipped, kills, truncated
+from tests.faults import file_calls, flipped, kills, resign, truncated
 
 
 class Net(nn.Module):
@@ -70,8 +70,8 @@ def which(folder: Path, models: dict[str, nn.Module]) -> str:
 def without_digests(folder: Path) -> None:
     """Let a folder be as secateur wrote it before there were digests."""
     document = json.loads((folder / "plan.json").read_text())
-    del document["files"]
-    (folder / "plan.json").write_text(json.dumps(document))
+    del document["files"], document["sha256"]
+    (folder / "plan.json").write_text(json.dumps({**document, "schema": 2}))
 
 
 def save_recorded(model: nn.Module, folder: Path, name: str) -> None:
@@ -258,9 +258,7 @@ def test_save_when_weights_come_later_then_the_plan_does_not_speak_of_those_befo
 @pytest.mark.parametrize("name", ["../plan.json", "/etc/passwd", ".hidden", "a/b", "", "a" * 300])
 def test_load_when_the_plan_names_files_elsewhere_then_file_error(models, tmp_path, name):
     sc.save_pruned(models["old"], tmp_path)
-    document = json.loads((tmp_path / "plan.json").read_text())
-    document["files"][name] = {"size": 1, "sha256": "0" * 64}
-    (tmp_path / "plan.json").write_text(json.dumps(document))
+    resign(tmp_path, lambda d: d["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
     with pytest.raises(FileError, match="is damaged, or no plan"):
         loaded(tmp_path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tracemalloc
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import FileError, PlanError
 from secateur.shrinking import Plan
+from tests.faults import resign
 
 
 class Net(nn.Module):
@@ -53,9 +53,7 @@ def whole(tmp_path_factory) -> dict[str, Any]:
 def refused(whole: dict[str, Any], folder: Path, change: Any, match: str) -> None:
     for name, data in whole.items():
         (folder / name).write_bytes(data)
-    document = json.loads((folder / "plan.json").read_text())
-    change(document)
-    (folder / "plan.json").write_text(json.dumps(document))
+    resign(folder, change)
     model = Net()
     before = {n: t.clone() for n, t in model.state_dict().items()}, repr(model), model.parts
     with pytest.raises(FileError, match=match) as caught:
@@ -138,7 +136,7 @@ def test_load_when_a_plan_keeps_too_many_positions_then_no_memory_is_taken(whole
 def test_load_when_the_plan_is_of_a_newer_version_then_it_says_so_whatever_else_is_new(
     whole, tmp_path, extra
 ):
-    refused(whole, tmp_path, lambda d: d.update(schema=3, **extra), "schema 3, newer than 2")
+    refused(whole, tmp_path, lambda d: d.update(schema=4, **extra), "schema 4, newer than 3")
 
 
 @pytest.mark.parametrize("schema", [10**4000, "2", None, 2.5, True, [], {}])

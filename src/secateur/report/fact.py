@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""How many there are of something; no model has more, and not every float could say it."""
 
 
 class Fact(BaseModel):

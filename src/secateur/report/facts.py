@@ -27,7 +27,7 @@ from secateur.shrinking.document import check_schema
 from secateur.shrinking.plan import Plan
 from secateur.structure import Structure
 
-from .fact import Fact
+from .fact import Count, Fact
 from .repaired import RepairFacts, repair_facts
 from .searched import SearchFacts, search_facts
 
@@ -61,7 +61,7 @@ class GroupFact(Fact):
     name: str
     size: Size
     kept: Annotated[tuple[tuple[int, int], ...] | None, AfterValidator(ascending)] = None
-    params: int
+    params: Count
     macs: float
     exact: bool
     reason: str | None = None
@@ -95,8 +95,8 @@ class BlockFact(Fact):
     """A residual block, which can be dropped whole."""
 
     name: str
-    params: int
-    macs: int
+    params: Count
+    macs: Count
     dropped: bool = False
 
 
@@ -104,9 +104,9 @@ class StructureFacts(Fact):
     """What can be removed from a model, and why the rest cannot."""
 
     model: str
-    params: int
-    macs: int
-    peak_bytes: int
+    params: Count
+    macs: Count
+    peak_bytes: Count
     groups: tuple[GroupFact, ...]
     frozen: tuple[FrozenFact, ...]
     blocks: tuple[BlockFact, ...] = ()
@@ -116,10 +116,10 @@ class StructureFacts(Fact):
 class Side(Fact):
     """One of the two models: its costs, and what was measured on it."""
 
-    params: int
-    macs: int
-    peak_bytes: int
-    state_bytes: int
+    params: Count
+    macs: Count
+    peak_bytes: Count
+    state_bytes: Count
     latency: Latency | None = None
     scores: dict[str, float] = {}
 
@@ -130,7 +130,7 @@ class Check(Fact):
     difference: float = Field(allow_inf_nan=False)
     tolerance: float
     exact: bool
-    inputs: int
+    inputs: Count
     passed: bool
 
 
@@ -150,8 +150,8 @@ class TensorFact(Fact):
     """A parameter before and after: its shape, and the share of it that is masked."""
 
     name: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    before: tuple[Count, ...]
+    after: tuple[Count, ...]
     masked: float
 
 

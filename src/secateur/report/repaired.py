@@ -6,7 +6,7 @@ from math import isfinite
 
 from secateur.repair.report import Distance, Repair
 
-from .fact import Fact
+from .fact import Count, Fact
 
 
 class RefitFact(Fact):
@@ -19,7 +19,7 @@ class RefitFact(Fact):
     before: float | None
     after: float | None
     damping: float | None
-    rows: int
+    rows: Count
     why: str = ""
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from secateur.searching import Search
 
-from .fact import Fact
+from .fact import Count, Fact
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 MOST_DRAWN = 1000
@@ -20,7 +20,7 @@ MOST_DRAWN = 1000
 class TrialFact(Fact):
     """One trial: its place in the search, its value, and what was left of the cost."""
 
-    slot: int
+    slot: Count
     value: Finite
     cost: Finite
     stopped: bool = False
@@ -32,8 +32,8 @@ class SearchFacts(Fact):
     of: str
     higher: bool
     fronts: bool
-    best: int
-    front: tuple[int, ...]
+    best: Count
+    front: tuple[Count, ...]
     trials: tuple[TrialFact, ...]
 
 

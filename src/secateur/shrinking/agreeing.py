@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
+
+from secateur.errors import did_you_mean
 
 from .history import History, Shape
 
@@ -54,12 +56,32 @@ def _other_sizes(history: History) -> Iterator[str]:
                 yield f"group {group!r} keeps {len(kept)} positions, and its tensor has {after}"
 
 
+def unknown_groups(history: History, names: Iterable[str]) -> Iterator[str]:
+    """Yield the groups that are named after none of some tensors.
+
+    Where modules were taken out of a list, those of the steps before had other numbers than now.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"\d+", "#", name) if history.taken else name
+
+    known = {plain(name.removesuffix(".weight")) for name in names}
+    for group in dict.fromkeys(group for step in history.steps for group in step.keep):
+        if plain(_named(group)[0]) not in known:
+            yield f"no tensor of this model has a group {group!r}.{did_you_mean(group, known)}"
+
+
 def _dimension(shapes: Mapping[str, tuple[Shape, Shape]], group: str) -> tuple[int, int] | None:
     """Return the sizes before and after of the dimension that a group is named after."""
-    match = re.fullmatch(r"(.*?)(?::(\d+))?(?:\[\d+\])?", group)
-    assert match is not None
-    dim = int(match[2] or 0)
-    for name in (f"{match[1]}.weight", match[1]):
+    named, dim = _named(group)
+    for name in (f"{named}.weight", named):
         if name in shapes and dim < len(shapes[name][0]):
             return shapes[name][0][dim], shapes[name][1][dim]
     return None
+
+
+def _named(group: str) -> tuple[str, int]:
+    """Return what a group is named after: a tensor without ".weight", and a dimension of it."""
+    match = re.fullmatch(r"(.*?)(?::(\d{1,2}))?(?:\[\d+\])?", group, re.DOTALL)
+    assert match is not None
+    return match[1], int(match[2] or 0)

@@ -37,7 +37,7 @@ def counted(model: nn.Module, taken: Mapping[str, Taken]) -> Changes | None:
     for path, how in taken.items():
         own = {name for name in wanted if name.startswith(f"{path}.")}
         for found in islice(_candidates(config, how), MOST_BUILDS):
-            tried = _changed(config, found)
+            tried = changed(config, found)
             other = built(type(model), tried)
             names = {n for n, _ in other.named_parameters()} if other is not None else set()
             if {name for name in names if name.startswith(f"{path}.")} == own:
@@ -92,7 +92,7 @@ def _lists(
             yield f"{prefix}.{key}", (tuple(value), tuple(value[i] for i in kept))
 
 
-def _changed(config: Any, changes: Changes) -> Any:
+def changed(config: Any, changes: Changes) -> Any:
     """Return a copy of a config that says other numbers, past what validates them one by one."""
     config = copy.deepcopy(config)
     for text, (_, after) in changes.items():

@@ -27,6 +27,7 @@ from secateur.types import Factored, Masks
 from .contents import Shortened, has_own_memory, put
 from .describe import descriptions
 from .history import HELD_AS, Changes, History, Number, Renaming, Shape
+from .implied import implied_by
 from .plan import Plan
 from .rescale import rescaled_floats, rescaled_tensors
 from .slices import Choice, Slices, laid_out_as
@@ -194,7 +195,9 @@ class Surgery:
         for name, how in dropped.items():
             self.drop(name, how)
         self.describe()
-        history = History.of(self.model).then(plan, shapes, changed, dropped)
+        before = History.of(self.model)
+        implied = dict(implied_by(structure, plan.counts, len(before.steps), changed))
+        history = before.then(plan, shapes, changed, dropped, implied)
         self.set_attribute(self.model, HELD_AS, history)
         return changed
 

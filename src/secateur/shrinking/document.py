@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -14,12 +15,17 @@ from secateur.runtime.together import Seal
 from secateur.settings import problems_in
 
 from .history import History
+from .implied import Implied, Length
 from .plan import plans_of
 
 PLAN = "plan.json"
-SCHEMA = 2
-"""The newest form: 2 says what was taken out of lists, and is written only where something was."""
+SCHEMA = 3
+"""The newest form: 2 says what was taken out of lists, 3 says what
+makes each number, and has a digest of its own."""
 SHOWN = 12  # problems that one error lists
+
+
+MOST_STEPS = 1 << 12  # plans that followed each other
 
 
 class _Part(BaseModel):
@@ -38,9 +44,17 @@ Epsilon: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Each: TypeAlias = Annotated[tuple[str | int | float | bool | None, ...], Field(max_length=1 << 12)]
 
 
+class _Length(_Part):
+    step: int = Field(ge=0)
+    terms: tuple[tuple[int, tuple[str, ...]], ...] = Field(max_length=1 << 12)
+    over: int = Field(ge=1)
+    power: float = Field(ge=-16, le=16, allow_inf_nan=False)
+
+
 class _Changed(_Part):
     before: Size | Epsilon | Each | None
     after: Size | Epsilon | Each
+    of: tuple[_Length, ...] | None = Field(None, min_length=1, max_length=MOST_STEPS)
 
 
 class _Taken(_Part):
@@ -61,9 +75,6 @@ class _File(_Part):
 FileName: TypeAlias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 
 
-MOST_STEPS = 1 << 12  # plans that followed each other
-
-
 class Document(_Part):
     """What ``plan.json`` holds."""
 
@@ -80,6 +91,7 @@ class Document(_Part):
     tied: dict[str, str]
     buffers: dict[str, bool] = {}  # is it part of the state dict? Files of 0.1.0's start lack it
     files: dict[FileName, _File] = {}  # that it goes with; likewise
+    sha256: str | None = None  # of all the rest, as ``signed`` has it; since schema 3
 
     @property
     def seals(self) -> dict[str, Seal]:
@@ -99,14 +111,44 @@ def read(path: Path) -> Document:
     return understood(read_text(path), path)
 
 
-def understood(text: str, path: Path) -> Document:
-    """Return what the text of a plan.json holds; FileError as ``read``."""
+def understood(text: str, path: Path, *, verify: bool = True) -> Document:
+    """Return what the text of a plan.json holds; FileError as ``read``.
+
+    Args:
+        text: of the file.
+        path: of the file, for messages.
+        verify: compare its digest, too.
+    """
     check_schema(text, SCHEMA, path)
     try:
-        return Document.model_validate_json(text)
+        document = Document.model_validate_json(text)
     except ValidationError as error:
         wrong = [f"{place}: {why}" if place else why for place, why in problems_in(error, ())]
         raise FileError(listed(f"{path} is damaged, or no plan of secateur", wrong)) from error
+    if verify and (document.sha256 or document.schema_ >= 3) and document.sha256 != _digest(text):
+        raise FileError(
+            f"{path} is damaged, or was edited: it is not what was saved, by its own SHA-256 "
+            "(verify_digests=False loads it, if it fits the model)"
+        )
+    return document
+
+
+def signed(document: dict[str, Any]) -> str:
+    """Return the text of a plan.json, with a digest of what it says, however that is laid out.
+
+    It tells accidents: whoever edits the file on purpose can compute it anew.
+    """
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return dump({**rest, "sha256": _digest(json.dumps(rest))}) + "\n"
+
+
+def _digest(text: str) -> str | None:
+    """Return the SHA-256 of a document without its own; None where no JSON can say it."""
+    try:
+        rest = {key: value for key, value in json.loads(text).items() if key != "sha256"}
+        return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    except (ValueError, RecursionError):  # numbers of too many digits, or too deep
+        return None
 
 
 def check_schema(text: str, known: int, place: object) -> None:
@@ -143,14 +185,24 @@ def history_of(document: Document) -> History:
             {name: (a.before, a.after) for name, a in document.attributes.items()},
             {name: (d.input, d.output) for name, d in document.dropped.items()},
             {path: (t.size, t.kept) for path, t in document.taken.items()},
+            _implied(document),
         )
     except PlanError as error:
         raise FileError(f"{PLAN} holds a plan that is none: {error}") from error
 
 
+def _implied(document: Document) -> dict[str, Implied] | None:
+    if document.schema_ < 3:
+        return None
+    found = ((name, changed.of) for name, changed in document.attributes.items())
+    return {name: tuple(Length(**dict(each)) for each in of) for name, of in found if of}
+
+
 def dump(value: Any, margin: str = "") -> str:
     """Return JSON in which what fits on a line, and every list of numbers, is on one."""
     flat = json.dumps(value)
+    if not isinstance(value, (dict, list, tuple)):
+        return flat
     rows = [json.dumps(key) + ": " for key in value] if isinstance(value, dict) else []
     parts = list(value.values()) if isinstance(value, dict) else value
     if len(margin + flat) <= 100 or not (rows or any(isinstance(part, dict) for part in parts)):

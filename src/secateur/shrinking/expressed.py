@@ -163,10 +163,15 @@ class _Search:
         return config
 
     def _trimmed(self, config: Any) -> Any:
-        """Take back what the class does not read."""
-        for name in vars(config).keys() - vars(self.model.config).keys():
+        """Take back what the class does not read, and what the others say already."""
+        old, new = vars(self.model.config), vars(config)
+        numbers = (k for k in new if k in old and type(new[k]) in (int, float) and new[k] != old[k])
+        for name in [*(k for k in new if k not in old), *numbers]:
             without = copy.deepcopy(config)
-            delattr(without, name)
+            if name in old:
+                setattr(without, name, old[name])
+            else:
+                delattr(without, name)
             if self.shapes(without) == self.wanted and self.same_integers(without):
                 config = without
         return config

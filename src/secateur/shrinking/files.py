@@ -28,7 +28,7 @@ from secateur.runtime.together import Seal, publish, seal_of
 from secateur.runtime.undo import Undo
 
 from .cut import Surgery
-from .document import PLAN, SCHEMA, Document, dump, history_of, listed, read, seals_in
+from .document import PLAN, SCHEMA, Document, history_of, listed, read, seals_in, signed
 from .exports import remove_outdated
 from .fits import by_tensor, misfits, shape_of, tensors_of, ties
 from .folder import BUFFERS, INDEX, WEIGHTS, is_weights, read_folder, same, weights_of
@@ -128,10 +128,10 @@ def add_beside(directory: str | os.PathLike[str], name: str, text: str) -> None:
             write_text(folder / name, text)
             return
         write_text(made / name, text)
-        raw = document.model_dump(mode="json", by_alias=True)
+        raw = document.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
         def told(seals: dict[str, Seal]) -> str:
-            return dump({**raw, "files": _listed({**document.seals, **seals})}) + "\n"
+            return signed({**raw, "files": _listed({**document.seals, **seals})})
 
         publish(folder, {name: made / name}, document.seals, PLAN, told)
 
@@ -152,7 +152,7 @@ def _publish(
         kept = {path.name: seal_of(path) for path in weights_of(folder) if _holds(path, state)}
 
     def told(seals: dict[str, Seal]) -> str:
-        return dump({**document, "files": _listed({**kept, **seals})}) + "\n"
+        return signed({**document, "files": _listed({**kept, **seals})})
 
     publish(folder, files, seals_in(folder / PLAN), PLAN, told, gone)
 
@@ -209,18 +209,24 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
     taken = {path: {"size": n, "kept": list(kept)} for path, (n, kept) in history.taken.items()}
     return {
         "format": "secateur.pruned",
-        "schema": SCHEMA if history.taken else 1,
+        "schema": 2 if history.implied is None else SCHEMA,
         "secateur": version("secateur"),
         "model": f"{type(model).__module__}.{type(model).__qualname__}",
         "steps": [plan.to_json() for plan in history.steps],
         "shapes": {n: {"before": b, "after": a} for n, (b, a) in history.shapes.items()},
-        "attributes": {n: {"before": b, "after": a} for n, (b, a) in history.attributes.items()},
+        "attributes": {n: _number(history, n) for n in history.attributes},
         "replaced": {p: name for p, m in model.named_modules() if (name := name_of(m))},
         "dropped": {n: {"input": x, "output": out} for n, (x, out) in history.dropped.items()},
         **({"taken": taken} if taken else {}),
         "tied": tied,
         "buffers": {name: name in state for name in dict(model.named_buffers())},
     }
+
+
+def _number(history: History, name: str) -> dict[str, Any]:
+    before, after = history.attributes[name]
+    of = (history.implied or {}).get(name)
+    return {"before": before, "after": after, **({"of": [*map(asdict, of)]} if of else {})}
 
 
 def load_plans(directory: str | os.PathLike[str]) -> tuple[Plan, ...]:
@@ -254,9 +260,9 @@ def load_pruned(
     Args:
         directory: what ``save_pruned`` or ``Result.save`` wrote.
         model: a dense model of the same class and configuration; it is changed in place.
-        verify_digests: compare the SHA-256 of each file with that in ``plan.json``, which takes
-            one to three seconds per gigabyte; False compares sizes alone.  Folders of before there
-            were digests load without.
+        verify_digests: compare the SHA-256 of each file with that in ``plan.json``, and its own,
+            which takes one to three seconds per gigabyte; False compares sizes alone, and takes a
+            plan that was edited, if it fits.  Folders of before there were digests load without.
 
     Returns:
         The model.

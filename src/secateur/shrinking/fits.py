@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import inf
-from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.errors import did_you_mean
-from secateur.graph.attributes import followed_in
-from secateur.graph.origins import Attribute
 from secateur.replacements import name_of, replacement_of
 
-from .agreeing import disagreements
+from .agreeing import disagreements, unknown_groups
 from .cut import Surgery
-from .describe import says_size
 from .document import Document
-from .history import History, Number, Shape
+from .history import History, Shape
+from .numbers import other_values
 
 
 def misfits(
@@ -32,15 +28,17 @@ def misfits(
     What was taken out, dropped and replaced then is, on the way, so here too: ``surgery`` takes it
     back.
     """
+    names = {*tensors_of(model), *saved, *history.shapes, *document.buffers}
     return [
         *_foreign(document, model),
+        *unknown_groups(history, names),
         *_taken(history, model, surgery),  # the others have other names now
         *_dropped(history, model, surgery),  # what went with them is in no file
         *disagreements(history, document.tied, tensors_of(model)),
         *_other_tensors(history, model, saved),
         *_untied(document.tied, model),
         *_replaced(document.replaced, model, surgery),  # these have more attributes
-        *_other_values(history, model),
+        *other_values(history, model),
     ]
 
 
@@ -120,75 +118,6 @@ def _replaced(replaced: Mapping[str, str], model: nn.Module, surgery: Surgery) -
         surgery.replace(module)
         if name_of(module) != name:
             yield f"{path!r} is replaced by {name_of(module)}, and not by {name!r}"
-
-
-def _other_values(history: History, model: nn.Module) -> Iterator[str]:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    followed = followed_in(model)
-    for text, (before, after) in history.attributes.items():
-        try:
-            attribute = Attribute.parse(text, modules)
-        except ValueError as error:
-            yield str(error)
-            continue
-        module = modules[attribute.path]
-        if wrong := _other_value(attribute, before, after, module, history):
-            yield wrong
-        elif (attribute.path, attribute.name.rpartition(".")[0]) not in followed:
-            yield f"{text} is no number that the structure of this model could have changed"
-        elif not says_size(module, attribute.name):
-            yield f"{text} cannot be changed: it is no size of a {type(module).__name__}"
-
-
-def _other_value(
-    attribute: Attribute, before: Number | None, after: Number, module: nn.Module, history: History
-) -> str | None:
-    """Return why a number cannot go from one value to another, or None."""
-    value = attribute.held_by(module)
-    if isinstance(before, tuple) or isinstance(after, tuple):
-        return _other_list(attribute, before, after, value, history)
-    if before is None:
-        if not _can_be_given(module, attribute, after):
-            return f"{attribute} cannot be given to a model that has none"
-        if value is not None and value != after:
-            return f"{attribute} is {value!r} in this model, and the dense one had none"
-        return None
-    if type(value) is not type(before):
-        kind = "integer" if type(before) is int else "float"
-        return f"this model has no {kind} {str(attribute)!r}"
-    if value != before:
-        return f"{attribute} is {value} in this model, and was {before} in the dense one"
-    if type(after) is not type(before) or not _sensible(before, after, history):
-        return f"{attribute} cannot become {after}: it is {before}"
-    return None
-
-
-def _other_list(
-    attribute: Attribute, before: Any, after: Any, value: Any, history: History
-) -> str | None:
-    """Return why a list with a value for each layer cannot become another, or None."""
-    if not isinstance(value, (list, tuple)) or before != tuple(value):
-        return f"{attribute} is {value!r} in this model, and was {before} in the dense one"
-    left = [
-        tuple(before[i] for i in kept) for n, kept in history.taken.values() if n == len(before)
-    ]
-    if attribute.index is not None or after not in left:
-        return f"{attribute} cannot become {after}: no list of modules keeps these of its places"
-    return None
-
-
-def _can_be_given(module: nn.Module, attribute: Attribute, after: float) -> bool:
-    """Tell whether a number can be given: a size to a config, or an epsilon instead of None."""
-    if isinstance(after, float):
-        return hasattr(module, attribute.name) and 0 < after < inf
-    return attribute.name.startswith("config.") and after >= 1
-
-
-def _sensible(before: float, after: float, history: History) -> bool:
-    """Tell whether a size became smaller, or an epsilon larger or smaller."""
-    if isinstance(before, int):
-        return (0 if history.dropped or history.taken else 1) <= after <= before
-    return 0 < after < inf
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -63,7 +63,7 @@ def read_folder(folder: Path, *, verify_digests: bool = True) -> Saved:
     for _ in range(MOST_TRIES):
         save = _save(folder / PLAN)
         text = read_text(folder / PLAN)
-        document = understood(text, folder / PLAN)
+        document = understood(text, folder / PLAN, verify=verify_digests)
         saved = Saved(document, *_tensors(folder, document, verify_digests))
         if saved.wrong and save == last:  # twice, with no save in between
             return saved

@@ -14,6 +14,7 @@ from torch import nn
 
 from secateur.replacements.passing import Passing
 
+from .implied import Implied
 from .plan import Plan
 
 Shape = tuple[int, ...]
@@ -44,6 +45,8 @@ class History:
         attributes: attribute, as in ``block.heads`` or ``block.sizes[1]`` → its value, likewise;
             None where a config did not have it.
         taken: list of modules → how many it had in the dense model, and which are left.
+        implied: attribute → what the steps make of it, of those that follow from what is kept;
+            None in the history of a file of before it was written down.
     """
 
     steps: tuple[Plan, ...] = ()
@@ -51,6 +54,7 @@ class History:
     attributes: Mapping[str, Change] = field(default_factory=dict)
     dropped: Mapping[str, Passing] = field(default_factory=dict)
     taken: Mapping[str, Taken] = field(default_factory=dict)
+    implied: Mapping[str, Implied] | None = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> History:
@@ -59,7 +63,9 @@ class History:
 
     def with_attributes(self, changes: Mapping[str, Change]) -> History:
         """Return this history with more attributes that changed on the way."""
-        return replace(self, attributes=_chain(self.attributes, changes))
+        known = self.implied
+        implied = known and {name: how for name, how in known.items() if name not in changes}
+        return replace(self, attributes=_chain(self.attributes, changes), implied=implied)
 
     def then(
         self,
@@ -67,9 +73,11 @@ class History:
         shapes: Mapping[str, tuple[Shape, Shape]],
         attributes: Mapping[str, Change],
         dropped: Mapping[str, Passing],
+        implied: Mapping[str, Implied],
     ) -> History:
         """Return this history with one plan more, and what it changed."""
         gone = tuple(f"{path}." for path in dropped)
+        chained = _chain(self.attributes, attributes)
 
         def left(changes: dict[str, Any]) -> dict[str, Any]:
             return {name: c for name, c in changes.items() if not name.startswith(gone)}
@@ -77,10 +85,23 @@ class History:
         return History(
             (*self.steps, plan),
             left(_chain(self.shapes, shapes)),
-            left(_chain(self.attributes, attributes)),
+            left(chained),
             {**{p: how for p, how in self.dropped.items() if not p.startswith(gone)}, **dropped},
             {path: taken for path, taken in self.taken.items() if not f"{path}.".startswith(gone)},
+            self._implied(left(chained), implied),
         )
+
+    def _implied(
+        self, attributes: Mapping[str, Change], now: Mapping[str, Implied]
+    ) -> dict[str, Implied] | None:
+        """Return what makes each number; a float is multiplied by the factors of each step."""
+        if self.implied is None:
+            return None
+        found = {**self.implied, **now}
+        for name in self.attributes.keys() & now.keys():
+            if isinstance(self.attributes[name][1], float):
+                found[name] = (*self.implied.get(name, ()), *now[name])
+        return {name: how for name, how in found.items() if name in attributes}
 
     def without(self, path: str, names: Sequence[str], kept: Sequence[int]) -> History:
         """Return this history once a list of modules keeps some of them, which are renumbered.
@@ -99,6 +120,7 @@ class History:
             renaming.keys(self.attributes),
             renaming.keys(self.dropped),
             taken,
+            self.implied and renaming.keys(self.implied),
         )
 
 

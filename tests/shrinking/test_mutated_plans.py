@@ -1,0 +1,219 @@
+"""A plan of which any part is another is refused, or loads the model that was saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import FileError
+from secateur.shrinking import Plan
+from secateur.shrinking.document import signed
+from tests import zoo
+from tests.faults import edited
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(6, 8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0])
+
+
+class Experts(nn.Module):
+    """Experts whose weights are one tensor each, and a fused projection; epsilon and sizes held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width, self.inner, self.eps = 4, 4, 8, 1e-3
+        self.embed, self.scale = nn.Linear(6, 16), nn.Parameter(torch.ones(16))
+        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up = nn.Parameter(torch.randn(3, 16, 16) / 4)
+        self.down = nn.Parameter(torch.randn(3, 8, 16) / 4)
+        self.gate, self.out = nn.Linear(16, 3), nn.Linear(16, 2)
+
+    def norm(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        parts = self.qkv(self.norm(x)).view(*x.shape[:-1], 3, self.heads, self.width)
+        q, k, v = (p.transpose(1, 2) for p in parts.unbind(2))
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        x = x + self.o(mixed.transpose(1, 2).reshape(*x.shape[:-1], self.heads * self.width))
+        a, b = torch.einsum("btd,edf->betf", x, self.up).split([self.inner, self.inner], -1)
+        each = torch.einsum("betf,efd->betd", a.relu() * b, self.down)
+        return self.out((each * self.gate(x).softmax(-1).transpose(1, 2)[..., None]).sum(1))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8),
+        nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(24, 2),
+    )  # fmt: skip
+
+
+def llama() -> nn.Module:
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)  # type: ignore[no-any-return]
+
+
+TOKENS = torch.arange(12).reshape(2, 6)
+Made = tuple[Callable[[], nn.Module], Any, dict[str, Any]]
+KINDS: dict[str, Made] = {
+    "convolutions": (convolutions, torch.linspace(-1, 1, 2 * 3 * 121).view(2, 3, 11, 11), {}),
+    "recurrent": (Recurrent, torch.linspace(-1, 1, 60).view(2, 5, 6), {}),
+    "experts": (Experts, torch.linspace(-1, 1, 60).view(2, 5, 6), {}),
+    "attention": (
+        lambda: nn.TransformerEncoderLayer(16, 4, 24, dropout=0, batch_first=True),
+        torch.linspace(-1, 1, 160).view(2, 5, 16),
+        {"coarse": True},
+    ),
+    "language model": (llama, {"input_ids": TOKENS}, {"uniform": True}),
+    "its heads": (llama, {"input_ids": TOKENS}, {"coarse": True}),
+}
+
+
+def outputs(model: nn.Module, x: Any) -> Tensor:
+    with torch.no_grad():
+        out = model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
+    return out if isinstance(out, Tensor) else out.logits  # type: ignore[no-any-return]
+
+
+@cache
+def saved(kind: str) -> tuple[dict[str, bytes], Tensor]:
+    """Return the files of a pruned model of a kind, and its outputs."""
+    from tempfile import TemporaryDirectory
+
+    build, x, options = KINDS[kind]
+    with torch.random.fork_rng(), TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = build().eval()
+        if options.get("coarse"):
+            structure = sc.analyze(model, x)
+            groups = structure.independent(coarse=True)
+            keep = {g.name: tuple(range(max(g.step, g.size // 2))) for g in groups if g.exact}
+            result = sc.apply_plan(model, Plan(keep), x)
+        else:
+            result = sc.prune(model, x, 0.5, **options)
+        result.save(folder)
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return files, outputs(result.model, x)
+
+
+def judged(folder: Path, kind: str, text: str) -> str:
+    """Load a folder with another text of its plan: "refused" or "whole"; else it fails."""
+    files, wanted = saved(kind)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "plan.json").write_text(text)
+    build, x, _ = KINDS[kind]
+    model = build()
+    before = {n: t.clone() for n, t in model.state_dict().items()}, repr(model)
+    why = ""
+    try:
+        sc.load_pruned(folder, model)
+    except FileError as error:
+        why = str(error)
+    if not why:
+        assert torch.equal(outputs(model, x), wanted)
+        return "whole"
+    assert len(why) < 2000
+    after = model.state_dict()
+    assert (repr(model), after.keys()) == (before[1], before[0].keys())
+    assert all(torch.equal(t, before[0][n]) for n, t in after.items())
+    return "refused"
+
+
+def document(kind: str) -> dict[str, Any]:
+    return json.loads(saved(kind)[0]["plan.json"])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_when_nothing_is_edited_then_it_is_whole(tmp_path: Path, kind: str) -> None:
+    assert judged(tmp_path, kind, json.dumps(document(kind))) == "whole"
+    assert any("of" in change for change in document(kind)["attributes"].values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[*HealthCheck])
+@given(seed=st.integers(0, 1 << 30))
+def test_load_when_any_part_is_another_then_it_is_refused(
+    tmp_path: Path, kind: str, seed: int
+) -> None:
+    found = edited(document(kind), Random(seed))
+    same = json.dumps(found) == json.dumps(document(kind))
+    assert judged(tmp_path, kind, json.dumps(found)) == ("whole" if same else "refused")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[*HealthCheck])
+@given(seed=st.integers(0, 1 << 30), edits=st.integers(1, 2))
+def test_load_when_any_part_is_another_and_signed_then_it_is_refused_or_whole(
+    tmp_path: Path, kind: str, seed: int, edits: int
+) -> None:
+    draw, found = Random(seed), document(kind)
+    for _ in range(edits):
+        changed = edited(found, draw, less=0)
+        found = changed if isinstance(changed, dict) else found
+    judged(tmp_path, kind, signed(found))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_when_one_number_is_another_and_signed_then_it_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    for name, change in document(kind)["attributes"].items():
+        for other in (change["before"], change["after"] / 2, change["after"] * 2):
+            value = other if isinstance(change["after"], float) else max(1, int(other))
+            if value != change["after"]:
+                found = document(kind)
+                found["attributes"][name]["after"] = value
+                assert judged(tmp_path, kind, signed(found)) == "refused", (name, value)
+
+
+@pytest.mark.parametrize("group", ["nowhere", "0:7", "out.bias[1]", "", "a\nb"])
+def test_load_when_a_group_is_of_no_tensor_then_it_is_refused(tmp_path: Path, group: str) -> None:
+    found = document("convolutions")
+    found["steps"][0]["keep"][group] = [[0, 0]]
+    whole = judged(tmp_path, "convolutions", signed(found)) == "whole"
+    assert whole == (group == "0:7")  # a name that a group may have, of which nothing was cut
+
+
+def test_load_when_the_digest_is_not_asked_for_then_an_edited_plan_that_fits_loads(
+    tmp_path: Path,
+) -> None:
+    found = {**document("recurrent"), "secateur": "another"}
+    assert judged(tmp_path, "recurrent", json.dumps(found)) == "refused"
+    fresh = sc.load_pruned(tmp_path, Recurrent(), verify_digests=False)
+    assert torch.equal(outputs(fresh, KINDS["recurrent"][1]), saved("recurrent")[1])
+
+
+def test_load_when_the_file_is_older_then_it_loads_and_is_saved_as_older(tmp_path: Path) -> None:
+    found = document("experts")
+    for change in found["attributes"].values():
+        change.pop("of")
+    assert judged(tmp_path, "experts", signed(found)) == "refused"
+    found["schema"] = 2
+    assert judged(tmp_path, "experts", signed(found)) == "whole"
+    sc.save_pruned(sc.load_pruned(tmp_path, Experts()), tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["schema"] == 2
+    sc.load_pruned(tmp_path, Experts())
