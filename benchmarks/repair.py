@@ -86,8 +86,10 @@ SINGLE = {
 }
 EXPERTS = {
     "random": Way({"criterion": "random"}),
+    "activation": Way({"criterion": "activation"}, data=True),
+    "reap": Way({"criterion": "reap"}, data=True),
     "frequency": Way({"criterion": "frequency"}, data=True),
-    "frequency, repaired": Way({"criterion": "frequency"}, data=True, repair="least_squares"),
+    "contribution": Way({"criterion": "contribution"}, data=True),
 }
 
 

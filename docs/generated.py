@@ -54,6 +54,7 @@ def write_all(folder: Path) -> None:
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
     (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
+    (folder / "experts.md").write_text(repaired("docs mixtral"), encoding="utf-8")
     (folder / "searched.md").write_text(searched(), encoding="utf-8")
     (folder / "faults.md").write_text(faults(), encoding="utf-8")
 
@@ -130,11 +131,11 @@ def coverage() -> str:
     return "\n".join(lines) + "\n"
 
 
-def repaired() -> str:
-    """Return what pruning without training kept of real models: a table of each."""
+def repaired(*only: str) -> str:
+    """Return what pruning without training kept of real models: a table of each, or of some."""
     rows = json.loads((RESULTS / "repair.json").read_text())["data"]
     lines: list[str] = []
-    for model in dict.fromkeys(row["model"] for row in rows):
+    for model in only or dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         (dense,) = (row["quality"] for row in own if row["way"] == "dense")
         made = [row for row in own if row["way"] != "dense"]

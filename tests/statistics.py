@@ -22,6 +22,8 @@ def made_up(name: str, rows: Tensor, seed: int = 0) -> dict[str, Any]:
         "input_variance": noise.square(),
         "input_zeros": noise.abs().clamp(max=1),
         "input_rows": noise.abs(),
+        "delivered_norm": noise.abs(),
+        "delivered_share": noise.abs(),
         "input_moments": lambda rows: 2 * rows,
         "input_inverse": lambda rows: rows,
         "input_elimination": lambda rows: rows.square().sum(1),

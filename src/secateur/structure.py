@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UnknownNameError, did_you_mean
 from .graph.axes import Atom, Axis
 from .graph.blocks import Block, find_blocks
+from .graph.choices import forbidden
 from .graph.cost import Cost, cost, human, macs
 from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
@@ -22,6 +23,7 @@ from .graph.macs import uncounted
 from .graph.record import record
 from .graph.shown import alike, factors, starred, together
 from .graph.typing import Reason, Typed
+from .runtime.forbidding import Forbidden
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
 from .runtime.shown import Shown
@@ -151,6 +153,10 @@ class Structure(Shown):
                 f"outputs on (leave a cache out of the example).{hint}"
             )
         return found[name]
+
+    def forbidden(self, name: str, keep: Tensor) -> list[Forbidden]:
+        """Return where a router must not choose what goes of a group; ``keep`` is bool."""
+        return list(forbidden(self.inferred, self[name].atom, keep))
 
     def counter(self, keep: Mapping[str, int] | Any = None) -> Callable[[Atom], int]:
         """Return the function atom → positions kept, which the symbolic costs are computed from."""

@@ -139,6 +139,7 @@ def test_needs_when_asked_then_reads_the_signature():
     assert {name: needs(criteria[name]) for name in criteria} == {
         "activation": ("input_norm",),
         "apoz": ("input_zeros",),
+        "contribution": ("delivered_share",),
         "elimination": ("input_elimination",),
         "energy": ("input_moments",),
         "fluctuation": ("input_variance",),
@@ -150,6 +151,7 @@ def test_needs_when_asked_then_reads_the_signature():
         "mean_activation": ("input_mean",),
         "obs": ("input_inverse",),
         "random": ("generator",),
+        "reap": ("delivered_norm",),
         "taylor": ("grad",),
         "wanda": ("input_norm",),
     }

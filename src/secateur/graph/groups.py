@@ -8,6 +8,7 @@ from math import lcm
 from typing import Literal
 
 from .axes import Atom, Axis, Product, atoms, find, parts_of
+from .choices import forbids
 from .conditions import zero_when_masked
 from .infer import Inferred
 from .lengths import now
@@ -57,6 +58,8 @@ class Group:
     params: int = 0  # that go with one position
     least: int = 1  # so many positions stay
     step: int = 1  # and a multiple of this
+    chosen: bool = False  # a router chooses among its positions: they are experts
+    unchosen: bool = False  # inexact, but for a model in which those that go are never chosen
 
     @property
     def size(self) -> int:
@@ -81,6 +84,7 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
     _spread(inexact, sized, names)
     limits = _limits(inferred, sized)
     grids = _grids(inferred)
+    chosen = {id(atom) for axis in inferred.typing.choices for atom in atoms(axis)}
     free: list[Group] = []
     frozen: list[Group] = []
     for key, (atom, members) in where.items():
@@ -96,6 +100,8 @@ def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:
             mates,
             _params(inferred, atom, members),
             *limits.get(key, (1, 1)),
+            chosen=key in chosen,
+            unchosen=key in chosen & inexact.keys() and forbids(inferred.sites_of(atom), atom),
         )
         (free if atom.frozen is None else frozen).append(group)
     return free, frozen

@@ -135,6 +135,7 @@ class Typing:
     names: list[Named] = field(default_factory=list)
     pairs: list[tuple[Axis, Axis, Reason]] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
+    choices: list[Axis] = field(default_factory=list)  # looked up by numbers of their own
     tables: Tables = field(default_factory=Tables)
     sites: list[Site] = field(default_factory=list)
     decisions: Mapping[str, Collection[Attribute]] = field(default_factory=dict)
@@ -300,6 +301,7 @@ class Typing:
         """Say that positions are looked up by number: the axis's own, or it freezes."""
         if index is not None and index.counts is not None:
             self.same(dim, Dim(index.counts))
+            self.choices.append(index.counts)
         else:
             self.freeze(dim, "its positions are looked up by number")
 

@@ -151,17 +151,3 @@ def mean_activation(rows: Tensor, *, input_mean: Tensor) -> Tensor:
     Molchanov et al., 2017, arXiv:1611.06440
     """
     return input_mean.mean(1).abs()
-
-
-@criteria.register
-def frequency(rows: Tensor, *, input_rows: Tensor) -> Tensor:
-    """How often a unit is asked: the share of tokens that are routed to an expert.
-
-    Args:
-        rows: shape ``(units, elements)``; weights do not matter.
-        input_rows: of the same shape, in [0, 1].
-
-    >>> frequency(torch.ones(2, 1), input_rows=torch.tensor([[0.25], [0.75]]))
-    tensor([0.2500, 0.7500])
-    """
-    return input_rows.mean(1)

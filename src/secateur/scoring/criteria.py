@@ -55,11 +55,13 @@ class Facts:
     are compared in a whole tensor, or among those of one output ("row").  ``error``: whether a
     score is the root of a mean square error of outputs, or the mean square, or neither (None): only
     the former can be a share of what the outputs are added to (``normalize="output"``).
+    ``experts``: it ranks whole experts, and of nothing else it knows anything.
     """
 
     of: Side = "makers"
     within: Literal["tensor", "row"] = "tensor"
     error: Literal["root", "square"] | None = None
+    experts: bool = False
 
 
 class CriterionRegistry(Registry):

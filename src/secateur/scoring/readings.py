@@ -83,6 +83,10 @@ class Reading:
         """Return how many rows there are, ``(systems,)``."""
         raise NotImplementedError
 
+    def parts(self, made: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield systems, and their rows ``(systems, rows, *)`` of what was made of the output."""
+        raise NotImplementedError
+
     def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
         """Yield systems, their inputs ``(systems, rows, features)`` and what came out of those.
 
@@ -108,6 +112,10 @@ class Rows(Reading):
 
     def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
         yield slice(None), self._inputs, None if output is None else self._outputs(output)
+
+    def parts(self, made: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        rows = made.reshape(*self.x.shape[:2], -1)
+        yield slice(None), rows if self.valid is None else rows[:, self.valid]
 
     @property
     def _inputs(self) -> Tensor:
@@ -137,6 +145,10 @@ class Routed(Reading):
             here = slice(start, end)
             yield tensor[here] if self.valid is None else tensor[here][self.valid[here]]
             start = end
+
+    def parts(self, made: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        for i, part in enumerate(self._parts(made)):
+            yield slice(i, i + 1), part[None]
 
     def total(self, reduce: Reduce) -> Tensor:
         return torch.stack([reduce(part, (0,)) for part in self._parts(self.x)])

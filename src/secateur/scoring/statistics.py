@@ -49,6 +49,20 @@ class Statistic:
         """Return the sums of one reading, in at least float32."""
         raise NotImplementedError
 
+    def deliver(self, reading: Reading, made: Tensor) -> dict[str, Tensor]:
+        """Return the sums of what became of a reading, as it joins what others make; see
+        ``Watch``."""
+        raise NotImplementedError
+
+    def knows(self, arrangement: Arrangement, granularity: Granularity) -> bool:
+        """Tell whether it says something of the rows of a weight that is read so."""
+        return True
+
+    @property
+    def delivers(self) -> bool:
+        """Tell whether it sums what becomes of readings, and not what they multiply."""
+        return type(self).deliver is not Statistic.deliver
+
     def value(self, seen: Seen, granularity: Granularity, weight: Tensor) -> Any:
         """Return what a criterion gets, for the weight's rows in a granularity."""
         raise NotImplementedError
@@ -164,14 +178,3 @@ class input_zeros(PerChannel):
 
     def channels(self, sums: Sums) -> Tensor:
         return sums["zeros"] / sums["rows"].clamp(min=1)[:, None]
-
-
-@statistic
-class input_rows(PerChannel):
-    """Share of the rows that reach a weight: of an expert's, how often it is asked."""
-
-    def observe(self, reading: Reading) -> dict[str, Tensor]:
-        return {"rows": reading.count(), "seen": reading.whole()}
-
-    def channels(self, sums: Sums) -> Tensor:
-        return (sums["rows"] / seen_of(sums))[:, None]

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .arrangement import View, spans_of
+from .deliveries import Deliveries
 from .readings import Reading, Routed, Rows, reading
 
 aten = torch.ops.aten
@@ -89,6 +90,8 @@ class Watch(TorchDispatchMode):
         named: the parameters to look for, by name.
         seen: called with each reading and what came out of it.
         due: called with each reading before its operation runs; it may change the parameter.
+        delivered: called with each reading that nothing else reads, and what became of its output
+            by the time that it joins what others make.
         program: the operations that the forward is known to run, in their order.
         wanted: by their number among those, what is called with what an operation makes.
     """
@@ -99,6 +102,7 @@ class Watch(TorchDispatchMode):
         seen: Callable[[Reading, Tensor], None],
         due: Callable[[Reading], None] | None = None,
         *,
+        delivered: Callable[[Reading, Tensor], None] | None = None,
         program: Sequence[Any] = (),
         wanted: Mapping[int, Callable[[Tensor], None]] | None = None,
     ):
@@ -106,6 +110,7 @@ class Watch(TorchDispatchMode):
         self.parameters = Parameters(named)
         self.seen = seen
         self.due = due
+        self.deliveries = Deliveries(delivered) if delivered else None
         self.program = program
         self.wanted = wanted or {}
         self.step = 0
@@ -121,6 +126,8 @@ class Watch(TorchDispatchMode):
         self.step = 0
         self._origins = WeakTensorKeyDictionary()
         self._chosen = False
+        if self.deliveries is not None:
+            self.deliveries.start()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -134,8 +141,11 @@ class Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         if self.wanted and func.namespace != "prim":
             self._count(func, out)
-        if isinstance(out, Tensor):
-            self._follow(func.overloadpacket, args, out)
+        if self.deliveries is not None:
+            self.deliveries.follow(func, [*args, *kwargs.values()], out, found)
+        for made in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(made, Tensor):
+                self._follow(func.overloadpacket, args, made)
         if found is not None:
             self.seen(found, out)
         return out

@@ -17,6 +17,7 @@ from secateur.runtime.no_batch import check_iterable
 from secateur.runtime.progress import shown
 from secateur.scoring.arrangement import Arrangement
 from secateur.scoring.criteria import criteria
+from secateur.scoring.experts import FEW, PerExpert
 from secateur.scoring.readings import Reading
 from secateur.scoring.statistics import STATISTICS
 from secateur.scoring.watching import Watch
@@ -64,7 +65,14 @@ class Calibration:
         named = {n: p for n, p in model.named_parameters() if p.ndim > 1 and id(p) in asked}
         wanted = self.outputs.wanted(model, structure, set(named))
         program = [op.func for op in structure.inferred.recording.ops] if structure else []
-        watch = Watch(named.items(), self._observe, program=program, wanted=wanted)
+        delivered = any(STATISTICS[name].delivers for name in self.wanted)
+        watch = Watch(
+            named.items(),
+            self._observe,
+            delivered=self._deliver if delivered else None,
+            program=program,
+            wanted=wanted,
+        )
         self.outputs.rows = watch.data_rows
         return watch
 
@@ -94,9 +102,18 @@ class Calibration:
             self._shared = shared, reading.source, {}
         found = self._shared[2]
         for name in self.wanted:
+            if STATISTICS[name].delivers:
+                continue
             if name not in found:
                 found[name] = STATISTICS[name].observe(reading)
             add(self._new.setdefault((name, reading.arrangement), {}), found[name])
+
+    @torch.no_grad()
+    def _deliver(self, reading: Reading, made: Tensor) -> None:
+        for name in self.wanted:
+            if STATISTICS[name].delivers:
+                sums = STATISTICS[name].deliver(reading, made)
+                add(self._new.setdefault((name, reading.arrangement), {}), sums)
 
     def finish(self, batches: int) -> None:
         """Add what all ranks have seen of so many batches each."""
@@ -124,17 +141,36 @@ class Calibration:
 
     def known(self, each: Selectable) -> list[Part]:
         """Return the parts of a selectable that an operation multiplied, those that score first."""
-        read = self._read()
-        parts = [part for part in each.parts if part.tensor in read]
+        names = criteria.asks(each.criterion, "forward")
+        parts = [p for p in each.parts if all(self._seen(name, p) for name in names)]
         return [part for part in parts if part.scores] or parts
 
     def values(self, each: Selectable, part: Part, weight: Tensor) -> dict[str, Any]:
         """Return what a criterion asks for, for the rows of a part of its tensor."""
-        found = {}
+        return {
+            name: STATISTICS[name].value(self._seen(name, part), part.granularity, weight)
+            for name in criteria.asks(each.criterion, "forward")
+        }
+
+    def starved(self, each: Selectable, part: Part, weight: Tensor) -> Iterator[str]:
+        """Yield a note on the experts that too few tokens reached for a mean to say much."""
         for name in criteria.asks(each.criterion, "forward"):
-            seen = {a: sums for (n, a), sums in self._of(part.tensor) if n == name}
-            found[name] = STATISTICS[name].value(seen, part.granularity, weight)
-        return found
+            kind = STATISTICS[name]
+            if isinstance(kind, PerExpert):
+                asked, of = kind.asked(self._seen(name, part), part.granularity, weight)
+                few = {i: int(n) for i, n in enumerate(asked.tolist()) if n < FEW}
+                if few:
+                    yield (
+                        f"{each.name}: of {of} tokens, experts {', '.join(map(str, few))} saw "
+                        f"{', '.join(map(str, few.values()))}, fewer than {FEW}: what they are "
+                        "worth is a guess, and other data may tell"
+                    )
+
+    def _seen(self, name: str, part: Part) -> dict[Arrangement, Sums]:
+        """Return the sums of a statistic that say something of a part."""
+        known = STATISTICS[name].knows
+        some = ((a, sums) for (n, a), sums in self._of(part.tensor) if n == name)
+        return {a: sums for a, sums in some if known(a, part.granularity)}
 
     def _of(self, tensor: str) -> Iterator[tuple[Key, Sums]]:
         return (item for item in self._sums.items() if item[0][1].name == tensor)

@@ -92,6 +92,8 @@ class RunningScores:
                 f"it is ranked by {FALLBACK!r}"
             )
             return replace(each, criterion=FALLBACK).score(tensors, generator)
+        if criteria.facts[each.criterion].experts:
+            self.notes += self.calibration.starved(each, parts[0], tensors[parts[0].tensor])
         found = [self._of_forwards(each, part, tensors[part.tensor], generator) for part in parts]
         if each.normalize != OUTPUT:
             return each.combine(found)

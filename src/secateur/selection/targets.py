@@ -32,6 +32,9 @@ from .obstacles import obstacles, selected
 from .select import Request
 from .selectors import Selectors
 
+FORM = "group"
+"""The granularity of dependency groups."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -176,7 +179,7 @@ def _made(
     structure: Structure | None,
     index: int,
 ) -> list[Selectable]:
-    if selectors.target.granularity != "group":
+    if selectors.target.granularity != FORM:
         return _of_tensors(model, selectors, config, index)
     assert structure is not None
     return _of_groups(model, selectors, config, structure, index)
@@ -201,7 +204,11 @@ def _of_groups(
     target = selectors.target
     parameters = dict(model.named_parameters())
     made = []
-    for group in structure.independent(inexact=config.inexact, coarse=config.grid == "coarse"):
+    experts = criteria.facts[target.criterion].experts
+    inexact, coarse = config.inexact or experts, config.grid == "coarse"
+    for group in structure.independent(inexact=inexact, coarse=coarse):
+        if experts and not group.chosen:
+            continue
         if not selected(group, selectors, structure):
             continue
         weights = _scoring(group, parameters, criteria.facts[target.criterion].of)
@@ -241,6 +248,11 @@ def _of_tensors(
 ) -> list[Selectable]:
     made = []
     target = selectors.target
+    if criteria.facts[target.criterion].experts:
+        raise ConfigError(
+            f"criterion {target.criterion!r} ranks whole experts: granularity={FORM!r}, not "
+            f"{target.granularity!r}"
+        )
     seen: set[int] = set()
     for path, module in model.named_modules():
         if not selectors.takes(path):

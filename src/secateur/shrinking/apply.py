@@ -134,13 +134,16 @@ def cut_and_verify(
 def _compared_with(structure: Structure, plan: Plan) -> str:
     skipped = [name for name in plan.drop if not structure.block(name).exact]
     more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return MASKED + (f" that skips {', '.join(skipped[:3])}{more}" if skipped else "")
+    forbids = any(structure[name].unchosen for name in plan.keep)
+    skips = [f"skips {', '.join(skipped[:3])}{more}"] if skipped else []
+    does = [*skips, *(["never chooses an expert that is masked"] if forbids else [])]
+    return MASKED + (f" that {' and '.join(does)}" if does else "")
 
 
 def _changed(structure: Structure, plan: Plan, surgery: Surgery) -> Iterator[str]:
     """Yield what a plan removes that changes what is computed, and what that rounds."""
     for name in plan.keep:
-        if not structure[name].exact:
+        if not (structure[name].exact or structure[name].unchosen):
             yield f"inexact: {name}: {structure[name].inexact}"
     for name in plan.drop:
         if not structure.block(name).exact:

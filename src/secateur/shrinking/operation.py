@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import ShrinkError, VerificationError
 from secateur.repair.fold import Folding
 from secateur.replacements.passing import skipping
+from secateur.runtime.forbidding import forbidding
 from secateur.structure import Structure
 from secateur.types import Example, Factored, Masks
 
@@ -185,10 +186,14 @@ class Operation:
 
     @contextmanager
     def _meant(self, plan: Plan) -> Iterator[None]:
-        """Let the masked model skip the blocks that no mask lets return their input."""
+        """Let the masked model skip, and never choose, what no mask of zeros lets it."""
         blocks = map(self.structure.block, plan.drop)
         skipped = {b.name: (b.position, b.returns) for b in blocks if not b.exact}
-        with self.surgery.spelled_out(self.structure, plan), skipping(self.model, skipped):
+        with (
+            self.surgery.spelled_out(self.structure, plan),
+            skipping(self.model, skipped),
+            forbidding(self.model, plan.forbidden(self.structure)),
+        ):
             yield
 
     def _unrounded(self, check: Check) -> AbstractContextManager[None]:
@@ -222,7 +227,9 @@ class Operation:
         return folding.amounts(self.model, self.structure, self.example)
 
     def _exact(self, part: Plan) -> bool:
-        return all(self.structure[n].exact for n in part.keep)  # a block equals one skipped
+        """Tell whether the check must find nothing; a block equals one that is skipped."""
+        groups = map(self.structure.__getitem__, part.keep)
+        return all(group.exact or group.unchosen for group in groups)
 
 
 def _names(trial: Trial, name: str) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import PlanError, UnknownNameError, did_you_mean
+from secateur.runtime.forbidding import Forbidden
 from secateur.selection.select import Request, select
 from secateur.structure import Structure
 from secateur.types import Factored, Masks
@@ -114,6 +115,20 @@ class Plan:
         """How many positions each group keeps."""
         return {name: len(positions) for name, positions in self.keep.items()}
 
+    def forbidden(self, structure: Structure) -> list[Forbidden]:
+        """Return where a router is not to choose what goes, in the model that a cut equals."""
+        return [
+            each
+            for name in self.keep
+            if structure[name].unchosen
+            for each in structure.forbidden(name, self._kept(structure, name))
+        ]
+
+    def _kept(self, structure: Structure, name: str) -> Tensor:
+        keep = torch.zeros(structure[name].size, dtype=torch.bool)
+        keep[list(self.keep[name])] = True
+        return keep
+
     def masks(self, structure: Structure) -> Masks:
         """Return the complete masks that this plan amounts to.
 
@@ -121,10 +136,7 @@ class Plan:
             PlanError: it does not fit the model.
         """
         self.check(structure)
-        keeps = {}
-        for name, kept in self.keep.items():
-            keeps[name] = torch.zeros(structure[name].size, dtype=torch.bool)
-            keeps[name][list(kept)] = True
+        keeps = {name: self._kept(structure, name) for name in self.keep}
         gone = torch.zeros((), dtype=torch.bool)
         blocks = map(structure.block, self.drop)
         dropped = {
