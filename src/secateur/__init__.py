@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from . import errors as errors
     from .config import Config as Config
     from .config import Target as Target
+    from .fitting import Fitted as Fitted
+    from .fitting import fit as fit
     from .graph.cost import Cost as Cost
     from .graph.groups import Group as Group
     from .one_shot import prune as prune
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("Config", "Target"),
+    "fitting": ("Fitted", "fit"),
     "graph.cost": ("Cost",),
     "graph.groups": ("Group",),
     "one_shot": ("prune",),

@@ -1,0 +1,245 @@
+"""One fit, from its first batch to the best of its smaller models; it can be stopped anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from secateur.config import Config
+from secateur.errors import ConfigError
+from secateur.masks.resume import write_state
+from secateur.pruner import Pruner
+from secateur.runtime.batches import arguments
+from secateur.runtime.copying import copied
+from secateur.scoring.criteria import criteria
+from secateur.shrinking import Plan, Result, apply_plan, cut_optimizer
+from secateur.training.distillation import Distillation, logits_of
+from secateur.types import call_arguments
+
+from .deadline import Deadline, rate
+from .options import Options
+from .rounds import Fitted, Round
+from .saved import saved, tell, told
+from .stream import Stream, few, inputs_of
+
+PRUNED_BY = 0.4
+"""The share of the budget after which all is pruned: the smaller model needs the rest."""
+MEASURED = (0.6, 0.8)
+"""Shares of the budget at which the smaller model is measured, before its end."""
+WATCHED = 8
+"""Batches that a criterion or a repair looks at."""
+
+
+class Job:
+    """A fit; ``run`` does it."""
+
+    def __init__(self, dense: nn.Module, config: Config, options: Options, deadline: Deadline):
+        self.config, self.options, self.deadline, self.dense = config, options, deadline, dense
+        state = None if options.file is None else saved(options.file, self._settings())
+        self.example = options.example_inputs
+        if self.example is None:
+            self.example = few(inputs_of(next(Stream(options.train))))
+        self.model = copied(dense)
+        self.result: Result | None = None
+        self.pruner: Pruner | None = None
+        if state is not None and state["plan"] is not None:
+            self.result = apply_plan(self.model, Plan.from_json(state["plan"]), self.example)
+            self.model = self.result.model
+        else:
+            self.pruner = Pruner(self.model, config, self.example)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = (options.optimizer or self._default)(parameters)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.teacher = Distillation(self.model, dense, options.weight, options.temperature)
+        self.step, self.pruned, self.dense_value = 0, 0, math.nan
+        self.rounds: list[Round] = []
+        self.best: dict[str, Tensor] | None = None
+        self.stream = Stream(options.train, None if state is None else state["stream"])
+        if state is not None:
+            self._restore(state)
+
+    def run(self) -> Fitted:
+        """Return the best of the smaller models; the dense one is as it was."""
+        try:
+            self._measure_dense()
+            while (progress := self.deadline.progress(self.step)) < 1:
+                while self._due(progress):
+                    self._prune()
+                if self._to_be_measured(progress):
+                    self._measure()
+                self._train(progress)
+            while self.pruned < self.config.steps:  # the budget was too short to train in between
+                self._prune()
+            if not self.rounds or self.rounds[-1].number < self.pruned or self._trained_since():
+                self._measure()
+        finally:
+            self.teacher.close()
+        assert self.result is not None
+        assert self.best is not None
+        self.model.load_state_dict(self.best)
+        self.model.train(self.dense.training)
+        return Fitted(self.result, self.dense_value, self.rounds)
+
+    def _due(self, progress: float) -> bool:
+        rounds = self.config.steps
+        return self.pruned < rounds and progress >= PRUNED_BY * self.pruned / rounds
+
+    def _prune(self) -> None:
+        """Measure what the last round has come to, and prune, repair and, at last, cut."""
+        assert self.pruner is not None
+        if self.pruned and self._trained_since():
+            self._measure()
+        pruner, how = self.pruner, self.options.repair
+        batches = list(islice(self.stream, WATCHED))
+        asked = [each.criterion for each in pruner.selectables]
+        if any(criteria.asks(c, side) for c in asked for side in ("forward", "backward")):
+            pruner.calibrate(batches, self._loss)
+        pruner.step()
+        if how != "none":
+            pruner.repair([inputs_of(batch) for batch in batches], how)
+        self.pruned += 1
+        if self.pruned == self.config.steps:
+            self.result = pruner.finish()
+            cut_optimizer(self.optimizer, self.result)
+            self.pruner = None
+        self._save()
+
+    def _train(self, progress: float) -> None:
+        """Make one step of the optimizer."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate(progress)
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss = self.teacher(self._loss(self.model, next(self.stream)))
+        if not bool(loss.detach().isfinite()):
+            raise ConfigError(
+                f"the loss is {float(loss.detach())} at step {self.step + 1}: give an optimizer=… "
+                "of a lower rate"
+            )
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        if self.options.loss is not None:
+            return self.options.loss(model, batch)
+        args, kwargs = arguments(model, batch)
+        if kwargs:
+            found = model(**kwargs)
+            loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None)
+            if not isinstance(loss, Tensor):
+                raise ConfigError(
+                    f"train: with these keyword arguments the {type(model).__name__} returns no "
+                    "loss: give loss=…, a function of (model, batch)"
+                )
+            return loss
+        inputs_of(batch)  # a pair
+        return F.cross_entropy(logits_of(model(args[0])), args[1])
+
+    def _default(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        args, kwargs = call_arguments(self.example)
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        tokens = not any(x.is_floating_point() for x in given)
+        return AdamW(parameters, lr=1e-4 if tokens else 1e-3)
+
+    # measuring
+
+    def _trained_since(self) -> bool:
+        """Tell whether there were steps since the last measurement."""
+        return self.step > (self.rounds[-1].step if self.rounds else 0)
+
+    def _to_be_measured(self, progress: float) -> bool:
+        """Tell whether the smaller model is to be measured, as it is now and then."""
+        if self.result is None or not self._trained_since():
+            return False
+        done = sum(each.number == each.of for each in self.rounds)
+        return done < len(MEASURED) and progress >= MEASURED[done]
+
+    def _measure_dense(self) -> None:
+        if math.isnan(self.dense_value):
+            before = self.deadline.spent
+            self.dense_value = self._value(self.dense)
+            self.deadline.reserved = self.deadline.spent - before
+
+    def _measure(self) -> None:
+        value = self._value(self.model)
+        best = [each.value for each in self.rounds if each.number == each.of]
+        if self.result is not None and value > max(best, default=-math.inf):
+            state = self.model.state_dict()
+            self.best = {name: tensor.detach().clone() for name, tensor in state.items()}
+        rounds = self.config.steps
+        made = Round(self.pruned, rounds, self.step, self.deadline.spent, value)
+        self.rounds.append(made)
+        self._save()
+        self.options.on_round(made)
+
+    def _value(self, model: nn.Module) -> float:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        found = self.options.evaluate(model)
+        for module, training in modes:
+            module.training = training
+        try:
+            value = float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if math.isnan(value):
+            raise ConfigError(f"evaluate must return a number, larger is better; got {found!r}")
+        return value
+
+    # going on
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what another run must have in common to go on with this one."""
+        budget = {"minutes": self.deadline.minutes, "steps": self.deadline.steps}
+        options = self.options
+        own = {"repair": options.repair, "weight": options.weight, "t": options.temperature}
+        return {**budget, **own, "config": self.config.model_dump(mode="json")}
+
+    def _save(self) -> None:
+        if self.options.file is None:
+            return
+        cut, pruner = self.result, self.pruner
+        state = {
+            "settings": self._settings(),
+            "teacher": self.teacher.digest(),
+            "plan": None if cut is None else json.dumps(cut.plan.to_json()),
+            "told": None if cut is None else told(cut),
+            "pruner": None if pruner is None else pruner.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "stream": self.stream.state(),
+            "random": torch.get_rng_state(),
+            "step": self.step,
+            "pruned": self.pruned,
+            "spent": self.deadline.spent,
+            "dense": self.dense_value,
+            "rounds": [each.facts() for each in self.rounds],
+        }
+        self.options.file.parent.mkdir(parents=True, exist_ok=True)
+        write_state(self.options.file, state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of an interrupted fit."""
+        self.teacher.check(state["teacher"])
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
+        if self.result is not None:
+            tell(self.result, state["told"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.step, self.pruned = state["best"], state["step"], state["pruned"]
+        self.dense_value = state["dense"]
+        self.rounds = [Round.of_facts(facts) for facts in state["rounds"]]
+        self.deadline.go_on(state["spent"])
+        torch.set_rng_state(state["random"])

@@ -1,0 +1,81 @@
+"""How a fit is conducted, beside what is pruned and how long it may take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.errors import ConfigError
+from secateur.repair import repairs
+from secateur.types import Example
+
+from .rounds import Round
+
+Train = Iterable[Any] | Callable[[], Iterable[Any]]
+GIVEN = ("train", "evaluate")
+"""What every fit is given."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a fit is conducted; ``secateur.fit`` takes each field by its name.
+
+    Attributes:
+        rounds: prunings on the way to the goal.
+        loss: ``(model, batch) → scalar``; by default the cross entropy of pairs, and of dicts the
+            ``loss`` that the model returns.
+        optimizer: ``(parameters) → optimizer``; by default AdamW, at a rate of 1e-3 or, for models
+            that take tokens, 1e-4.
+        repair: after each pruning: a name in ``secateur.repairs``, or "none".
+        weight: of the dense model's outputs in the loss; see ``Distillation``.
+        temperature: of these outputs.
+        example_inputs: as for ``prune``; by default of the first batch.
+        folder: where all state is kept; called again, an interrupted fit goes on from there.
+        on_round: called with each ``Round``.
+
+    >>> Options(train=[], evaluate=len, rounds=0)
+    Traceback (most recent call last):
+        ...
+    secateur.errors.ConfigError: rounds must be a whole number from 1 on, got 0
+    """
+
+    train: Train
+    evaluate: Callable[[nn.Module], float]
+    rounds: int = 5
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
+    repair: str = "least_squares"
+    weight: float = 0.9
+    temperature: float = 4.0
+    example_inputs: Example = None
+    folder: str | os.PathLike[str] | None = None
+    on_round: Callable[[Round], object] = print
+
+    def __post_init__(self) -> None:
+        if type(self.rounds) is not int or self.rounds < 1:
+            raise ConfigError(f"rounds must be a whole number from 1 on, got {self.rounds!r}")
+        if self.repair != "none":
+            repairs[self.repair]
+        for name in ("evaluate", "on_round"):
+            if not callable(getattr(self, name)):
+                raise ConfigError(f"{name} must be a function, got {getattr(self, name)!r}")
+
+    @classmethod
+    def of(
+        cls, settings: MutableMapping[str, Any], train: Train, evaluate: Callable[..., Any]
+    ) -> Options:
+        """Take the fields among settings out of them."""
+        names = [field.name for field in fields(cls) if field.name not in GIVEN]
+        own = {name: settings.pop(name) for name in names if name in settings}
+        return cls(train=train, evaluate=evaluate, **own)
+
+    @property
+    def file(self) -> Path | None:
+        """Where the state is kept."""
+        return None if self.folder is None else Path(self.folder) / "fit.safetensors"

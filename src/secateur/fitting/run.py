@@ -1,0 +1,87 @@
+"""``fit``: rounds of prune, repair and train within a budget of time or steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from secateur.config import Config
+from secateur.errors import ConfigError
+
+from .deadline import Deadline
+from .job import Job
+from .options import Options, Train
+from .rounds import Fitted
+
+OURS = ("schedule", "steps", "every", "start")
+"""Settings of ``Config`` that a fit makes of its budget."""
+
+
+def fit(
+    model: nn.Module,
+    sparsity: float | None = None,
+    *,
+    train: Train,
+    evaluate: Callable[[nn.Module], float],
+    minutes: float | None = None,
+    steps: int | None = None,
+    config: Config | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Fitted:
+    """Prune a model and train the smaller one, within so many minutes or steps.
+
+    The first part of the budget goes into rounds: what matters least goes, what stays is repaired,
+    and a copy of the model is trained, by your loss and the dense model's outputs.  Then it is cut,
+    and the smaller one has the rest.  The learning rate falls along one cosine.  What measured best
+    of all that meet the goal is kept.
+
+    Args:
+        model: the dense model; it stays as it is, and teaches.  The copy has an optimizer besides.
+        sparsity: the share of ``of`` (by default "macs") that goes.
+        train: batches: a loader, a list, or a function that returns an iterable.  Each is a pair of
+            inputs and labels, or a dict of keyword arguments with ``labels``.
+        evaluate: ``(model) → number``, larger is better.
+        minutes: the budget, measuring included; or else ``steps`` of the optimizer.
+        settings: of pruning, as for ``prune``, by default the criterion "taylor"; or fields of
+            ``secateur.fitting.Options``.
+
+    Raises:
+        ConfigError: before anything is trained, where settings contradict each other.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> batches = [(torch.randn(4, 8), torch.randint(0, 4, (4,)))] * 3
+    >>> how = {"steps": 8, "rounds": 1, "on_round": lambda made: None}
+    >>> fitted = fit(net, 0.5, train=batches, evaluate=lambda net: 0.9, **how)
+    >>> fitted.model[0].out_features, [each.step for each in fitted.rounds]
+    (8, [5, 7, 8])
+    """
+    given = settings if sparsity is None else {**settings, "sparsity": sparsity}
+    options = Options.of(given, train, evaluate)
+    chosen = _config(config, given, options.rounds)
+    return Job(model, chosen, options, Deadline(minutes, steps)).run()
+
+
+def _config(
+    config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any], rounds: int
+) -> Config:
+    """Return what is pruned in each round.
+
+    Raises:
+        ConfigError: both forms are given; or what a fit decides itself.
+    """
+    if config is not None and settings:
+        raise ConfigError("give either config=… or single settings to fit(), not both")
+    made = config if isinstance(config, Config) else Config.from_dict(config or settings)
+    if said := [name for name in OURS if name in made.model_fields_set]:
+        raise ConfigError(f"fit() makes {said[0]!r} of its budget and rounds=…: leave it out")
+    if made.method is not None:
+        raise ConfigError(f"method {made.method!r} learns in every step: use Pruner in your loop")
+    defaults: dict[str, Any] = {"schedule": "geometric", "steps": rounds}
+    if not made.model_fields_set & {"of", "budget"}:
+        defaults["of"] = "macs"
+    if not any("criterion" in each.model_fields_set for each in (made, *made.targets)):
+        defaults |= {"criterion": "taylor", "scope": "global"}
+    return made.with_defaults(defaults)

@@ -1,0 +1,51 @@
+"""What an interrupted fit left, and what of a cut its plan does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from secateur.costs import Reached
+from secateur.errors import ConfigError, FileError
+from secateur.masks.resume import read_state
+from secateur.shrinking import Result
+
+KEYS = {
+    *("settings", "teacher", "plan", "told", "pruner", "model", "optimizer", "best", "stream"),
+    *("random", "step", "pruned", "spent", "dense", "rounds"),
+}
+
+
+def saved(file: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the state in a file, or None where there is no file.
+
+    Raises:
+        FileError: it is damaged, or of something else.
+        ConfigError: it is of a fit with other settings.
+    """
+    if not file.is_file():
+        return None
+    state = read_state(file)
+    if not isinstance(state, Mapping) or set(state) != KEYS:
+        raise FileError(f"{file} holds no state of a fit")
+    theirs = state["settings"]
+    if other := [key for key in settings if settings[key] != theirs.get(key)]:
+        raise ConfigError(
+            f"{file} is of a fit with other settings: give another folder=…, or the same settings",
+            *(f"{key}: {theirs.get(key)!r} there, {settings[key]!r} here" for key in other),
+        )
+    return state
+
+
+def told(result: Result) -> dict[str, Any]:
+    """Return what a result tells beside its plan."""
+    goals = [asdict(goal) for goal in result.goals]
+    return {"goals": goals, "notes": list(result.notes), "warnings": list(result.warnings)}
+
+
+def tell(result: Result, facts: Mapping[str, Any]) -> None:
+    """Let a result tell what ``told`` returned."""
+    result.goals = [Reached(**goal) for goal in facts["goals"]]
+    result.notes, result.warnings = list(facts["notes"]), list(facts["warnings"])

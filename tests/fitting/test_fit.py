@@ -1,0 +1,281 @@
+"""``fit``: within its budget, to its goal, and on from where it was killed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import secateur
+from secateur import Fitted, analyze, fit
+from secateur.errors import ConfigError, FileError, UnknownNameError
+from secateur.fitting import Round
+from secateur.fitting.deadline import Deadline, rate
+from secateur.fitting.stream import Stream
+from secateur.masks.resume import read_state, write_state
+from tests.trained import Labelled, digits, net
+
+EXAMPLE = torch.zeros(2, 1, 8, 8)
+EVERY = ["steps", "minutes"]
+
+
+def loader(shuffle: bool = False) -> DataLoader[Any]:
+    data = TensorDataset(digits().train_images, digits().train_labels)
+    return DataLoader(data, 64, shuffle=shuffle)
+
+
+def right(model: nn.Module) -> float:
+    """Return the share of the test images that a model tells."""
+    with torch.no_grad():
+        return float((model(digits().test_images).argmax(1) == digits().test_labels).float().mean())
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        for _ in range(4):
+            for images, labels in loader():
+                optimizer.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+    return model.eval()
+
+
+def quiet(model: nn.Module, sparsity: float | None = 0.6, **settings: Any) -> Fitted:
+    given = {"train": loader(), "evaluate": right, "steps": 40, "on_round": lambda made: None}
+    if "minutes" in settings:
+        del given["steps"]
+    given["repair"] = "none"  # each takes as long as all steps of such a small network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return fit(model, sparsity, **{**given, **settings})
+
+
+def macs(model: nn.Module) -> int:
+    return analyze(model, EXAMPLE).cost().macs
+
+
+def test_fit_when_done_then_the_goal_is_met_and_the_best_is_returned(dense: nn.Module) -> None:
+    before = copy.deepcopy(dense.state_dict())
+    rounds: list[Round] = []
+    made = quiet(dense, on_round=rounds.append, repair="bias")
+    assert macs(made.model) <= 0.4 * macs(dense)
+    assert all(map(torch.equal, before.values(), dense.state_dict().values()))
+    assert not dense._forward_hooks
+    assert rounds == made.rounds
+    assert [each.number for each in rounds] == [1, 2, 3, 4, 5, 5, 5]
+    assert rounds[-1].step == 40
+    assert made.dense == right(dense)
+    assert right(made.model) == made.best == max(each.value for each in rounds[-3:])
+    assert made.best > 0.8
+    assert all(goal.met for goal in made.result.goals)
+    assert made.result.verification.passed
+    assert "smaller" in str(made)
+
+
+def test_fit_when_given_minutes_then_it_ends_in_time(dense: nn.Module) -> None:
+    start = time.monotonic()
+    made = quiet(dense, minutes=0.1, rounds=2)
+    assert time.monotonic() - start < 60  # on a machine that has other things to do
+    assert macs(made.model) <= 0.4 * macs(dense)
+    assert made.rounds[-1].step > 5
+    assert made.rounds[-1].seconds <= 60 * 0.1 + 1
+
+
+@pytest.mark.parametrize("budget", [{"steps": 1}, {"steps": 3}, {"minutes": 1e-6}])
+def test_fit_when_the_budget_is_too_short_then_the_goal_is_met_all_the_same(
+    budget: dict[str, Any], dense: nn.Module
+) -> None:
+    made = quiet(dense, **budget)
+    assert macs(made.model) <= 0.4 * macs(dense)
+    assert made.rounds[-1].number == 5
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_fit_when_it_was_stopped_then_it_ends_bit_for_bit_as_if_never(
+    at: int, shuffle: bool, dense: nn.Module, tmp_path: Path
+) -> None:
+    settings = {"train": loader(shuffle), "steps": 12, "rounds": 2}
+    whole = quiet(dense, **settings)
+    seen = []
+
+    def stopping(made: Round) -> None:
+        seen.append(made)
+        if len(seen) == min(at, len(whole.rounds) - 1):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        quiet(dense, **settings, folder=tmp_path, on_round=stopping)
+    torch.manual_seed(99)
+    given = {**settings, "evaluate": right, "repair": "none"}
+    again = fit(dense, 0.6, on_round=seen.append, folder=tmp_path, **given)
+    assert [r.step for r in again.rounds] == [r.step for r in whole.rounds]
+    assert [r.value for r in again.rounds] == [r.value for r in whole.rounds]
+    assert len(seen) == len(whole.rounds)
+    for (name, ours), theirs in zip(
+        again.model.state_dict().items(), whole.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    assert [g.met for g in again.result.goals] == [g.met for g in whole.result.goals]
+
+
+def test_fit_when_done_before_then_the_same_is_returned_at_once(
+    dense: nn.Module, tmp_path: Path
+) -> None:
+    first = quiet(dense, folder=tmp_path, steps=10)
+    again = quiet(dense, folder=tmp_path, steps=10)
+    assert again.best == first.best
+    assert len(again.rounds) == len(first.rounds)
+    images = digits().test_images
+    with torch.no_grad():
+        assert torch.equal(again.model.eval()(images), first.model.eval()(images))
+
+
+def test_fit_when_saved_then_the_folder_loads_with_the_dense_class(
+    dense: nn.Module, tmp_path: Path
+) -> None:
+    made = quiet(dense, steps=10)
+    loaded = secateur.load_pruned(made.save(tmp_path / "small"), net()).eval()
+    with torch.no_grad():
+        images = digits().test_images
+        torch.testing.assert_close(loaded(images), made.model.eval()(images))
+
+
+TRAINS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "pairs of a list": (net, {"train": list(loader())[:6]}),
+    "a function": (net, {"train": lambda: iter(loader())}),
+    "l1, repaired": (net, {"criterion": "l1", "repair": "least_squares", "rounds": 2}),
+    "activations": (net, {"criterion": "activation"}),
+    "channels": (net, {"of": "channels"}),
+    "one round, no teacher": (net, {"rounds": 1, "weight": 0.0}),
+    "an optimizer": (net, {"optimizer": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)}),
+    "keyword arguments": (
+        lambda: Labelled(net()),
+        {"train": [{"pixels": x, "labels": y} for x, y in list(loader())[:6]]},
+    ),
+    "a loss": (
+        net,
+        {
+            "train": [(x, y, y) for x, y in list(loader())[:6]],
+            "loss": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+            "example_inputs": EXAMPLE,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_fit_when_batches_are_of_any_form_then_the_model_gets_smaller(name: str) -> None:
+    build, settings = TRAINS[name]
+    model = build()
+    made = quiet(model, 0.5, **{"rounds": 2, "steps": 4, "evaluate": lambda model: 0.0} | settings)
+    assert made.result.after.params < made.result.before.params
+    assert made.result.verification.passed
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"minutes": 1, "steps": 3}, ConfigError, "minutes=… or steps=…"),
+        ({"steps": 0}, ConfigError, "above 0"),
+        ({"steps": 2.5}, ConfigError, "above 0"),
+        ({"rounds": 0}, ConfigError, "rounds must be"),
+        ({"schedule": "cubic"}, ConfigError, "'schedule' of its budget"),
+        ({"every": 2}, ConfigError, "'every' of its budget"),
+        ({"method": "movement"}, ConfigError, "use Pruner in your loop"),
+        ({"sparsty": 0.5}, ConfigError, "Did you mean 'sparsity'"),
+        ({"repair": "least_square"}, UnknownNameError, "Did you mean 'least_squares'"),
+        ({"weight": 2.0}, ConfigError, "weight must be"),
+        ({"evaluate": 3}, ConfigError, "evaluate must be a function"),
+        ({"evaluate": lambda model: "good"}, ConfigError, "larger is better; got 'good'"),
+        ({"evaluate": lambda model: float("nan")}, ConfigError, "larger is better"),
+        ({"train": []}, ConfigError, "train: there are no batches"),
+        ({"train": 3}, ConfigError, "train"),
+        ({"train": [torch.zeros(2, 1, 8, 8)]}, ConfigError, "pair of inputs and labels"),
+        ({"rounds": 1, "optimizer": lambda p: torch.optim.SGD(p, 1e30)}, ConfigError, "lower rate"),
+    ],
+)
+def test_fit_when_settings_cannot_work_then_says_what_would_and_the_model_is_as_before(
+    settings: dict[str, Any], error: type[Exception], words: str, dense: nn.Module
+) -> None:
+    before = copy.deepcopy(dense.state_dict())
+    given = {"steps": 12} if "minutes" not in settings else {}
+    with pytest.raises(error) as caught:
+        fit(
+            dense,
+            0.5,
+            **{"train": loader(), "evaluate": right, "on_round": print} | given | settings,
+        )
+    assert words in str(caught.value)
+    assert all(map(torch.equal, before.values(), dense.state_dict().values()))
+    assert not dense._forward_hooks
+
+
+def test_fit_when_a_folder_is_of_another_fit_then_says_what_differs(
+    dense: nn.Module, tmp_path: Path
+) -> None:
+    quiet(dense, folder=tmp_path, steps=6)
+    with pytest.raises(ConfigError, match="steps: 6 there, 7 here"):
+        quiet(dense, folder=tmp_path, steps=7)
+    with pytest.raises(ConfigError, match="other weights"):
+        quiet(net(), folder=tmp_path, steps=6)
+    file = tmp_path / "fit.safetensors"
+    state = read_state(file)
+    del state["rounds"]
+    write_state(file, state)
+    with pytest.raises(FileError, match="no state of a fit"):
+        quiet(dense, folder=tmp_path, steps=6)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(FileError):
+        quiet(dense, folder=tmp_path, steps=6)
+
+
+def test_stream_when_a_generator_is_used_up_then_says_what_to_give() -> None:
+    stream = Stream(x for x in range(2))
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(ConfigError, match="used up"):
+        next(stream)
+
+
+def test_rate_when_time_passes_then_it_rises_and_falls_to_nothing() -> None:
+    rates = [rate(k / 200) for k in range(201)]
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == 0
+    assert rates[0] > 0
+
+
+def test_deadline_when_runs_before_it_took_time_then_it_counts() -> None:
+    deadline = Deadline(minutes=1)
+    deadline.go_on(30.0)
+    assert deadline.progress(0) == pytest.approx(0.5, abs=0.01)
+    deadline.reserved = 20.0
+    assert deadline.progress(0) == pytest.approx(0.75, abs=0.01)
+
+
+def test_evaluate_when_it_changes_the_mode_then_training_goes_on_in_its_own(
+    dense: nn.Module,
+) -> None:
+    def evaluate(model: nn.Module) -> Tensor:
+        assert not model.training
+        model.train()
+        return torch.tensor(0.5)
+
+    assert quiet(dense, evaluate=evaluate, steps=6).best == 0.5
