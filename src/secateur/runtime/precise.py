@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from .parts import in_parts
 from .undo import Undo
 
 COARSE: dict[torch.dtype, tuple[torch.dtype, ...]] = {
@@ -26,6 +28,7 @@ COARSE: dict[torch.dtype, tuple[torch.dtype, ...]] = {
 """Real types that are raised, by the type that they are raised to."""
 LIFT = torch.ops.aten.lift_fresh.default
 """What ``torch.tensor`` ends with, by its schema a view."""
+EMBEDDING = torch.ops.aten.embedding.default
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 NOISE = 4.0
 """Roundings of one operation, in units of its type's last place, that ``noise`` stands for."""
@@ -44,8 +47,8 @@ class Precisely(TorchDispatchMode):
     as another order of summation would make it: how far outputs then move is what can be resolved.
 
     ``masks`` are of parameters, by their ids, True is kept, each as factors that broadcast to it:
-    what an operation reads of one is zero where it is masked, and no copy of it outlives the
-    operations that read it.
+    what an operation reads of one, or of a view, is zero where it is masked, and no copy of it
+    outlives the operations that read it.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Precisely(TorchDispatchMode):
         self.device = device
         self.noise = noise
         self.masks = masks or {}
+        self._viewed: dict[Place, Sequence[Tensor]] = {}
 
     def raised(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that stands for another."""
@@ -77,12 +81,44 @@ class Precisely(TorchDispatchMode):
             return x
         return x.to(device=self.device or x.device, dtype=self.raised(x.dtype))
 
+    def _masks_of(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the masks of a parameter, or of a view of one."""
+        own = self.masks.get(id(x))
+        if own is not None or not self._viewed or isinstance(x, Parameter):
+            return own or ()
+        return self._viewed.get(_place(x), ())
+
+    def _view(self, func: Any, args: tuple[Any, ...], kwargs: Any = None) -> Any:
+        """Look at a parameter: its masks are looked at likewise, and nothing is copied."""
+        x, *how = args
+        masks = self._masks_of(x)
+        out = func(x, *how, **(kwargs or {}))
+        if not masks:
+            return out
+        try:
+            of_masks = [func(m.expand(x.shape), *how, **(kwargs or {})) for m in masks]
+        except RuntimeError:  # a mask of a row cannot be looked at in each shape
+            return func(self._copied(x, masks), *how, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self._viewed[_place(out)] = of_masks
+        else:
+            for each, *own in zip(out, *of_masks, strict=True):
+                self._viewed[_place(each)] = own
+        return out
+
     def _kept(self, x: Tensor) -> Tensor:
         """Return a parameter as its mask leaves it, in the type and on the device of the mode."""
-        if id(x) not in self.masks:
-            return x
+        masks = self._masks_of(x)
+        return self._copied(x, masks) if masks else x
+
+    def _copied(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
         own = self.tensor(x.detach())
-        return without(own.clone() if own.dtype is x.dtype else own, self.masks[id(x)])
+        return without(own.clone() if own.dtype is x.dtype else own, masks)
+
+    def _costly(self, x: Tensor) -> int:
+        """Return the bytes of the copy that is made of a tensor when it is read, or 0."""
+        dtype = self.raised(x.dtype)
+        return x.numel() * dtype.itemsize if dtype is not x.dtype or self._masks_of(x) else 0
 
     def _asked(self, x: Any) -> Any:
         """Return what stands for a type or device that the code asks for."""
@@ -109,18 +145,29 @@ class Precisely(TorchDispatchMode):
         if func is torch.ops.aten.view.dtype:  # reads the bits, which are those of another type
             return func(*args, **kwargs)
         written = func._schema.is_mutable
-        if written and args and id(args[0]) in self.masks:
+        if written and args and isinstance(args[0], Tensor) and self._masks_of(args[0]):
             raise RuntimeError(f"{func} writes to a parameter, which is masked as it is read")
-        same = written or (func.is_view and func is not LIFT)
-        stand_in = self._asked if same else self._given
-        args = tuple(map(stand_in, args))
-        kwargs = {name: stand_in(value) for name, value in kwargs.items()}
-        out = func(*(_alike(args) if written else args), **kwargs)
-        if same:
+        if not written and func.is_view and func is not LIFT:
+            return self._view(func, args, kwargs)
+        out = None if written else self._product(func, args, kwargs)
+        if out is None:
+            stand_in = self._asked if written else self._given
+            args = tuple(map(stand_in, args))
+            kwargs = {name: stand_in(value) for name, value in kwargs.items()}
+            out = func(*(_alike(args) if written else args), **kwargs)
+        if written:
             return out
         if self.dtype is not None:  # what names no type, or divides integers, has the default one
             out = tree_map(self._made, out)
         return out if self.noise is None else tree_map(self._off, out)
+
+    def _product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is not EMBEDDING:
+            return in_parts(func, args, kwargs, self._costly, self._given, self._view)
+        weight, rows = args[:2]
+        masks = self._masks_of(weight)
+        found = self.tensor(func(*args, **kwargs))  # a new tensor, of some rows
+        return without(found, [mask.expand(weight.shape)[rows] for mask in masks])
 
     def _made(self, x: Any) -> Any:
         """Return what an operation made, in the type that stands for its own."""
@@ -133,6 +180,14 @@ class Precisely(TorchDispatchMode):
         assert self.noise is not None
         sign = torch.randint(-1, 2, x.shape, generator=self.noise).to(x)
         return x * (1 + sign * (NOISE * torch.finfo(x.dtype).eps))
+
+
+Place = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+def _place(x: Tensor) -> Place:
+    """Return which memory a tensor looks at, and how."""
+    return x.untyped_storage().data_ptr(), int(x.storage_offset()), tuple(x.shape), x.stride()
 
 
 def _alike(args: tuple[Any, ...]) -> tuple[Any, ...]:
