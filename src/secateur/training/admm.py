@@ -39,7 +39,7 @@ class ADMM(Method):
     pulled, or groups with all their slices; the criterion is one of weights alone.
     """
 
-    rho: Rho | dict[str, Rho] = 1e-2
+    rho: Rho | dict[str, Rho] = 0.3
     """Weight of the pull; or one for each target, by its name or a shell pattern."""
     interval: Annotated[int, Field(ge=1)] = 100
     """Calls of ``step`` from one projection to the next."""
