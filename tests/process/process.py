@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import random
 import sys
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
+
+from secateur.runtime import alone, claims
 
 optimizers: Any = sys.modules["torch.optim.optimizer"]
 
@@ -52,7 +55,9 @@ def process_state() -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cpu"),
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
-        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "fast path": torch.backends.mha.get_fastpath_enabled,
+        "claims": [*claims._claims.values(), claims._owner.get(), *alone._held.values()],
+        "warnings": [*warnings.filters],
         "math": [getattr(math, name) for name in ("comb", "gcd", "isqrt", "log", "perm")],
         "scripts": torch.jit.ScriptFunction.__call__,  # type: ignore[attr-defined]
         "torch's numbers": torch.get_rng_state().tolist(),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +15,9 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.runtime import claims
+from secateur.runtime.forward import evaluating
+from secateur.runtime.quiet import quiet
 
 from .process import changed, process_state
 
@@ -111,3 +117,101 @@ def test_trial_when_another_thread_makes_tensors_then_they_are_of_its_own_type()
     with Precisely(torch.float64):
         here, (there,) = torch.zeros(2), together(lambda: torch.zeros(2))
     assert (here.dtype, there.dtype) == (torch.float64, torch.float32)
+
+
+def inplace(model: nn.Module, x: torch.Tensor) -> sc.Result:
+    return sc.prune(model, x, 0.5, inplace=True)
+
+
+def copied(model: nn.Module, x: torch.Tensor) -> sc.Result:
+    return sc.prune(model, x, 0.5)
+
+
+def computed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("build", [blocks, layer, convolutions])
+@pytest.mark.parametrize("ways", [(inplace, inplace), (copied, copied), (copied, inplace)])
+def test_two_threads_when_they_prune_one_model_then_it_is_as_one_after_the_other(
+    build: Any, ways: Any
+) -> None:
+    model, x = build()
+    orders = []
+    for order in (ways, ways[::-1]):
+        twin = copy.deepcopy(model)
+        orders.append({way.__name__: computed(way(twin, x).model, x) for way in order})
+    sys.setswitchinterval(1e-4)
+    try:
+        found = together(*(lambda w=way: (w.__name__, w(model, x)) for way in ways))
+    finally:
+        sys.setswitchinterval(0.005)
+    assert claims._claims == {}
+    now = [(name, computed(result.model, x)) for name, result in found]
+    assert any(all(torch.equal(out, order[name]) for name, out in now) for order in orders)
+
+
+def test_claim_when_a_part_is_anothers_then_it_waits_and_two_that_cross_are_told() -> None:
+    one, two = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+    inside, met = threading.Event(), threading.Barrier(2, timeout=60)
+
+    def parts() -> str:
+        with claims.claimed(one[0]):
+            inside.set()
+            assert len(claims._claims) == 1
+            return "first"
+
+    def crossing(mine: nn.Module, others: nn.Module) -> str:
+        try:
+            with claims.claimed(mine):
+                met.wait()
+                with claims.claimed(others):
+                    return "both"
+        except sc.errors.ModelError:
+            return "refused"
+
+    def whole() -> str:
+        inside.wait()
+        with claims.claimed(one):
+            return "second"
+
+    assert together(whole, parts) == ["second", "first"]
+    found = together(lambda: crossing(one, two), lambda: crossing(two, one))
+    assert "refused" in found
+    assert claims._claims == {}
+
+
+def test_trial_when_another_thread_serves_then_its_fast_path_and_warnings_are_its_own() -> None:
+    def there() -> Any:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.warn("of a server", stacklevel=1)
+        return torch.backends.mha.get_fastpath_enabled(), len(caught)
+
+    before = list(warnings.filters)
+    model = layer()[0].eval()
+    with quiet(), evaluating(model):
+        warnings.warn("of a trial", stacklevel=1)
+        assert not torch.backends.mha.get_fastpath_enabled()
+        assert together(there) == [(True, 1)]
+    assert warnings.filters == before
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_quiet_when_another_thread_catches_warnings_across_its_end_then_nothing_is_left() -> None:
+    before = list(warnings.filters)
+    begun, over = threading.Event(), threading.Event()
+
+    def across() -> None:
+        with warnings.catch_warnings():
+            begun.set()
+            over.wait()
+
+    thread = threading.Thread(target=across)
+    with quiet():
+        thread.start()
+        begun.wait()
+    over.set()
+    thread.join()
+    assert warnings.filters == before

@@ -30,7 +30,7 @@ from secateur.replacements import in_plain_operations
 from secateur.runtime.alone import in_trial
 from secateur.runtime.caches import forget_unnamed, keys_of
 from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
-from secateur.runtime.ordinary import ordinary
+from secateur.runtime.ordinary import ordinary, without_autocast
 from secateur.runtime.undo import Undo, in_mode, unhook
 from secateur.types import Example, call_arguments
 
@@ -323,7 +323,7 @@ def _record(
             raise TraceError(
                 f"the forward of {type(model).__name__} failed on the example inputs "
                 f"({shapes or 'no tensors'}), in {''.join(failed) or 'the model'!r}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{without_autocast()}"
             ) from error
         recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
         if recording.unread():

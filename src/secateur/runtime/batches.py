@@ -24,6 +24,7 @@ from secateur.errors import ConfigError, SecateurError
 from secateur.types import call_arguments
 
 from .no_batch import check_iterable, problem_of, shapes_of
+from .ordinary import without_autocast
 
 DATA_IS_TRUE = ("attention_mask", "decoder_attention_mask", "encoder_attention_mask")
 PADDING_IS_TRUE = (
@@ -90,6 +91,7 @@ def call(
         hint = f" ({SHORTEN})" if len(args) > 1 else ""
         raise ConfigError(
             f"{what}: {type(model).__name__} refuses it: {type(error).__name__}: {error}{hint}"
+            f"{without_autocast()}"
         ) from error
 
 

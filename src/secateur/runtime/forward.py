@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .alone import alone
+from .alone import alone, in_trial
 from .caches import functions_apart, hide_sizes
 from .drawing import Drawn, keep_generators
 from .ordinary import make_ordinary, ordinary_mode
@@ -54,9 +54,10 @@ def _keep_modes(model: nn.Module, undo: Undo) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, in which it runs the operations that its code names."""
     with alone(), in_eval_mode(model), Undo() as undo:
-        fast = torch.backends.mha.get_fastpath_enabled()
-        undo(partial(torch.backends.mha.set_fastpath_enabled, fast))
-        torch.backends.mha.set_fastpath_enabled(False)  # it would hide the operations
+        mha: Any = torch.backends.mha
+        asked = mha.get_fastpath_enabled  # a flag of the process, which other threads read too
+        undo(partial(setattr, mha, "get_fastpath_enabled", asked))
+        mha.get_fastpath_enabled = lambda: asked() and not in_trial()  # it hides the operations
         torch.clear_autocast_cache()  # and casts of weights made before, the weights
         yield
 

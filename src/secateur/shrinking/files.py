@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur.errors import FileError
 from secateur.graph.origins import Attribute
 from secateur.replacements import name_of
+from secateur.runtime.claims import claimed
 from secateur.runtime.io import read_tensors, write_tensors, write_text, writing
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
@@ -93,8 +94,14 @@ def save_with(
 
     Raises: as ``save_pruned``.
     """
-    folder = Path(directory)
     model = _model_of(model)
+    with claimed(model):
+        return _save(model, Path(directory), weights, beside)
+
+
+def _save(
+    model: nn.Module, folder: Path, weights: bool, beside: Callable[[Path], object] | None
+) -> Path:
     history = History.of(model)
     if not history.steps:
         raise FileError(

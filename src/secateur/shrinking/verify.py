@@ -7,7 +7,6 @@ and each number is compared with the size of its own row and column of the outpu
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,9 @@ from torch.utils._pytree import tree_map
 
 from secateur.errors import ShrinkError
 from secateur.graph.outputs import results_of
-from secateur.runtime.alone import alone
 from secateur.runtime.forward import evaluating, full_precision, undisturbed
 from secateur.runtime.precise import Precisely, held_precisely
+from secateur.runtime.quiet import quiet
 from secateur.runtime.undo import in_mode
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments, factors_of
@@ -296,8 +295,7 @@ def ready(model: nn.Module, precision: Precision, masks: Masks | None = None) ->
     """
     state = dict(model.named_parameters(remove_duplicate=False)) if masks else {}
     by_id = {id(state[name]): factors_of(masks or {}, name) for name in masks or ()}
-    with alone(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         mode = precision.mode(masks=by_id)
         with held_precisely(precision.held(model, by_id) if mode else (), mode or Precisely(None)):
             yield by_id if precision.frugal else {}
@@ -323,8 +321,11 @@ def once(
     args, kwargs = call_arguments(tree_map(own, example))
     with ExitStack() as stack:
         apart = stack.enter_context(undisturbed(model))
-        for context in (evaluating(model), torch.no_grad(), full_precision()):
-            stack.enter_context(context)
+        on_gpu = any(t.is_cuda for t in model.parameters()) and not (mode and mode.device)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        if on_gpu:
+            stack.enter_context(full_precision())
         apart.writes.drawing.seed(seed)
         if mode:
             stack.enter_context(in_mode(mode))
