@@ -21,11 +21,12 @@ generated.write_all(HERE / "_generated")
 project = "secateur"
 author = copyright = "secateur contributors"
 version = release = version_of("secateur")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "secateur"
+html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_static_path = ["static"]
 html_css_files = ["drawings.css"]

@@ -64,10 +64,12 @@ def _page(kind: str, name: str) -> str:
 
 
 def first_line(thing: object) -> str:
-    """Return the first line of a docstring, with its formulas as Markdown has them."""
+    """Return the first line of a docstring, with its formula as a cell of Markdown has it."""
     line = (thing.__doc__ or "").strip().partition("\n")[0]
     before, role, rest = line.partition(":math:`")
-    return f"{before}${rest.replace('`', '$', 1)}" if role else line
+    formula, _, after = rest.partition("`")
+    formula = formula.replace(r"\|", r"\Vert ").replace("|", r"\vert ")  # which would end the cell
+    return f"{before}${formula}${after}" if role else line
 
 
 def help_of(command: str) -> str:
