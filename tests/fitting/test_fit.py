@@ -279,3 +279,16 @@ def test_evaluate_when_it_changes_the_mode_then_training_goes_on_in_its_own(
         return torch.tensor(0.5)
 
     assert quiet(dense, evaluate=evaluate, steps=6).best == 0.5
+
+
+def test_evaluate_when_it_fails_then_the_dense_model_is_in_its_mode(dense: nn.Module) -> None:
+    model = copy.deepcopy(dense).train()
+    next(model.children()).eval()
+    modes = [module.training for module in model.modules()]
+
+    def failing(tried: nn.Module) -> float:
+        raise OSError("no test set")
+
+    with pytest.raises(OSError, match="no test set"):
+        fit(model, 0.5, train=loader(), evaluate=failing, steps=4)
+    assert [module.training for module in model.modules()] == modes

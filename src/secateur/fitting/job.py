@@ -19,6 +19,7 @@ from secateur.masks.resume import write_state
 from secateur.pruner import Pruner
 from secateur.runtime.batches import arguments
 from secateur.runtime.copying import copied
+from secateur.runtime.forward import in_eval_mode
 from secateur.scoring.criteria import criteria
 from secateur.shrinking import Plan, Result, apply_plan, cut_optimizer
 from secateur.training.distillation import Distillation, logits_of
@@ -183,11 +184,8 @@ class Job:
         self.options.on_round(made)
 
     def _value(self, model: nn.Module) -> float:
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        found = self.options.evaluate(model)
-        for module, training in modes:
-            module.training = training
+        with in_eval_mode(model):
+            found = self.options.evaluate(model)
         try:
             value = float(found)
         except (TypeError, ValueError):
