@@ -118,7 +118,7 @@ RESIDUAL = Case(
 )
 LINEAR = {"names": ["model.layers.*"], "types": ["Linear"]}
 FFN = {"names": ["*mlp*"]}
-EXPERT = {"names": ["*mlp.gate"], "inexact": True}  # without some, tokens go to others
+EXPERT = {"what": ["experts"]}
 CASES: dict[str, Case] = {
     "resnet20": RESIDUAL,
     "resnet56": RESIDUAL,

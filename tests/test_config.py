@@ -160,10 +160,10 @@ def test_config_when_many_settings_are_wrong_tells_them_all_at_once() -> None:
         criterion="nope",
         min_sparsity=0.5,
         max_sparsity=0.2,
-        targets=[{"wat": 1}, {"sparsity": 0.1, "threshold": 1}],
+        targets=[{"zzz": 1}, {"sparsity": 0.1, "threshold": 1}],
     )
     assert len(problems) == 6
-    assert "targets[0]: unknown key 'wat'." in problems
+    assert "targets[0]: unknown key 'zzz'." in problems
     assert "targets[1]: 'sparsity' and 'threshold' are both given; keep one." in problems
 
 

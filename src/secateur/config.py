@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .costs import COSTS, amount_of
 from .errors import ConfigError, UnknownNameError, did_you_mean
+from .graph.kinds import kinds
 from .registry import Registry
 from .runtime.io import write_text
 from .scoring.allocations import allocators
@@ -56,6 +57,15 @@ def _known(registry: Registry) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _known_kinds(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        try:
+            kinds[name]
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from None
+    return names
 
 
 def _stored_granularity(value: object) -> object:
@@ -115,6 +125,10 @@ class Target(BaseModel):
         (), description="shell patterns over modules (and all in them) or parameters to leave alone"
     )
     exclude_types: Names = Field((), description="class names to leave alone, with all in them")
+    what: Annotated[Names, AfterValidator(_known_kinds)] = Field(
+        (),
+        description=f"kinds of groups: {', '.join(sorted(kinds))}; empty: all that are exact",
+    )
     parameters: Names = Field(("weight",), description="not for granularity 'group'")
     criterion: Annotated[str, _known(criteria)] = Field(
         "l2", description="how much a weight matters; `secateur list` names all"
@@ -169,6 +183,8 @@ class Target(BaseModel):
         problems = goal_problems(settings)
         if settings.get("granularity") == "group" and "parameters" in settings:
             problems.append("'parameters' are not for granularity 'group', which takes them all.")
+        if settings.get("what") and settings.get("granularity", "group") != "group":
+            problems.append("'what' names kinds of groups, and is for granularity 'group' alone.")
         if settings.get("scope") == "global" and pattern_share(settings.get("granularity")):
             problems.append(f"granularity {settings['granularity']!r} cannot have a global scope.")
         return problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -107,19 +107,23 @@ class Structure(Shown):
         group = self._by_atom.get(id(axis))
         return frozenset({group.name, *group.sized}) if group else None
 
-    def independent(self, *, inexact: bool = False, coarse: bool = False) -> tuple[Group, ...]:
+    def independent(
+        self, *, inexact: bool = False, coarse: bool = False, among: Set[str] | None = None
+    ) -> tuple[Group, ...]:
         """Return groups of which no two share a grid, so that a share of each is a share of all.
 
         Of heads and their widths, or convolution groups and their channels, one is chosen: an exact
         one before an inexact one, then the one with more positions; or, ``coarse``, the one whose
         positions take more parameters with them (whole heads).  Groups that must keep equally many
-        positions are chosen together.
+        positions are chosen together.  ``among``: names, which alone are chosen.
         """
         finer = (lambda g: -g.params) if coarse else (lambda g: -g.size)
         order = sorted(self.groups, key=lambda g: (not g.exact, finer(g)))
         chosen: set[str] = set()
         for group in order:
             family = [group, *(self[name] for name in group.sized)]
+            if among is not None and not among & {g.name for g in family}:
+                continue
             if all((g.exact or inexact) and g.size > 1 for g in family):
                 names = {g.name for g in family}
                 if not (chosen - names) & {mate for g in family for mate in g.grid}:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from secateur import cli, criteria, methods, schedules
+from secateur.graph.kinds import kinds
 from secateur.repair import repairs
 from secateur.scoring.allocations import allocators
 from secateur.scoring.criteria import needs
@@ -276,6 +277,7 @@ def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run
         "criterion": criteria,
         "schedule": schedules,
         "method": methods,
+        "what": kinds,
         "allocate": allocators,
         "repair": repairs,
         "sampler": samplers,

@@ -12,6 +12,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import ConfigError, NoMatchError
 from secateur.scoring.criteria import criteria
+from tests.graph.test_mechanisms import HIDDEN, Stacked, batched, randomised
 from tests.mixtures import FORMS, WIDTH, batches, mixture
 
 RANKING = [name for name in criteria if criteria.facts[name].experts]
@@ -89,12 +90,21 @@ def test_prune_when_every_expert_saw_many_tokens_then_no_note_says_so():
 @pytest.mark.parametrize("name", RANKING)
 def test_prune_when_there_are_no_experts_then_that_is_said(name):
     net = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(NoMatchError, match="ranks whole experts, and Sequential has none"):
+    with pytest.raises(NoMatchError, match="what='experts': Sequential has none"):
         sc.prune(net, batches()[0], 0.5, name, data=batches())
-    with pytest.raises(NoMatchError, match="the experts that it ranks are 'router'"):
+    with pytest.raises(NoMatchError, match="what='experts' is 'router'"):
         sc.prune(mixture(), batches()[0], 0.5, name, names=["last"], data=batches())
     with pytest.raises(ConfigError, match="granularity='group', not 'element'"):
         sc.Pruner(net, sc.Config(criterion=name, sparsity=0.5, granularity="element"), batches()[0])
+
+
+@pytest.mark.parametrize("name", RANKING)
+def test_decide_when_a_weight_is_copied_for_each_token_then_that_is_said(name):
+    model, x = randomised(Stacked(batched)), torch.randn(2, 5, HIDDEN).double()
+    pruner = sc.Pruner(model, sc.Config(criterion=name, sparsity=0.5), x)
+    pruner.calibrate([x, x])
+    with pytest.raises(ConfigError, match="no product with the experts of 'router' was seen"):
+        pruner.decide()
 
 
 @pytest.mark.parametrize("name", RANKING)

@@ -17,6 +17,7 @@ REGISTRIES = {
     "criterion": ("scoring", "criteria.register"),
     "schedule": ("scoring", "schedules.register"),
     "method": ("training", "methods.register"),
+    "what": ("graph", "kinds.register"),
     "allocate": ("selection/allocators", "allocators.register"),
     "repair": ("repair", "repairs.register"),
     "sampler": ("searching/samplers", "sampler"),

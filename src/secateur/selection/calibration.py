@@ -132,7 +132,7 @@ class Calibration:
 
     def check(self, criterion: str) -> None:
         """Raise a ConfigError if a criterion needs what was never collected."""
-        if not self._sums:
+        if not self.batches:
             names = ", ".join(criteria.asks(criterion, "forward"))
             raise ConfigError(
                 f"criterion {criterion!r} needs {names} of forwards, and none was watched: give "

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from secateur.config import Config
 from secateur.graph.axes import atoms
 from secateur.graph.groups import Group
-from secateur.scoring.criteria import criteria
 from secateur.structure import Structure
 
+from .kinds import missing
 from .selectors import Selectors
 
 SHOWN = 3
@@ -58,27 +58,14 @@ def obstacles(structure: Structure | None, selectors: Selectors, config: Config)
     if not selectors.parameters:
         return ": the model has no parameter (a quantised one packs them away: prune it before)"
     lines = _containers(selectors)
-    if structure is not None and criteria.facts[selectors.target.criterion].experts:
-        return f": {no_experts(structure, selectors)}"
+    if structure is not None:
+        lines += missing(structure, config, selectors.target)
     if structure is not None and selectors.target.granularity == "group":
         lines += group_obstacles(structure, selectors, config)
     elif not lines:
         names = ", ".join(map(repr, selectors.target.parameters))
         lines = [f"the modules that it takes have no parameter {names} of two dimensions or more"]
     return "".join(f"\n  {line}" for line in lines)
-
-
-def no_experts(structure: Structure, selectors: Selectors) -> str:
-    """Return why a criterion of experts finds none."""
-    known = [group.name for group in structure.groups if group.chosen]
-    if known:
-        return f"the experts that it ranks are {', '.join(map(repr, known[:SHOWN]))}"
-    return (
-        f"criterion {selectors.target.criterion!r} ranks whole experts, and {structure.model} has "
-        "none that can go: no group whose positions a router chooses among. Experts that a loop "
-        "over modules or numbers calls are frozen (in transformers: "
-        "model.set_experts_implementation('grouped_mm')); channels are ranked by 'activation'"
-    )
 
 
 def group_obstacles(structure: Structure, selectors: Selectors, config: Config) -> list[str]:

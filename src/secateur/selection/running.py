@@ -86,6 +86,12 @@ class RunningScores:
             return each.score(tensors, generator)
         self.calibration.check(each.criterion)
         parts = self.calibration.known(each)
+        if not parts and criteria.facts[each.criterion].experts:
+            raise ConfigError(
+                f"criterion {each.criterion!r}: in the batches no product with the experts of "
+                f"{each.name!r} was seen as it is known, rows sorted by expert or all experts at "
+                "once (in transformers: model.set_experts_implementation('grouped_mm'))"
+            )
         if not parts:
             self.notes.append(
                 f"{each.name}: nothing multiplies it, so {each.criterion!r} knows nothing of it; "

@@ -7,11 +7,8 @@ of what they know when the widths inside of blocks go first: benchmarks/results/
 
 from __future__ import annotations
 
-from secateur.graph.axes import atoms
-from secateur.graph.program import Ref
+from secateur.graph.kinds import hidden
 from secateur.structure import Structure
-
-ADDS = {"aten.add", "aten.add_"}
 
 
 def shared(structure: Structure) -> set[str]:
@@ -35,22 +32,8 @@ def shared(structure: Structure) -> set[str]:
     >>> [group.name for group in structure.groups], shared(structure)
     (['stem', 'up'], {'stem'})
     """
-    inferred = structure.inferred
-    shapes = inferred.recording.shapes
-    added: set[int] = set()
-    for op in inferred.recording.ops:
-        given = [a.value for a in op.args if isinstance(a, Ref)]
-        if op.name.rsplit(".", 1)[0] not in ADDS or len(given) != 2:
-            continue
-        if shapes[given[0]] == shapes[given[1]]:
-            dims = inferred.types[op.outputs[0].value].dims
-            added |= {id(atom) for typed in dims for atom in atoms(typed.axis)}
-    return {
-        group.name
-        for group in structure.groups
-        if group.sized
-        or (id(group.atom) in added and sum(m.role == "in" for m in group.members) > 1)
-    }
+    stream = hidden(structure.inferred, structure.groups)
+    return stream | {group.name for group in structure.groups if group.sized}
 
 
 def late(ratio: float) -> float:

@@ -28,6 +28,7 @@ from secateur.settings import granularity_from, stores_transposed
 from secateur.structure import Structure
 from secateur.types import Factored, Masks
 
+from .kinds import candidates
 from .obstacles import obstacles, selected
 from .select import Request
 from .selectors import Selectors
@@ -204,11 +205,7 @@ def _of_groups(
     target = selectors.target
     parameters = dict(model.named_parameters())
     made = []
-    experts = criteria.facts[target.criterion].experts
-    inexact, coarse = config.inexact or experts, config.grid == "coarse"
-    for group in structure.independent(inexact=inexact, coarse=coarse):
-        if experts and not group.chosen:
-            continue
+    for group in candidates(structure, config, target):
         if not selected(group, selectors, structure):
             continue
         weights = _scoring(group, parameters, criteria.facts[target.criterion].of)

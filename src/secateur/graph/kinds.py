@@ -1,0 +1,75 @@
+"""What can go, by the words of people: heads, experts, the hidden size, every other width.
+
+A kind is one function below ``kinds.register``: ``(inferred, groups) → names`` of those that are of
+it.  No architecture is known: what counts is what the operations do with an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.registry import Registry
+
+from .axes import Atom, Axis, Product, atoms, find, parts_of
+from .groups import Group
+from .infer import Inferred
+from .program import Ref
+
+kinds = Registry("kind of group")
+ADDS = {"aten.add", "aten.add_"}
+
+
+@kinds.register
+def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Channels and neurons inside of blocks: what is of no other kind, and no grid."""
+    others = (kinds[name](inferred, groups) for name in kinds if name != "width")
+    return {g.name for g in groups if not g.grid}.difference(*others)
+
+
+@kinds.register
+def heads(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Whole heads of attention, or groups of a convolution: the outer part of a grid."""
+    return {g.name for g in groups if g.grid and not g.chosen and _outermost(inferred, g)}
+
+
+@kinds.register
+def experts(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Whole experts of a mixture: positions that a router chooses among."""
+    return {group.name for group in groups if group.chosen}
+
+
+@kinds.register
+def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """The hidden size: what two activations are added along, and several layers read."""
+    shapes = inferred.recording.shapes
+    added: set[int] = set()
+    for op in inferred.recording.ops:
+        given = [a.value for a in op.args if isinstance(a, Ref)]
+        if op.name.rsplit(".", 1)[0] not in ADDS or len(given) != 2:
+            continue
+        if shapes[given[0]] == shapes[given[1]]:
+            dims = inferred.types[op.outputs[0].value].dims
+            added |= {id(atom) for typed in dims for atom in atoms(typed.axis)}
+    return {
+        group.name
+        for group in groups
+        if id(group.atom) in added and sum(m.role == "in" for m in group.members) > 1
+    }
+
+
+def _outermost(inferred: Inferred, group: Group) -> bool:
+    """Tell whether a group is the outer part of each grid that it lies on."""
+    state = inferred.recording.parameters | inferred.recording.buffers
+    axes = (inferred.types[state[m.tensor]][m.dim].axis for m in group.members)
+    return all(id(group.atom) in outer for axis in axes for outer in _outer(axis))
+
+
+def _outer(axis: Axis) -> list[set[int]]:
+    """Return for each grid of an axis the free atoms that are its outer part."""
+    axis = find(axis)
+    if isinstance(axis, Atom):
+        return []
+    if not isinstance(axis, Product):
+        return [outer for part in parts_of(axis) for outer in _outer(part)]
+    free = [{id(a) for a in atoms(part) if a.frozen is None} for part in parts_of(axis)]
+    return [found for found in free if found][:1]

@@ -1,0 +1,112 @@
+"""What goes, by the words of people: width, heads, experts, hidden; alone and together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import ConfigError, NoMatchError
+from secateur.graph.kinds import kinds
+from tests.mixtures import batches, mixture
+from tests.repair.kinds import LLAMA, hugging_face
+
+
+def named(structure: sc.Structure) -> dict[str, set[str]]:
+    return {kind: kinds[kind](structure.inferred, structure.groups) for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def llama() -> nn.Module:
+    return hugging_face("Llama", **LLAMA).eval()
+
+
+TOKENS = torch.arange(1, 17).view(1, 16)
+
+
+def test_kinds_when_a_model_is_a_decoder_then_each_group_is_of_one_or_part_of_a_grid(llama):
+    structure = sc.analyze(llama, TOKENS)
+    found = named(structure)
+    assert not found["experts"]
+    assert found["hidden"] == {"model.embed_tokens:1"}
+    assert all("mlp" in name for name in found["width"])
+    assert all("self_attn" in name for name in found["heads"])
+    assert len(found["width"]) == len(found["heads"]) == LLAMA["num_hidden_layers"]
+    left = {g.name for g in structure.groups} - set().union(*found.values())
+    assert all(structure[name].grid for name in left)
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+
+def test_kinds_when_a_model_is_a_mixture_then_experts_and_their_neurons_are_apart():
+    found = named(sc.analyze(mixture(), batches()[0]))
+    assert found == {
+        "width": {"up:1"},
+        "heads": set(),
+        "experts": {"router"},
+        "hidden": set(),
+    }
+
+
+def test_kinds_when_a_network_is_convolutional_then_groups_are_heads_and_the_stream_is_hidden():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.up = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1)
+            self.mid = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+            self.down, self.head = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.head(x + self.down(self.mid(self.up(x).relu())))
+
+    structure = sc.analyze(Net().eval(), torch.randn(1, 3, 8, 8))
+    found = named(structure)
+    assert found["hidden"] == {"stem"}
+    assert all(structure[name].size == 4 for name in found["heads"])
+    assert not found["experts"]
+
+
+@pytest.mark.parametrize("what", [["width"], ["heads"], ["hidden"], ["width", "heads"]])
+def test_prune_when_kinds_are_named_then_these_lose_and_no_others(llama, what):
+    found = named(sc.analyze(llama, TOKENS))
+    result = sc.prune(llama, TOKENS, 0.5, "l2", what=what)
+    assert {*result.plan.keep} == set().union(*(found[kind] for kind in what))
+    assert result.verification.exact
+    assert result.verification.passed
+
+
+def test_prune_when_experts_are_named_then_any_criterion_ranks_them():
+    result = sc.prune(mixture(), batches()[0], 0.34, "l2", what=["experts"])
+    assert {*result.plan.keep} == {"router"}
+    assert result.verification.exact
+    both = sc.prune(mixture(), batches()[0], 0.5, "l2", what=["experts", "width"])
+    assert {*both.plan.keep} == {"router", "up:1"}
+    assert both.verification.passed
+    default = sc.prune(mixture(), batches()[0], 0.5, "l2")
+    assert "router" not in default.plan.keep, "experts go when they are asked for"
+
+
+def test_prune_when_targets_name_other_kinds_then_each_has_its_share(llama):
+    targets = [{"what": ["width"], "sparsity": 0.25}, {"what": ["heads"], "sparsity": 0.5}]
+    result = sc.prune(llama, TOKENS, config={"criterion": "l2", "targets": targets})
+    structure = result.structure
+    for kind, left in (("width", 0.75), ("heads", 0.5)):
+        for name in named(structure)[kind]:
+            assert len(result.plan.keep[name]) == left * structure[name].size
+
+
+def test_prune_when_a_model_has_none_of_a_kind_then_that_is_said(llama):
+    said = "what='experts': LlamaForCausalLM has none .it has heads, hidden, width"
+    with pytest.raises(NoMatchError, match=said):
+        sc.prune(llama, TOKENS, 0.5, "l2", what=["experts"])
+    with pytest.raises(NoMatchError, match="what='width' is 'up:1'"):
+        sc.prune(mixture(), batches()[0], 0.5, "reap", what=["width"], data=batches())
+
+
+def test_config_when_a_kind_is_unknown_or_has_no_groups_then_that_is_said():
+    with pytest.raises(ConfigError, match="unknown kind of group 'head'. Did you mean 'heads'"):
+        sc.Config(sparsity=0.5, what=["head"])
+    with pytest.raises(ConfigError, match="for granularity 'group' alone"):
+        sc.Config(sparsity=0.5, what=["heads"], granularity="element")
+    assert sc.Config(sparsity=0.5, what=["heads"], granularity="group").what == ("heads",)
