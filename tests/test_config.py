@@ -6,6 +6,8 @@ import builtins
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -371,3 +373,14 @@ def test_from_dict_of_anything_is_a_config_or_a_config_error(raw: dict[Any, Any]
 def test_from_dict_of_no_dict_is_a_config_error(raw: Any) -> None:
     with pytest.raises(ConfigError):
         Config.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    "setting", ["allocate='owl'", "criterion='reap'", "schedule='cubic'", "what=['heads']"]
+)
+def test_config_when_it_is_the_first_thing_asked_of_the_package_then_names_are_known(
+    setting: str,
+) -> None:
+    code = f"import secateur as sc; sc.Config(sparsity=0.5, {setting})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr

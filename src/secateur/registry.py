@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -49,8 +50,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
     secateur.errors.UnknownNameError: unknown colour 'rad'. Did you mean 'red'? Known: red.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, home: str = ""):
         self.kind = kind
+        self.home = home
+        """The package whose modules register, where whoever looks a name up may not have it."""
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def register(self, function: F) -> F:
@@ -70,24 +73,30 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def search(self, pattern: str = "*") -> list[str]:
         """Return the registered names that match a shell pattern, sorted."""
-        return sorted(name for name in self._functions if fnmatchcase(name, pattern))
+        return sorted(name for name in self._known() if fnmatchcase(name, pattern))
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         try:
-            return self._functions[name]
+            return self._known()[name]
         except (KeyError, TypeError):
             hint = did_you_mean(name, self._functions)
             known = ", ".join(sorted(self._functions))
             raise UnknownNameError(f"unknown {self.kind} {name!r}.{hint} Known: {known}.") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._functions))
+        return iter(sorted(self._known()))
 
     def __len__(self) -> int:
-        return len(self._functions)
+        return len(self._known())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._functions
+        return name in self._known()
+
+    def _known(self) -> dict[str, Callable[..., Any]]:
+        """Return what is registered, once the home is imported."""
+        if self.home and self.home not in sys.modules:
+            import_module(self.home)
+        return self._functions
 
     def __repr__(self) -> str:
         return f"{self.kind}: {', '.join(self)}"

@@ -37,8 +37,8 @@ class Facts:
 class Allocators(Registry):
     """A registry of functions from a case to shares, with what they say of themselves."""
 
-    def __init__(self, kind: str):
-        super().__init__(kind)
+    def __init__(self, kind: str, home: str = ""):
+        super().__init__(kind, home)
         self.facts: dict[str, Facts] = {}
 
     @overload
@@ -67,4 +67,4 @@ class Allocators(Registry):
         return function
 
 
-allocators = Allocators("allocation")
+allocators = Allocators("allocation", "secateur.selection.allocators")
