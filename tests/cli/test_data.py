@@ -243,6 +243,29 @@ def test_read_data_when_text_is_shorter_than_the_context_then_it_is_one_window(
 
 
 @pytest.mark.slow  # imports transformers
+def test_evaluate_when_text_and_a_language_model_then_perplexity_and_how_it_was_measured(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, place = saved("LlamaForCausalLM", max_position_embeddings=4), str(tmp_path / "model")
+    words = ["evaluate", place, "--data", str(tmp_path / "text.txt")]
+    assert cli.main([*words, "--json"]) == cli.DONE, capsys.readouterr().err
+    facts = json.loads(capsys.readouterr().out)
+    ids, last = torch.tensor([[2, 3, 4, 5], [2, 6, 7, 2]]), torch.tensor([[8, 2, 6]])
+    assert (facts["window"], facts["stride"], facts["tokens"]) == (4, 4, 11)
+    assert (facts["windows"], facts["predictions"]) == (3, 8)
+    with torch.no_grad():
+        total = model(ids, labels=ids).loss * 6 + model(last, labels=last).loss * 2
+    assert facts["value"] == pytest.approx(float((total / 8).exp()), rel=1e-4)
+    np.savez(tmp_path / "ids.npz", ids.numpy())
+    rows = ["evaluate", place, "--data", str(tmp_path / "ids.npz"), "--json"]
+    assert cli.main(rows) == cli.DONE
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["windows"], facts["window"], facts["predictions"]) == (2, 4, 6)
+    assert cli.main([*words, "--stride", "2"]) == cli.DONE
+    assert "2 apart" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # imports transformers
 def test_read_data_when_text_does_not_do_then_error_says_what_to_give(
     saved: Saved, transformers: Any, tmp_path: Path
 ) -> None:

@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "secateur search net.py:Net --input 1,3,32,32 --evaluate net.py:accuracy --sparsity 0.7 "
         "--sampler nsga2 --storage postgresql+psycopg://host/studies --out small",
     ),
+    "evaluate": (
+        "secateur evaluate small --data text.txt",
+        "secateur evaluate my-llama/ --data text.txt --window 512 --stride 256",
+    ),
     "compare": ("secateur compare torchvision:resnet18 small",),
     "export": (
         "secateur export small --onnx --torch-export",

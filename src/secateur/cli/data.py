@@ -24,6 +24,8 @@ from .places import called
 
 MOST_TOKENS = 512
 """The longest text of a batch, also where a model could read a longer one."""
+MOST_ROWS = 1 << 30
+"""More rows than a file has: all of it is one batch."""
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy")
 
 
@@ -88,12 +90,6 @@ def _text(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
     A model that writes text itself is given windows of all of it, so that nothing is padded; any
     other one its lines, padded to the longest of a batch.
     """
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise ConfigError(
-            f"--data {path}: a text needs a tokenizer, which {folder} has none of: give a Hugging "
-            "Face folder for MODEL, or --data module:function"
-        )
     tokenizer = _tokenizer(path, folder)
     own: Any = model
     if getattr(own.config, "is_encoder_decoder", False):
@@ -115,8 +111,40 @@ def _text(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
     return [dict(tokenizer(lines[start : start + size], **options)) for start in starts]
 
 
+def read_tokens(place: str, model: nn.Module, folder: str) -> tuple[Tensor, int]:
+    """Return the ids of a text, one after the other, and how many the model reads at once.
+
+    Args:
+        place: a text, or a file of one array of ids: all of them, or a window in each row.
+        model: what reads them.
+        folder: where MODEL was read from, for its tokenizer.
+
+    Raises:
+        ConfigError: it is neither, or holds other things than ids.
+        FileError: the file cannot be read.
+    """
+    path = Path(place)
+    if path.suffix.lower() == ".txt":
+        tokenizer, own = _tokenizer(path, folder), model.config
+        ids = torch.tensor(tokenizer(read_text(path), verbose=False)["input_ids"]).long()
+        return ids, _longest(own, tokenizer)
+    if path.suffix.lower() not in READERS:
+        raise ConfigError(f"--data {place!r}: give a file that ends in {', '.join(READERS)}")
+    batches = READERS[path.suffix.lower()](path, model, folder, MOST_ROWS)
+    found = [list(b.values()) if isinstance(b, Mapping) else [*b] for b in batches]
+    if any(len(each) != 1 for each in found) or found[0][0].dtype != torch.int64:
+        raise ConfigError(f"--data {place}: give one array of whole numbers, the ids of a text")
+    ids = torch.cat([each[0] for each in found])
+    return ids.flatten(), ids.shape[1] if ids.ndim == 2 else MOST_TOKENS
+
+
 def _tokenizer(path: Path, folder: str) -> Any:
     """Return the tokenizer of a Hugging Face folder."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(
+            f"--data {path}: a text needs a tokenizer, which {folder} has none of: give a Hugging "
+            "Face folder for MODEL, or --data module:function"
+        )
     transformers = library("transformers", "transformers", f"--data {path}", "hf")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
