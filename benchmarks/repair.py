@@ -61,9 +61,10 @@ WAYS = {
 """To remove channels, heads and neurons."""
 BETWEEN = {"scope": "global", "normalize": "output", "max_sparsity": 0.75}
 SHARED = {
-    "obs, between layers, repaired": Way(
-        {"criterion": "obs", **BETWEEN}, data=True, repair="least_squares"
+    f"{criterion}, between layers, repaired": Way(
+        {"criterion": criterion, **BETWEEN}, data=True, repair="least_squares"
     )
+    for criterion in ("obs", "elimination")
 }
 """Layers lose what costs their outputs least, none more than three quarters."""
 
