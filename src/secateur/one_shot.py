@@ -19,6 +19,7 @@ from .selection.calibration import Loss
 from .selection.tokens import random_tokens
 from .settings import pattern_share
 from .shrinking import Result
+from .shrinking.by_config import asks_for_depth, without_blocks
 from .types import Example
 
 
@@ -68,6 +69,10 @@ def prune(
     data = batches if data is None else data
     how = repair_wanted(repair, data, loss)
     chosen = one_shot_config(config, {**settings, **given})
+    if asks_for_depth(chosen):
+        if inplace or loss is not None:
+            raise ConfigError("what='depth' cuts a copy, and needs no loss: leave both out")
+        return without_blocks(model, chosen, example_inputs, data, how, verify=verify)
     if how is not None and data is not None:
         data, model = held(data), model if inplace else copied(model)  # data is read twice
     pruner = _decided(model, chosen, example_inputs, data, loss, how)

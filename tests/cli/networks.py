@@ -60,6 +60,18 @@ def features() -> list[Tensor]:
     return [images for images, _ in batches()]
 
 
+def encoder() -> nn.Module:
+    """Four layers alike, of which some may go whole."""
+    layers = (nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True) for _ in range(4))
+    return nn.Sequential(*layers).eval()
+
+
+def sequences() -> list[Tensor]:
+    """Batches of inputs of the layers."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, 3, 8, generator=generator) for _ in range(4)]
+
+
 def squares(model: nn.Module, batch: Tensor) -> Tensor:
     return model(batch).square().mean()
 

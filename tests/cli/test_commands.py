@@ -270,6 +270,21 @@ def test_list_when_pattern_then_matching_names_and_near_ones_if_none(run: Run) -
     assert "Did you mean 'element'?" in run("list", "elements", code=cli.FAILED)
 
 
+def test_prune_when_depth_is_asked_for_then_layers_go_and_the_folder_loads(
+    run: Run, tmp_path: Path
+) -> None:
+    words = [f"{NETWORKS}:encoder", "--input", "2,3,8", "--what", "depth", "--sparsity", "0.5"]
+    words += ["--data", f"{NETWORKS}:sequences"]
+    planned = run("prune", *words, "--dry-run", "--json")
+    assert len(planned["drop"]) == 2
+    run("prune", *words, "--out", tmp_path / "small")
+    facts = run("compare", f"{NETWORKS}:encoder", tmp_path / "small", "--input", "2,3,8", "--json")
+    assert facts["pruned"]["cost"]["params"] * 2 == facts["dense"]["cost"]["params"]
+    assert "2 of 4 blocks dropped" in run("prune", *words, "--dry-run")
+    said = run("prune", *words, "--criterion", "l2", "--dry-run", code=cli.FAILED)
+    assert "without criterion" in said
+
+
 def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run) -> None:
     rows = run("list", "--json")["names"]
     named = [(row["setting"], row["name"]) for row in rows]

@@ -45,6 +45,7 @@ def test_kinds_when_a_model_is_a_mixture_then_experts_and_their_neurons_are_apar
         "heads": set(),
         "experts": {"router"},
         "hidden": set(),
+        "depth": set(),
     }
 
 

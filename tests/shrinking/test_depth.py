@@ -317,3 +317,48 @@ def test_drop_when_it_is_a_class_of_transformers_then_the_stock_loader_takes_it(
             (stock, True), (result.model, True), (result.model, False))]  # fmt: skip
         assert torch.equal(made[0], made[1])
         assert torch.equal(made[0], made[2])
+
+
+DEPTH = {"what": ["depth"]}
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True) for _ in range(4))
+    return nn.Sequential(*layers).eval()
+
+
+def test_prune_when_depth_is_asked_for_then_it_is_drop_blocks_by_error():
+    x, data = torch.randn(2, 3, 8), [torch.randn(4, 3, 8) for _ in range(4)]
+    for repair in ("none", "least_squares"):
+        asked = sc.prune(encoder(), x, 0.5, **DEPTH, data=data, repair=repair)
+        named = sc.drop_blocks(encoder(), 2, x, data=data, by="error", repair=repair)
+        assert asked.plan == named.plan
+        assert len(asked.model) == 2
+        assert torch.equal(asked.model(x), named.model(x))
+    assert sc.drop_blocks(encoder(), 0.3, x, data=data, by="error").plan.drop == (
+        named.plan.drop[0],
+    )
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "too little": ({"sparsity": 0.1}, "10% of 4 blocks is none: 0.25 is one"),
+    "all": ({"sparsity": 1.0}, "4 blocks cannot go"),
+    "a criterion": ({"criterion": "l2"}, "goes alone, with a sparsity, without criterion"),
+    "another kind": ({"what": ["depth", "width"]}, "goes alone"),
+    "no share": ({"sparsity": None, "threshold": 0.1}, "without threshold"),
+    "in place": ({"inplace": True}, "cuts a copy"),
+    "no data": ({"data": None}, "needs data"),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG.values(), ids=WRONG)
+def test_prune_when_depth_does_not_go_with_a_setting_then_that_is_said(given, said):
+    settings = {"sparsity": 0.5, "data": [torch.randn(4, 3, 8)] * 4, **DEPTH, **given}
+    with pytest.raises(sc.errors.ConfigError, match=said):
+        sc.prune(encoder(), torch.randn(2, 3, 8), **settings)
+
+
+def test_pruner_when_depth_is_asked_for_then_it_says_who_removes_blocks():
+    with pytest.raises(sc.errors.NoMatchError, match="removes blocks, and no groups: by prune"):
+        sc.Pruner(encoder(), sc.Config(sparsity=0.5, **DEPTH), torch.randn(2, 3, 8))

@@ -13,14 +13,16 @@ from rich.table import Table
 from secateur.config import Config
 from secateur.errors import ConfigError
 from secateur.graph.cost import human
-from secateur.one_shot import by_default
+from secateur.one_shot import by_default, repair_wanted
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
-from secateur.shrinking import Plan
+from secateur.shrinking import Plan, Result
+from secateur.shrinking.by_config import asks_for_depth, without_blocks
 from secateur.structure import Structure
 
 from .calibrate import calibrate, repair_asked
-from .models import load
+from .data import read_data
+from .models import Loaded, load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
 from .outcome import check_place, config_of, reported, save
 from .places import imported
@@ -61,6 +63,15 @@ def prune(
     check_place(out, dry_run)
     chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
+    if asks_for_depth(chosen):
+        result = _shallower(loaded, chosen, calibration, train)
+        if out is None or dry_run:
+            show(result, {"drop": [*result.plan.drop]}, as_json=as_json)
+        else:
+            save(result, out, loaded.source)
+            told = reported(result, loaded.model, loaded.example, out, [], chosen)
+            show(*told, as_json=as_json)
+        return
     dense = loaded.model if dry_run else copied(loaded.model)
     pruner = Pruner(loaded.model, chosen, loaded.example, trained=False)
     notes = list[str]()
@@ -78,6 +89,18 @@ def prune(
         result = pruner.finish()
         save(result, out, loaded.source)
         show(*reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
+
+
+def _shallower(
+    loaded: Loaded, config: Config, calibration: Calibration, train: str | None
+) -> Result:
+    """Return a model without the blocks that matter least."""
+    if train is not None or calibration.loss is not None:
+        raise ConfigError("--what depth is one shot without labels: leave --train and --loss out")
+    data, place = calibration.data, loaded.source.model
+    batches = data and read_data(data, loaded.model, place, calibration.batch_size)
+    how = repair_wanted(calibration.repair, batches, None)
+    return without_blocks(loaded.model, config, loaded.example, batches, how)
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:

@@ -17,6 +17,8 @@ from .program import Ref
 
 kinds = Registry("kind of group")
 ADDS = {"aten.add", "aten.add_"}
+DEPTH = "depth"
+"""The kind that is no group: it is asked for alone."""
 
 
 @kinds.register
@@ -36,6 +38,12 @@ def heads(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 def experts(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Whole experts of a mixture: positions that a router chooses among."""
     return {group.name for group in groups if group.chosen}
+
+
+@kinds.register
+def depth(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Residual blocks, whole layers, which are no groups: alone, and in one shot."""
+    return set()
 
 
 @kinds.register

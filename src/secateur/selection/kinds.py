@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from secateur.config import Config, Target
 from secateur.graph.groups import Group
-from secateur.graph.kinds import kinds
+from secateur.graph.kinds import DEPTH, kinds
 from secateur.scoring.criteria import criteria
 from secateur.structure import Structure
 
@@ -46,6 +46,9 @@ def missing(structure: Structure, config: Config, target: Target) -> Iterator[st
     experts = criteria.facts[target.criterion].experts
     for kind in asked(target):
         named = sorted(_named(structure, [kind]))
+        if kind == DEPTH:
+            yield f"what={kind!r} removes blocks, and no groups: by prune(), and alone"
+            continue
         if not named:
             there = [name for name in sorted(kinds) if _named(structure, [name])]
             more = f": {LOOPS}" if kind == "experts" else ""

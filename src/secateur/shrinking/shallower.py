@@ -29,7 +29,7 @@ from .result import Result
 
 @in_ordinary_mode
 def drop_blocks(
-    model: nn.Module, names: Sequence[str] | int, example_inputs: Example, **options: Any
+    model: nn.Module, names: Sequence[str] | float, example_inputs: Example, **options: Any
 ) -> Result:
     """Drop residual blocks from a deep copy of a model: what each is given goes on as it is.
 
@@ -39,7 +39,7 @@ def drop_blocks(
     Args:
         model: any module; it is not touched.
         names: of ``analyze(model, example_inputs).blocks``; or how many go of the outermost, or
-            of those within where a single one holds all.
+            of those within where a single one holds all; below 1 the share of these that goes.
         example_inputs: as for ``analyze``; without a cache, which would keep what the blocks made.
         options: the fields of ``Dropping``: data, by, greedy, repair, verify.
 
@@ -69,9 +69,11 @@ def drop_blocks(
     batches = asked.batches(names)
     dense, model = model, copied(model, borrowing=True)
     structure = analyze(model, example_inputs)
-    chosen = _chosen(dense, structure, names, batches, asked) if isinstance(names, int) else {}
+    chosen: dict[str, float] = {}
+    if isinstance(names, (int, float)):
+        chosen = _chosen(dense, structure, names, batches, asked)
     notes = [f"{name}: dropped by {asked.by}, {score:.3g}" for name, score in chosen.items()]
-    plan = Plan({}, tuple(names if not isinstance(names, int) else chosen))
+    plan = Plan({}, tuple(chosen if isinstance(names, (int, float)) else names))
     plan.check(structure)
     record = _repaired(model, structure, plan, batches, asked.repair)
     how: dict[str, Any] = {"notes": notes, "verify": asked.verify}
@@ -117,16 +119,16 @@ class Dropping:
             raise ConfigError(*problems)
         return cls(**options)
 
-    def batches(self, names: Sequence[str] | int) -> list[Any]:
+    def batches(self, names: Sequence[str] | float) -> list[Any]:
         """Return the batches, if there are any; ConfigError where they are needed."""
         block_rankings[self.by]
         if self.repair != "none":
             repairs[self.repair]
         if self.data is not None:
             return held(self.data)
-        if self.repair != "none" or isinstance(names, int):
+        if self.repair != "none" or isinstance(names, (int, float)):
             what = f"repair={self.repair!r}"
-            what = what if self.repair != "none" else f"choosing {names} blocks"
+            what = what if self.repair != "none" else f"choosing {_many(names)} blocks"
             raise ConfigError(f"{what} needs data=batches of inputs; or name the blocks that go")
         return []
 
@@ -139,25 +141,37 @@ def _outermost(blocks: Sequence[Block]) -> list[Block]:
     return _outermost(within) if len(outer) == 1 and within else outer
 
 
-def _named(names: object) -> list[str] | int:
-    """Return names of blocks, or how many; ConfigError for what is neither."""
-    if type(names) is int:
+def _named(names: object) -> list[str] | float:
+    """Return names of blocks, how many or what share; ConfigError for what is none of these."""
+    if type(names) is int or (type(names) is float and 0 <= names <= 1):
         return names
     if isinstance(names, (list, tuple, set, frozenset)) and all(type(n) is str for n in names):
         return list(names)
-    raise ConfigError(f"names must be a list of names of blocks, or how many go, got {names!r}")
+    raise ConfigError(
+        "names must be a list of names of blocks, how many go, or what share below 1, got "
+        f"{names!r}"
+    )
+
+
+def _many(names: object) -> str:
+    return f"{names:.0%} of the" if isinstance(names, float) else f"{names}"
 
 
 def _chosen(
     model: nn.Module,
     structure: Structure,
-    count: int,
+    asked_for: float,
     batches: Sequence[Any],
     asked: Dropping,
 ) -> dict[str, float]:
     """Return the blocks that matter least, with their scores."""
     rank = block_rankings[asked.by]
     outer = _outermost(structure.blocks)
+    count = asked_for if isinstance(asked_for, int) else int(asked_for * len(outer) + 1e-9)
+    if not count and asked_for:
+        raise ConfigError(
+            f"{asked_for:.0%} of {len(outer)} blocks is none: {1 / max(len(outer), 1):.3g} is one"
+        )
     if not 0 < count < len(outer):
         raise ConfigError(
             f"{count} blocks cannot go: {structure.model} has {len(outer)} to choose from, and one "
