@@ -5,7 +5,10 @@ A form makes everything ready on both ranks, and returns what one of them will f
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -226,6 +229,17 @@ def apart(kind: str, rank: int) -> Call:
     return own.model, partial(others[kind], inputs()) if rank == FAILING else own.decide
 
 
+def again(kind: str, rank: int) -> Call:
+    """An error that both ranks have raised before comes once more, on one of them."""
+    own = pruner(criterion="activation")
+    known = ValueError("which both ranks know")
+    for _ in range(2):
+        with suppress(ValueError):
+            own.calibrate(failing(known, 1))
+    late = 1 if kind == "later" else 0
+    return own.model, lambda: own.calibrate(failing(known, late) if rank == FAILING else inputs())
+
+
 def uneven(kind: str, rank: int) -> Call:
     """One rank has more batches, and the trainer joins the other."""
     model = net()
@@ -259,6 +273,7 @@ FORMS: dict[str, tuple[Callable[[str, int], Call], tuple[str, ...]]] = {
     "load": (load, ("missing", "torn", "flipped")),
     "both": (both, ("fail",)),
     "apart": (apart, ("calls", "repair")),
+    "again": (again, ("at once", "later")),
     "uneven": (uneven, ("ddp", "join")),
 }
 NAMES = [f"{step}: {kind}" for step, (_, kinds) in FORMS.items() for kind in kinds]
@@ -282,6 +297,35 @@ def failed(name: str, rank: int) -> dict[str, Any]:
     own.step()
     masks = {name: mask.tolist() for name, mask in own.masks.items()}
     return {"raised": raised, "changed": different, "masks": masks}
+
+
+def gone(rank: int, folder: str, when: str) -> None:
+    """Be killed on one rank, and leave in a file what the other says of it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    own = pruner(criterion="activation", schedule="linear", steps=3)
+    own.calibrate(inputs())
+    own.step()
+
+    def batches() -> Iterator[Tensor]:
+        yield inputs()[0]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank == FAILING:
+        own.calibrate(batches() if when == "in a call" else inputs())
+        os.kill(os.getpid(), signal.SIGKILL)
+    held, raised = state_of(own.model), []
+    if when == "between calls":
+        own.calibrate(inputs())
+    for _ in range(2):  # it says so each time, and nobody waits
+        try:
+            own.calibrate(inputs())
+            own.step()
+        except Exception as error:
+            raised.append([type(error).__name__, str(error)])
+    found = {"raised": raised, "changed": changed(held, state_of(own.model))}
+    torch.save(found, Path(folder) / "left.pt")
+    os._exit(0)
 
 
 CHECKS = {name: partial(failed, name) for name in NAMES}

@@ -148,13 +148,25 @@ MOST_WORDS = 1800
 
 
 def shortened(text: str, most: int = MOST_WORDS) -> str:
-    """Return a text of at most ``most`` letters; what is left out is in its middle.
+    """Return a text of at most ``most`` letters that can be printed; its middle is left out.
 
     >>> shortened("abcdefghij" * 3, 11)
     'abcde…fghij'
     """
     half = most // 2
+    text = printable(text)
     return text if len(text) <= most else f"{text[:half]}…{text[len(text) - most + half + 1 :]}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which half of a pair, of which no encoding knows, is written as it is.
+
+    Python has it for each byte of a file's name that is no text, and JSON may say it.
+
+    >>> printable("a\udc80")
+    'a\\udc80'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def did_you_mean(word: object, known: Iterable[str], *, limit: int = 1) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
+import torch
 
 from tests import failing, ranks
 
@@ -36,6 +38,30 @@ def test_call_when_one_rank_fails_then_all_raise_its_error_and_go_on_together(na
 @pytest.mark.parametrize("name", failing.NAMES)
 def test_call_when_one_rank_fails_in_many_ways_then_all_raise_its_error(name, found):
     _check(name, found(failing.NAMES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["between calls", "in a call"])
+def test_call_when_a_rank_is_killed_then_the_other_says_so_and_its_model_is_as_before(
+    when, processes, tmp_path
+):
+    started = [
+        processes.Process(target=failing.gone, args=(rank, str(tmp_path), when), daemon=True)
+        for rank in range(2)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, -signal.SIGKILL]
+    left = torch.load(tmp_path / "left.pt", weights_only=True)
+    assert left["changed"] == []
+    assert len(left["raised"]) == 2
+    for kind, text in left["raised"]:
+        assert kind == "DivergenceError"
+        assert "one is gone or never came" in text
+        assert "calibrate" in text
+        assert len(text) < 2000
 
 
 def _check(name: str, found: list[dict[str, Any]]) -> None:

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 from torch import nn
 
 from secateur.costs import Reached
-from secateur.errors import FileError
+from secateur.errors import FileError, printable
 from secateur.graph.cost import Cost
 from secateur.runtime.measure import Latency, state_bytes
 from secateur.searching import Search
@@ -191,7 +192,19 @@ class Report(Fact):
             raise FileError(f"{place} is no report: {where}: {first['msg']}") from error
 
     def to_text(self) -> str:
-        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+        try:
+            return self.model_dump_json(indent=1, by_alias=True) + "\n"
+        except PydanticSerializationError:  # a name in it is no text that UTF-8 can say
+            facts = type(self).model_validate(_printable(self.model_dump(by_alias=True)))
+            return facts.model_dump_json(indent=1, by_alias=True) + "\n"
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_printable, value))
+    return printable(value) if isinstance(value, str) else value
 
 
 def structure_facts(structure: Structure, plan: Plan | None = None) -> StructureFacts:

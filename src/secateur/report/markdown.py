@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from secateur.errors import printable
 from secateur.graph.cost import human
 
 from .facts import Report
@@ -51,7 +52,7 @@ def to_markdown(report: Report) -> str:
         parts += ["## Again", _block(report.reproduce)]
     facts = ", ".join(f"{key} {value}" for key, value in report.environment.items())
     parts.append(_plain(f"{report.made}; {facts}"))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def _plain(text: str) -> str:

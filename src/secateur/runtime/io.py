@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.errors import FileError, WriteError
+from secateur.errors import FileError, WriteError, printable
 
 from .scratch import scratch
 
@@ -37,9 +37,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         why = getattr(error, "strerror", None) or str(error)
         raise WriteError(f"{path} cannot be written: {why}") from error
     except ValueError as error:
-        if "null" not in str(error):  # "embedded null byte", of a path
+        if "null" not in str(error) and not _is_half(error, str(path)):  # "embedded null byte"
             raise
         raise WriteError(f"{str(path)!r} is no path: {error}") from error
+
+
+def _is_half(error: ValueError, text: str) -> bool:
+    """Tell whether an error says that a text holds half of a pair, which no encoding knows."""
+    return isinstance(error, UnicodeEncodeError) and error.object in text
 
 
 @contextmanager
@@ -128,6 +133,11 @@ def write_tensors(
     ``text`` goes into the file's header, for ``read_text_of``; with ``seal`` also the SHA-256 of
     the file, for ``check_seal``.
     """
+    if odd := [each for each in (str(path), *tensors) if printable(each) != each]:
+        raise WriteError(
+            f"{odd[0]!r} is no text that UTF-8 can say, and no name of a file or of a tensor in "
+            f"safetensors: rename it to save {path}"
+        )
     seen: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():
@@ -213,6 +223,8 @@ def read_text_of(path: str | os.PathLike[str]) -> str:
 @contextmanager
 def _understood(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let what the reader of safetensors says of a regular file be a ``FileError``."""
+    if printable(str(path)) != str(path):
+        raise FileError(f"{str(path)!r} is not UTF-8: safetensors reads no such path")
     try:
         with opened(path):
             yield

@@ -26,12 +26,13 @@ R = TypeVar("R")
 Told = tuple[str, tuple[str, str] | None]
 """Where a rank is, and, if it failed, the class of its error and what it says."""
 SETTLED = "_on_all_ranks"
-"""The mark of an error that all ranks raise at the same place."""
+"""The mark of an error that all ranks raise at the same place: when that was, in ``_here.turn``."""
 
 
 class _Here(threading.local):
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.turn = 0  # counts calls and meetings: an error that was settled before is new again
 
 
 _here = _Here()
@@ -86,12 +87,13 @@ def on_all_ranks(function: Callable[P, R]) -> Callable[P, R]:
 
 def _together(name: str, function: Callable[[], R]) -> R:
     _here.calls.append(name)
+    _here.turn += 1
     try:
         result = function()
         meet("the end")
         return result
     except Exception as error:  # whatever it is, the other ranks raise it too
-        if not hasattr(error, SETTLED):
+        if getattr(error, SETTLED, None) != _here.turn:
             meet("the end", error)
         raise
     finally:
@@ -111,6 +113,7 @@ def meet(where: str, failed: Exception | None = None) -> None:
     """
     if not _here.calls or world() == 1:
         return
+    _here.turn += 1
     at = f"{' > '.join(_here.calls)}: {where}"
     own = zlib.crc32(at.encode())
     try:
@@ -150,8 +153,8 @@ def of_first(made: Callable[[], R], what: str) -> R:
 
 
 def settled(error: Exception) -> Exception:
-    """Mark an error as one that all ranks raise at the same place."""
-    setattr(error, SETTLED, True)
+    """Mark an error as one that all ranks raise at the same place, now."""
+    setattr(error, SETTLED, _here.turn)
     return error
 
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.jupyter import JupyterMixin
 
+from secateur.errors import printable
+
 
 class Shown(JupyterMixin, ABC):
     """``print`` writes what Rich shows, without colours; a notebook shows it as HTML."""
@@ -22,4 +24,4 @@ class Shown(JupyterMixin, ABC):
         console = Console(width=self.text_width, color_system=None)
         with console.capture() as captured:
             console.print(self)
-        return captured.get()
+        return printable(captured.get())
