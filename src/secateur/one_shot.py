@@ -69,16 +69,12 @@ def prune(
     data = batches if data is None else data
     how = repair_wanted(repair, data, loss)
     chosen = one_shot_config(config, {**settings, **given})
-    if asks_for_depth(chosen):
-        if inplace or loss is not None:
-            raise ConfigError("what='depth' cuts a copy, and needs no loss: leave both out")
+    if asks_for_depth(chosen, plain=not inplace and loss is None):
         return without_blocks(model, chosen, example_inputs, data, how, verify=verify)
     if how is not None and data is not None:
         data, model = held(data), model if inplace else copied(model)  # data is read twice
     pruner = _decided(model, chosen, example_inputs, data, loss, how)
-    if how is not None:
-        return _repaired(pruner, data, how, verify)
-    return pruner.finish(inplace=inplace, verify=verify)
+    return _finished(pruner, data, how, inplace=inplace, verify=verify)
 
 
 def _decided(
@@ -117,8 +113,13 @@ def prepared(
     return pruner, notes
 
 
-def _repaired(pruner: Pruner, data: Any, how: str, verify: bool) -> Result:
-    """Repair and cut a model in place; on failure its weights are as before."""
+def _finished(pruner: Pruner, data: Any, how: str | None, *, inplace: bool, verify: bool) -> Result:
+    """Repair, if that was asked for, and cut; what is repaired is cut in place.
+
+    On failure the weights are as before.
+    """
+    if how is None:
+        return pruner.finish(inplace=inplace, verify=verify)
     pruner.repair(data, how)
     return pruner.finish(verify=verify)
 

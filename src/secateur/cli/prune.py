@@ -64,20 +64,11 @@ def prune(
     chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
     if asks_for_depth(chosen):
-        result = _shallower(loaded, chosen, calibration, train)
-        if out is None or dry_run:
-            show(result, {"drop": [*result.plan.drop]}, as_json=as_json)
-        else:
-            save(result, out, loaded.source)
-            told = reported(result, loaded.model, loaded.example, out, [], chosen)
-            show(*told, as_json=as_json)
-        return
+        result, place = _shallower(loaded, chosen, calibration, train), None if dry_run else out
+        return _show_shallower(result, loaded, place, chosen, as_json)
     dense = loaded.model if dry_run else copied(loaded.model)
-    pruner = Pruner(loaded.model, chosen, loaded.example, trained=False)
-    notes = list[str]()
-    if train is None:
-        pruner, notes = by_default(pruner, has_data=calibration.data is not None)
-    how = pruner.repairs = repair_asked(pruner, calibration, trains=train is not None)
+    pruner, notes = _prepared(loaded, chosen, calibration, trains=train is not None)
+    how = pruner.repairs
     batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
     history = _decided(pruner, None if dry_run else train)
     pruner.notes.extend(notes)
@@ -91,6 +82,17 @@ def prune(
         show(*reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
 
 
+def _prepared(
+    loaded: Loaded, config: Config, calibration: Calibration, *, trains: bool
+) -> tuple[Pruner, list[str]]:
+    """Return a pruner that knows which repair will follow, and notes."""
+    pruner, notes = Pruner(loaded.model, config, loaded.example, trained=False), list[str]()
+    if not trains:
+        pruner, notes = by_default(pruner, has_data=calibration.data is not None)
+    pruner.repairs = repair_asked(pruner, calibration, trains=trains)
+    return pruner, notes
+
+
 def _shallower(
     loaded: Loaded, config: Config, calibration: Calibration, train: str | None
 ) -> Result:
@@ -101,6 +103,18 @@ def _shallower(
     batches = data and read_data(data, loaded.model, place, calibration.batch_size)
     how = repair_wanted(calibration.repair, batches, None)
     return without_blocks(loaded.model, config, loaded.example, batches, how)
+
+
+def _show_shallower(
+    result: Result, loaded: Loaded, out: Path | None, config: Config, as_json: bool
+) -> None:
+    """Save what lost blocks, if there is a place for it, and show it."""
+    if out is None:
+        show(result, {"drop": [*result.plan.drop]}, as_json=as_json)
+    else:
+        save(result, out, loaded.source)
+        told = reported(result, loaded.model, loaded.example, out, [], config)
+        show(*told, as_json=as_json)
 
 
 def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:

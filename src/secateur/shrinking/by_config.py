@@ -19,8 +19,8 @@ TAKEN = {"what", "sparsity", "seed", "strict"}
 """Settings that say something of whole blocks."""
 
 
-def asks_for_depth(config: Config) -> bool:
-    """Tell whether blocks are to go, and nothing else.
+def asks_for_depth(config: Config, *, plain: bool = True) -> bool:
+    """Tell whether blocks are to go, and nothing else; ``plain``: of a copy, without a loss.
 
     Raises:
         ConfigError: they are to go together with groups, or settings are given that are of groups.
@@ -34,6 +34,8 @@ def asks_for_depth(config: Config) -> bool:
             f"what={DEPTH!r} goes alone, with a sparsity{more}: remove layers first, then prune "
             "what is left"
         )
+    if not plain:
+        raise ConfigError(f"what={DEPTH!r} cuts a copy, and needs no loss: leave both out")
     if config.sparsity is None:
         raise ConfigError(f"what={DEPTH!r} needs a sparsity: the share of blocks to remove")
     return True

@@ -38,8 +38,8 @@ def drop_blocks(
 
     Args:
         model: any module; it is not touched.
-        names: of ``analyze(model, example_inputs).blocks``; or how many go of the outermost, or
-            of those within where a single one holds all; below 1 the share of these that goes.
+        names: of ``analyze(model, example_inputs).blocks``; or how many go, or what share below 1,
+            of the outermost, or of those within where a single one holds all.
         example_inputs: as for ``analyze``; without a cache, which would keep what the blocks made.
         options: the fields of ``Dropping``: data, by, greedy, repair, verify.
 
@@ -69,11 +69,9 @@ def drop_blocks(
     batches = asked.batches(names)
     dense, model = model, copied(model, borrowing=True)
     structure = analyze(model, example_inputs)
-    chosen: dict[str, float] = {}
-    if isinstance(names, (int, float)):
-        chosen = _chosen(dense, structure, names, batches, asked)
+    chosen = {} if isinstance(names, list) else _chosen(dense, structure, names, batches, asked)
     notes = [f"{name}: dropped by {asked.by}, {score:.3g}" for name, score in chosen.items()]
-    plan = Plan({}, tuple(chosen if isinstance(names, (int, float)) else names))
+    plan = Plan({}, tuple(names if isinstance(names, list) else chosen))
     plan.check(structure)
     record = _repaired(model, structure, plan, batches, asked.repair)
     how: dict[str, Any] = {"notes": notes, "verify": asked.verify}
