@@ -64,22 +64,28 @@ def prune(
     chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
     if asks_for_depth(chosen):
-        result, place = _shallower(loaded, chosen, calibration, train), None if dry_run else out
-        return _show_shallower(result, loaded, place, chosen, as_json)
+        result = _shallower(loaded, chosen, calibration, train)
+        _show_shallower(result, loaded, None if dry_run else out, chosen, as_json)
+        return
     dense = loaded.model if dry_run else copied(loaded.model)
     pruner, notes = _prepared(loaded, chosen, calibration, trains=train is not None)
-    how = pruner.repairs
-    batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
+    again = pruner.repairs is not None
+    batches = calibrate(pruner, calibration, loaded.source.model, again=again)
     history = _decided(pruner, None if dry_run else train)
     pruner.notes.extend(notes)
     if out is None or dry_run:
         _show_plan(pruner, as_json)
     else:
-        if how is not None and batches is not None:
-            pruner.repair(batches, how)
-        result = pruner.finish()
+        result = _finished(pruner, batches)
         save(result, out, loaded.source)
         show(*reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
+
+
+def _finished(pruner: Pruner, batches: Any) -> Result:
+    """Return what the pruner cuts, after the repair that was asked for."""
+    if pruner.repairs is not None and batches is not None:
+        pruner.repair(batches, pruner.repairs)
+    return pruner.finish()
 
 
 def _prepared(
