@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from figures import RESULTS, cifar_figure, methods_figure, movement_figure
@@ -53,6 +53,7 @@ def write_all(folder: Path) -> None:
     (folder / "config.md").write_text(config_table(), encoding="utf-8")
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
+    (folder / "front.md").write_text(front(), encoding="utf-8")
     (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
     (folder / "experts.md").write_text(repaired("docs mixtral"), encoding="utf-8")
     (folder / "searched.md").write_text(searched(), encoding="utf-8")
@@ -153,6 +154,38 @@ def repaired(*only: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+FRONT = {
+    "ResNet-56, accuracy in %, without half of the channels inside of its blocks": (
+        "resnet56",
+        "50 % of the inner channels kept",
+    ),
+    "MiniLM, correlation of similarities, without half of its feed-forward neurons": (
+        "minilm",
+        "feed-forward −50 %",
+    ),
+    "A small Llama, perplexity (less is better), without a fifth of its feed-forward": (
+        "docs llama",
+        "feed-forward −20 %",
+    ),
+}
+"""What goes from which model → model and setting."""
+FRONT_WAYS = ("random", "l2", "activation, repaired")
+
+
+def front() -> str:
+    """Return what a few lines of code keep of real models without training, in one small table."""
+    rows = json.loads((RESULTS / "repair.json").read_text())["data"]
+    heads = "| | dense | random | by weights | with inputs |"
+    lines = [heads, _columns(5)]
+    for words, (model, setting) in FRONT.items():
+        found = [
+            [row["quality"] for row in rows if (row["model"], row["setting"], row["way"]) == key]
+            for key in [(model, "", "dense"), *((model, setting, way) for way in FRONT_WAYS)]
+        ]
+        lines.append(f"| {words} | {' | '.join(f'{mean(each):.3g}' for each in found)} |")
+    return "\n".join(lines) + "\n"
+
+
 def searched() -> str:
     """Return what searched allocations were worth, and what they took."""
     _, _, text = (RESULTS / "search.md").read_text(encoding="utf-8").split("\n\n", 2)
@@ -163,7 +196,7 @@ def _mean_of(figures: list[float]) -> str:
     if not figures:
         return "–"
     spread = f" ({min(figures):.4g} to {max(figures):.4g})" if len(figures) > 1 else ""
-    return f"{sum(figures) / len(figures):.4g}{spread}"
+    return f"{mean(figures):.4g}{spread}"
 
 
 def faults() -> str:
