@@ -285,6 +285,34 @@ def test_prune_when_depth_is_asked_for_then_layers_go_and_the_folder_loads(
     assert "without criterion" in said
 
 
+def test_prune_when_given_minutes_then_it_prunes_and_trains_for_so_long(
+    run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    words = ["--sparsity", "0.5", "--repair", "none", "--minutes", "0.02", "--out", out]
+    own = ["--train", f"{NETWORKS}:batches", "--evaluate", f"{NETWORKS}:size"]
+    facts = run("prune", *CONV, *words, *own, "--json")
+    assert facts["after"]["macs"] <= facts["before"]["macs"] / 2
+    assert [goal["met"] for goal in facts["goals"]] == [True]
+    assert run("inspect", out, "--trust", "--json")["groups"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "1"], "--minutes needs --train"),
+        (["--minutes", "1", "--train", f"{NETWORKS}:batches"], "and --evaluate"),
+        (["--evaluate", f"{NETWORKS}:size"], "--evaluate is for --minutes"),
+    ],
+)
+def test_prune_when_a_budget_of_time_lacks_something_then_says_what(
+    words: list[str], said: str, run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    assert said in run("prune", *CONV, "--sparsity", "0.5", *words, "--out", out, code=cli.FAILED)
+    assert not out.exists()
+
+
 def test_list_when_no_pattern_then_a_line_for_each_name_of_each_setting(run: Run) -> None:
     rows = run("list", "--json")["names"]
     named = [(row["setting"], row["name"]) for row in rows]

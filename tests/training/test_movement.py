@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur import Config, Pruner, distillation_loss, schedules
+from secateur.errors import ConfigError
 from secateur.masks import masking
 from secateur.masks.classes import mask_of
 from secateur.scoring.granularity import Tile
@@ -165,6 +166,22 @@ def test_step_when_scores_are_of_a_group_then_their_gradient_is_summed_over_its_
 
 
 # 4: the sum over steps
+
+
+@pytest.mark.parametrize("settings", [ELEMENT, {}], ids=["weights", "groups"])
+def test_init_when_there_is_a_prior_then_scores_start_from_the_criterions(model, settings):
+    plain = Pruner(net(), Config(criterion="l1", sparsity=0.5, **settings), EXAMPLE)
+    known = plain.scores(plain.tensors(), {})
+    pruner = movement(model, criterion="l1", options={"prior": 3.0}, **settings)
+    for each, expected in zip(pruner.selectables, known, strict=True):
+        found = scores(pruner)[each.name]
+        torch.testing.assert_close(found, 3 * (expected / expected.mean()).to(found))
+
+
+def test_init_when_a_prior_needs_data_then_says_so_and_no_mask_is_on(model):
+    with pytest.raises(ConfigError, match="gradients"):
+        movement(model, criterion="taylor", options={"prior": 1.0})
+    assert not masking.is_masked(model)
 
 
 def test_step_when_scores_learn_by_sgd_then_they_are_the_sum_of_gradients_times_weights(model):

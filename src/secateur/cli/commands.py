@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "--data net.py:batches --out small",
         "secateur prune net.py:Net --input 1,3,32,32 --sparsity 0.5 --schedule cubic --steps 100 "
         "--train net.py:train --out small",
+        "secateur prune net.py:Net --input 1,3,32,32 --sparsity 0.5 --train net.py:batches "
+        "--evaluate net.py:accuracy --minutes 5 --out small",
     ),
     "search": (
         "secateur search net.py:Net --input 1,3,32,32 --evaluate net.py:accuracy --sparsity 0.5 "

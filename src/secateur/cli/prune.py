@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from rich.console import Group as Lines
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError
@@ -25,8 +26,8 @@ from .data import read_data
 from .models import Loaded, load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
 from .outcome import check_place, config_of, reported, save
-from .places import imported
 from .show import AsJson, show
+from .training import NONE, Training, decided, fitted
 
 
 @with_settings(Config, without=("targets", "strict"))
@@ -39,7 +40,7 @@ def prune(
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     best_effort: Annotated[bool, Parameter(negative=())] = False,
     calibration: Calibration = UNKNOWN,
-    train: str | None = None,
+    training: Training = NONE,
     given: Given = NOTHING,
     as_json: AsJson = False,
     **settings: Any,
@@ -56,95 +57,78 @@ def prune(
         Show what would be cut and what would be left, and write nothing.
     best_effort
         Where the goal cannot be met, remove as much as can go, and say so first.
-    train
-        module:function of (model, pruner), your loop: it calls pruner.step() after each optimizer
-        step, and may return what it measured, a list of dicts with "step", for the report.
     """
     check_place(out, dry_run)
     chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
     loaded = load(model, given)
+    place = None if dry_run else out
     if asks_for_depth(chosen):
-        result = _shallower(loaded, chosen, calibration, train)
-        _show_shallower(result, loaded, None if dry_run else out, chosen, as_json)
-        return
-    dense = loaded.model if dry_run else copied(loaded.model)
-    pruner, notes = _prepared(loaded, chosen, calibration, trains=train is not None)
-    again = pruner.repairs is not None
-    batches = calibrate(pruner, calibration, loaded.source.model, again=again)
-    history = _decided(pruner, None if dry_run else train)
-    pruner.notes.extend(notes)
-    if out is None or dry_run:
-        _show_plan(pruner, as_json)
+        _shallower(loaded, chosen, calibration, training, place, as_json)
+    elif training.fits(dry_run) and place is not None:
+        result, history = fitted(loaded, chosen, training, calibration)
+        _save(result, place, loaded, loaded.model, history, chosen, as_json)
     else:
-        result = _finished(pruner, batches)
-        save(result, out, loaded.source)
-        show(*reported(result, dense, loaded.example, out, history, chosen), as_json=as_json)
+        _narrower(loaded, chosen, calibration, training, place, as_json)
 
 
-def _finished(pruner: Pruner, batches: Any) -> Result:
-    """Return what the pruner cuts, after the repair that was asked for."""
-    if pruner.repairs is not None and batches is not None:
-        pruner.repair(batches, pruner.repairs)
-    return pruner.finish()
-
-
-def _prepared(
-    loaded: Loaded, config: Config, calibration: Calibration, *, trains: bool
-) -> tuple[Pruner, list[str]]:
-    """Return a pruner that knows which repair will follow, and notes."""
-    pruner, notes = Pruner(loaded.model, config, loaded.example, trained=False), list[str]()
+def _narrower(
+    loaded: Loaded,
+    config: Config,
+    calibration: Calibration,
+    training: Training,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Save a model without the positions that matter least, or show what would go."""
+    dense = loaded.model if out is None else copied(loaded.model)
+    pruner = Pruner(loaded.model, config, loaded.example, trained=False)
+    notes, trains = list[str](), training.train is not None
     if not trains:
         pruner, notes = by_default(pruner, has_data=calibration.data is not None)
-    pruner.repairs = repair_asked(pruner, calibration, trains=trains)
-    return pruner, notes
+    how = pruner.repairs = repair_asked(pruner, calibration, trains=trains)
+    batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
+    history = decided(pruner, None if out is None else training.train)
+    pruner.notes.extend(notes)
+    if out is None:
+        _show_plan(pruner, as_json)
+        return
+    if how is not None and batches is not None:
+        pruner.repair(batches, how)
+    _save(pruner.finish(), out, loaded, dense, history, config, as_json)
 
 
 def _shallower(
-    loaded: Loaded, config: Config, calibration: Calibration, train: str | None
-) -> Result:
-    """Return a model without the blocks that matter least."""
-    if train is not None or calibration.loss is not None:
+    loaded: Loaded,
+    config: Config,
+    calibration: Calibration,
+    training: Training,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Save or show a model without the blocks that matter least."""
+    if training != NONE or calibration.loss is not None:
         raise ConfigError("--what depth is one shot without labels: leave --train and --loss out")
     data, place = calibration.data, loaded.source.model
     batches = data and read_data(data, loaded.model, place, calibration.batch_size)
     how = repair_wanted(calibration.repair, batches, None)
-    return without_blocks(loaded.model, config, loaded.example, batches, how)
-
-
-def _show_shallower(
-    result: Result, loaded: Loaded, out: Path | None, config: Config, as_json: bool
-) -> None:
-    """Save what lost blocks, if there is a place for it, and show it."""
+    result = without_blocks(loaded.model, config, loaded.example, batches, how)
     if out is None:
         show(result, {"drop": [*result.plan.drop]}, as_json=as_json)
     else:
-        save(result, out, loaded.source)
-        told = reported(result, loaded.model, loaded.example, out, [], config)
-        show(*told, as_json=as_json)
+        _save(result, out, loaded, loaded.model, [], config, as_json)
 
 
-def _decided(pruner: Pruner, train: str | None) -> list[dict[str, float]]:
-    """Let the pruner decide, in the user's loop where there is one; return what that recorded."""
-    if train is not None:
-        return _trained(pruner, imported(train))
-    if pruner.config.schedule != "constant" or pruner.config.steps != 1:
-        raise ConfigError("a schedule or several steps need training: give --train module:function")
-    pruner.decide()
-    return []
-
-
-def _trained(pruner: Pruner, train: Any) -> list[dict[str, float]]:
-    """Run the user's loop and return what was recorded on the way."""
-    steps: list[dict[str, float]] = []
-    pruner.on_prune.append(lambda metrics: steps.append({"step": float(pruner.calls), **metrics}))
-    told = train(pruner.model, pruner)
-    if pruner.updates < pruner.config.steps:
-        raise ConfigError(
-            f"--train made {pruner.updates} of {pruner.config.steps} pruning steps: it must call "
-            "pruner.step() after each optimizer step, often enough"
-        )
-    shown = [{key: row[key] for key in ("step", "sparsity")} for row in steps]
-    return [*shown, *map(dict, told)] if isinstance(told, list) else shown
+def _save(
+    result: Result,
+    out: Path,
+    loaded: Loaded,
+    dense: nn.Module,
+    history: list[dict[str, float]],
+    config: Config,
+    as_json: bool,
+) -> None:
+    save(result, out, loaded.source)
+    show(*reported(result, dense, loaded.example, out, history, config), as_json=as_json)
 
 
 def _plan(pruner: Pruner) -> Plan:

@@ -27,7 +27,7 @@ from torch import Tensor
 from secateur.masks import masking
 from secateur.runtime.distributed import reduced_each
 from secateur.runtime.values import moved, not_finite
-from secateur.selection.targets import Selectable
+from secateur.selection.targets import Selectable, normalized
 from secateur.settings import granularity_from, stores_transposed
 from secateur.types import Factored, Masks
 
@@ -52,6 +52,8 @@ class Movement(Method):
     """What the scores learn with."""
     strength: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the penalty, reached with the threshold; soft only."""
+    prior: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """What scores start from: so many times the criterion's, of which each target's mean is 1."""
     min_kept: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Share of every tensor or group that stays, whatever its scores, as in the authors' code."""
 
@@ -72,6 +74,7 @@ class Movement(Method):
             stay = max(each.request.keep_at_least, ceil(self.min_kept * units))
             request = replace(each.request, keep_at_least=stay)
             run.selectables[i] = replace(each, request=request)
+        self._start_from_the_criterion()
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
         self._optimizer = kinds[self.optimizer](list(self._scores.values()), lr=self.score_lr)
         self._users: dict[str, list[Selectable]] = {}
@@ -80,6 +83,15 @@ class Movement(Method):
                 self._users.setdefault(name, []).append(each)
         whole = {name: torch.ones(tensors[name].shape, dtype=torch.bool) for name in self._users}
         masking.put_on(run.model, whole, differentiable=True)
+
+    @torch.no_grad()
+    def _start_from_the_criterion(self) -> None:
+        if not self.prior:
+            return
+        known = self._run.scores(self._run.tensors(), {})
+        for each, scores in zip(self._run.selectables, known, strict=True):
+            own = self._scores[each.name]
+            own.copy_(self.prior * normalized(scores, "mean").to(own))
 
     def step(self, *, learning_rate_share: float, loss_scale: float) -> None:
         gradients = self._gradients(loss_scale)
