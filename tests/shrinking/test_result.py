@@ -43,6 +43,17 @@ def test_print_when_pruned_then_costs_check_and_where_it_loads_are_told(result):
     assert text.count("note") == text.count("note scored on random tokens") == 1
 
 
+@pytest.mark.parametrize("data", [None, [torch.randn(8, 4) for _ in range(4)]])
+def test_print_when_read_from_the_top_then_questions_are_answered_before_figures(data):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    text = str(prune(net, torch.zeros(1, 4), sparsity=0.4, of="macs", data=data))
+    dense = "distance from the dense model: not" if data is None else "repair 'least_squares'"
+    order = ["Sequential: ", "goal: ", "checked: ", dense, "loads with: ", "next: ", "parameters"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert ("with data=" in text) == (data is None)
+
+
 def test_print_when_there_are_notes_or_no_check_then_it_says_so():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     text = str(prune(net, torch.zeros(1, 4), sparsity=1.0, verify=False))

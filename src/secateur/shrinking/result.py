@@ -32,6 +32,11 @@ SQUEEZED = 0.1
 
 
 MASKED = "the masked model"
+UNKNOWN = "distance from the dense model: not measured, for want of data"
+REPAIRED = (
+    "data=…, batches of inputs, lets what stays make up for what went; then measure and train it"
+)
+TRAINED = "measure it on your own task, and train it as long as you can"
 
 
 @dataclass
@@ -115,10 +120,33 @@ class Result(Shown):
         what = f"{share} of {len(self.plan.keep)} groups removed"
         if self.plan.drop and not self.plan.keep:
             what = f"{len(self.plan.drop)} of {len(self.structure.blocks)} blocks dropped"
-        title = f"{self.structure.model}: {what}"
+        yield escape(f"{self.structure.model}: {what}")
         for warning in self.warnings:
             yield f"[bold yellow]warning[/] {escape(warning)}"
-        table = Table(title=title, title_justify="left")
+        yield from self._answers()
+        yield self._costs()
+        if self.structure.uncounted:
+            yield f"not in the MACs: {', '.join(self.structure.uncounted)}"
+        if self.plan.drop:
+            yield escape(f"blocks dropped: {', '.join(self.plan.drop)}")
+        yield from _compared(self.verification)
+        for note in self.notes:
+            yield f"[yellow]note[/] {escape(note)}"
+
+    def _answers(self) -> Iterator[str]:
+        """Yield: is the goal met, is the cut exact, how far is dense, where it loads, what next."""
+        for goal in self.goals:
+            yield escape(f"goal: {goal}")
+        checked = "not checked (verify=False)"
+        if self.verification is not None:
+            checked = f"checked: {self.verification}, against {self.compared_with}"
+        yield escape(checked)
+        yield escape(str(self.repair or UNKNOWN))
+        yield escape(f"loads with: {self.loads_with}")
+        yield escape(f"next: {TRAINED if self.repair else REPAIRED}")
+
+    def _costs(self) -> Table:
+        table = Table()
         for column in ("", "before", "after", ""):
             table.add_column(column, justify="right" if column else "left")
         for label, attribute in (
@@ -129,19 +157,7 @@ class Result(Shown):
             old, new = getattr(self.before, attribute), getattr(self.after, attribute)
             change = f"{new / old - 1:+.0%}" if old else ""
             table.add_row(label, human(old), human(new), change)
-        yield table
-        for goal in self.goals:
-            yield escape(f"goal: {goal}")
-        if self.structure.uncounted:
-            yield f"not in the MACs: {', '.join(self.structure.uncounted)}"
-        if self.plan.drop:
-            yield escape(f"blocks dropped: {', '.join(self.plan.drop)}")
-        yield from _checked(self.verification, self.compared_with)
-        if self.repair is not None:
-            yield escape(str(self.repair))
-        yield f"loads with: {self.loads_with}"
-        for note in self.notes:
-            yield f"[yellow]note[/] {escape(note)}"
+        return table
 
     def with_repair(self, record: Repair | None) -> Result:
         """Return this result, told what a repair did, if there was one."""
@@ -155,12 +171,10 @@ class Result(Shown):
         return save_pruned(self.model, directory)
 
 
-def _checked(found: Verification | None, against: str) -> Iterator[str]:
-    """Yield how far the smaller model was seen to be the masked one, and what it was run on."""
+def _compared(found: Verification | None) -> Iterator[str]:
+    """Yield what both models were run on, and what the masked one did not take."""
     if found is None:
-        yield "not checked (verify=False)"
         return
-    yield f"checked: {found}, against {against}"
     yield f"compared on: {escape('; '.join(found.tried))}"
     if found.refused:
         more = f" and {len(found.refused) - MOST_NAMED} more" * (len(found.refused) > MOST_NAMED)
