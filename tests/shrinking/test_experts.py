@@ -10,6 +10,7 @@ import torch
 import secateur as sc
 from secateur.errors import GoalError, PlanError
 from secateur.runtime.forbidding import forbidding
+from secateur.shrinking import cut_and_verify
 from tests.mixtures import FORMS, Mixture, batches, mixture
 from tests.zoo import torchvision_models
 
@@ -34,6 +35,21 @@ def test_experts_when_some_go_then_it_is_the_model_that_never_chooses_them(route
     torch.testing.assert_close(result.model(x), meant)
     assert not torch.allclose(meant, before, atol=1e-3), "the test would see nothing"
     assert torch.equal(model(x), before)
+
+
+def test_cut_when_somebody_masked_experts_with_zeros_then_what_that_computes_is_compared():
+    """A router may still choose them there, and they return zeros: the cut does another thing."""
+    model, x = mixture(), batches()[0]
+    structure, plan = sc.analyze(model, x), sc.Plan({"router": KEPT})
+    masks = plan.masks(structure)
+    how: dict[str, Any] = {"notes": [], "verify": True, "as_it_is": True}
+    result = cut_and_verify(model, structure, plan, masks, x, **how)
+    assert not result.verification.exact
+    assert result.verification.difference > 1e-3
+    assert any("inexact: router" in note for note in result.notes)
+    assert "never chooses" not in result.compared_with
+    meant = sc.apply_plan(mixture(), plan, x)
+    assert any("never chooses what went" in note for note in meant.notes)
 
 
 def test_experts_when_they_are_in_groups_then_each_keeps_as_many():

@@ -51,7 +51,7 @@ def in_the_way(
         )
     if not config.inexact:
         every = structure.independent(inexact=True, coarse=coarse)
-        more = [group for group in every if group.name not in {g.name for g in exact}]
+        more = [g for g in every if g.name not in {e.name for e in exact} | here]
         if more:
             reason = f"{more[0].name!r} {more[0].inexact}"
             lines.append(

@@ -115,35 +115,38 @@ def cut_and_verify(
         taken = take_out(surgery, check)
         config, same = _configured(model, structure, surgery, check, taken)
         outdate(model, surgery.shapes)
+    changed = _changed(structure, done.plan, surgery, as_it_is)
     return Result(
         model,
         done.plan,
         done.masks,
         structure,
         done.verification,
-        notes=[*notes, *structure.notes, *done.notes, *_changed(structure, done.plan, surgery)],
+        notes=[*notes, *structure.notes, *done.notes, *changed],
         attributes=done.attributes,
         folded=done.folded,
         config=config,
         rebuilt=same,
         warnings=done.warnings,
-        compared_with=_compared_with(structure, done.plan),
+        compared_with=_compared_with(structure, done.plan, as_it_is),
     )
 
 
-def _compared_with(structure: Structure, plan: Plan) -> str:
+def _compared_with(structure: Structure, plan: Plan, as_it_is: bool) -> str:
     skipped = [name for name in plan.drop if not structure.block(name).exact]
     more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    forbids = any(structure[name].unchosen for name in plan.keep)
+    forbids = any(structure[name].unchosen for name in plan.keep) and not as_it_is
     skips = [f"skips {', '.join(skipped[:3])}{more}"] if skipped else []
     does = [*skips, *(["never chooses an expert that is masked"] if forbids else [])]
     return MASKED + (f" that {' and '.join(does)}" if does else "")
 
 
-def _changed(structure: Structure, plan: Plan, surgery: Surgery) -> Iterator[str]:
+def _changed(structure: Structure, plan: Plan, surgery: Surgery, as_it_is: bool) -> Iterator[str]:
     """Yield what a plan removes that changes what is computed, and what that rounds."""
     for name in plan.keep:
-        if not (structure[name].exact or structure[name].unchosen):
+        if structure[name].unchosen and not as_it_is:
+            yield f"{name}: compared with the model that never chooses what went, as no mask does"
+        elif not structure[name].exact:
             yield f"inexact: {name}: {structure[name].inexact}"
     for name in plan.drop:
         if not structure.block(name).exact:

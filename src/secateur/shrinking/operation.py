@@ -192,7 +192,7 @@ class Operation:
         with (
             self.surgery.spelled_out(self.structure, plan),
             skipping(self.model, skipped),
-            forbidding(self.model, plan.forbidden(self.structure)),
+            forbidding(self.model, () if self.as_it_is else plan.forbidden(self.structure)),
         ):
             yield
 
@@ -229,7 +229,7 @@ class Operation:
     def _exact(self, part: Plan) -> bool:
         """Tell whether the check must find nothing; a block equals one that is skipped."""
         groups = map(self.structure.__getitem__, part.keep)
-        return all(group.exact or group.unchosen for group in groups)
+        return all(group.exact or (group.unchosen and not self.as_it_is) for group in groups)
 
 
 def _names(trial: Trial, name: str) -> bool:
