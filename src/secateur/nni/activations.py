@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import ConfigError, MaskError
 from secateur.runtime.forward import evaluating
+from secateur.runtime.undo import Undo, undoable, unhook_module
 
 from .arguments import given, key_of, ways
 from .channels import batched, fitted
@@ -30,7 +31,7 @@ class ActivationMasks:
         self.masks: dict[str, Tensor] = {}
         self.gates: dict[str, Tensor] = {}  # factors of 1, for their gradients
         self._applied: dict[str, Tensor] = {}
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[tuple[nn.Module, Any]] = []
         self._modules = {t.name: model.get_submodule(t.module) for t in targets}
 
     @property
@@ -64,23 +65,21 @@ class ActivationMasks:
         self.take_off()
         self._applied = {name: _broadcastable(mask) for name, mask in self.masks.items()}
         if self.masks or self.gates:
-            self._hooks = self._register(self._apply, self.targets)
+            undoable(self.take_off)
+            self._register(self._apply, self.targets, self._hooks)
 
     def take_off(self) -> None:
         """Remove the hooks."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        _remove(self._hooks)
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within it the values are as without masks."""
-        on = self.on
-        self.take_off()
-        try:
+        with Undo() as undo:
+            if self.on:
+                undo(self.put_on)
+            self.take_off()
             yield
-        finally:
-            if on:
-                self.put_on()
 
     def _apply(self, target: TargetSetting, value: Tensor) -> Tensor:
         if target.name in self.gates:
@@ -104,26 +103,35 @@ class ActivationMasks:
 
     @contextmanager
     def _hooked(self, visit: Any, targets: Sequence[TargetSetting]) -> Iterator[None]:
-        hooks = self._register(visit, targets)
-        try:
+        hooks: list[tuple[nn.Module, Any]] = []
+        with Undo() as undo:
+            undo(partial(_remove, hooks))
+            self._register(visit, targets, hooks)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
-    def _register(self, visit: Any, targets: Sequence[TargetSetting]) -> list[RemovableHandle]:
-        hooks = []
+    def _register(
+        self, visit: Any, targets: Sequence[TargetSetting], hooks: list[tuple[nn.Module, Any]]
+    ) -> None:
+        """Register a hook for each target; each is in the list before it is on its module."""
         for target in targets:
             module = self._modules[target.name]
             side, key = key_of(target.target)
-            if side == "input":
-                hook = _before(target, ways(module, key), visit)
-                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                hook = _after(target, key, visit)
-                hooks.append(module.register_forward_hook(hook))
+            before = side == "input"
+            hook = (
+                _before(target, ways(module, key), visit) if before else _after(target, key, visit)
+            )
             hook.masks = target.name
-        return hooks
+            hooks.append((module, hook))
+            if before:
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                module.register_forward_hook(hook)
+
+
+def _remove(hooks: list[tuple[nn.Module, Any]]) -> None:
+    while hooks:
+        unhook_module(*hooks[-1])
+        hooks.pop()
 
 
 def values_masked(model: nn.Module) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ConfigError, MaskError
 from secateur.masks import masking
+from secateur.runtime.undo import Undo
 from secateur.shrinking import Result, shrink
 from secateur.types import Example
 
@@ -215,13 +217,12 @@ def _only_dicts() -> Iterator[None]:
     Of two that are safe under one name torch takes either, and another library may have its own.
     """
     others = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
+    with Undo() as undo:
+        undo(partial(torch.serialization.add_safe_globals, others))
+        undo(torch.serialization.clear_safe_globals)
+        torch.serialization.clear_safe_globals()
         with torch.serialization.safe_globals([(_plain, "collections.defaultdict"), dict]):
             yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
 
 
 def load_masks(file: str | os.PathLike[str], map_location: Any = None) -> Masks:

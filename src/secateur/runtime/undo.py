@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -163,6 +164,19 @@ def unhook(table: dict[int, Any], hook: Any, *options: dict[int, Any]) -> None:
     for key in [key for key, each in list(table.items()) if each is hook]:
         for each in (*options, table):
             each.pop(key, None)
+
+
+def unhook_module(module: nn.Module, hook: Any) -> None:
+    """Take a forward hook, or one before it, off a module, by what it is."""
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    unhook(before, hook, module._forward_pre_hooks_with_kwargs)
+    unhook(after, hook, module._forward_hooks_with_kwargs, module._forward_hooks_always_called)
+
+
+def unhook_optimizer(optimizer: Any, hook: Any) -> None:
+    """Take a hook before or after steps off an optimizer, by what it is."""
+    for table in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+        unhook(table, hook)
 
 
 def _depth(mode: Any) -> int:

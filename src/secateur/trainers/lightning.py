@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from secateur.pruner import Pruner
+from secateur.runtime.undo import unhook_optimizer
 from secateur.shrinking import Result
 from secateur.training.distillation import taught
 
@@ -26,13 +26,14 @@ class AfterOptimizerStep(Callback):
     def __init__(self, function: Callable[[], Mapping[str, float] | None]):
         self.function = function
         self.metrics: Mapping[str, float] = {}
-        self._hook: RemovableHandle | None = None
+        self._hooked: tuple[Any, Any] | None = None  # an optimizer, and what is called after it
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        def after(*_: Any) -> None:
-            self.metrics = {f"pruning/{k}": v for k, v in (self.function() or {}).items()}
+        optimizer, hook = self._hooked = trainer.optimizers[0], self._after
+        optimizer.register_step_post_hook(hook)
 
-        self._hook = trainer.optimizers[0].register_step_post_hook(after)
+    def _after(self, *_: Any) -> None:
+        self.metrics = {f"pruning/{k}": v for k, v in (self.function() or {}).items()}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if trainer.loggers and self.metrics:
@@ -42,8 +43,9 @@ class AfterOptimizerStep(Callback):
         self.teardown(trainer, pl_module, "fit")  # Lightning does not call it then
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if self._hook is not None:
-            self._hook.remove()
+        if self._hooked is not None:
+            unhook_optimizer(*self._hooked)
+            self._hooked = None
 
 
 class PruningCallback(AfterOptimizerStep):

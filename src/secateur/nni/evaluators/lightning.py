@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Unpack
 
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.runtime.undo import Undo
 
 from .evaluator import AfterStep, Limits, metric_in
 
@@ -33,19 +35,18 @@ class LightningEvaluator:
 
         callback = AfterOptimizerStep(after_step)
         loop = self.trainer.fit_loop
-        before = loop.max_epochs, loop.epoch_loop.max_steps
         steps, epochs = limits.get("max_steps"), limits.get("max_epochs")
-        if steps is not None:  # both limits count from the trainer's first fit
-            loop.epoch_loop.max_steps = self.trainer.global_step + steps
-            loop.max_epochs = -1 if epochs is None else loop.max_epochs
-        if epochs is not None:
-            loop.max_epochs = self.trainer.current_epoch + epochs
-        self.trainer.callbacks.append(callback)
-        try:
+        with Undo() as undo:
+            undo(partial(setattr, loop, "max_epochs", loop.max_epochs))
+            undo(partial(setattr, loop.epoch_loop, "max_steps", loop.epoch_loop.max_steps))
+            undo(partial(_without, self.trainer, callback))
+            if steps is not None:  # both limits count from the trainer's first fit
+                loop.epoch_loop.max_steps = self.trainer.global_step + steps
+                loop.max_epochs = -1 if epochs is None else loop.max_epochs
+            if epochs is not None:
+                loop.max_epochs = self.trainer.current_epoch + epochs
+            self.trainer.callbacks.append(callback)
             self.trainer.fit(model, self.data_module)
-        finally:
-            self.trainer.callbacks.remove(callback)
-            loop.max_epochs, loop.epoch_loop.max_steps = before
 
     def finetune(self, model: nn.Module) -> None:
         """Fit for as long as the trainer was built to, from its first epoch on."""
@@ -65,3 +66,7 @@ class LightningEvaluator:
         if not reported or not reported[0]:
             raise ConfigError("trainer.test reported no metric; log one in the test_step")
         return float(metric_in(reported[0]))  # type: ignore[arg-type]
+
+
+def _without(trainer: Any, callback: Any) -> None:
+    trainer.callbacks = [each for each in trainer.callbacks if each is not callback]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import ConfigError
+from secateur.runtime.undo import Undo, unhook_optimizer
 
 from .evaluator import AfterStep, Limits, judged
 from .rebuilt import fresh, rescheduled, set_to, settings, state_of
@@ -153,14 +155,15 @@ def stepping(optimizer: Optimizer, after_step: AfterStep, max_steps: int | None)
         done += 1
         after_step()
 
-    hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
-    try:
-        yield
-    except _Enough:
-        optimizer.zero_grad()  # of the step that was not made
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with Undo() as undo:
+        for hook in (before, after):
+            undo(partial(unhook_optimizer, optimizer, hook))
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        try:
+            yield
+        except _Enough:
+            optimizer.zero_grad()  # of the step that was not made
 
 
 def substitutes(model: nn.Module, dense: nn.Module) -> dict[int, nn.Parameter]:

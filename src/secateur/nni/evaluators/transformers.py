@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Unpack
 
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.runtime.undo import Undo
 
 from .evaluator import AfterStep, Evaluator, Limits
 from .rebuilt import fresh, rescheduled, set_to, settings, state_of
@@ -46,20 +48,22 @@ class TransformersEvaluator:
 
         trainer = self._owner_of(model)
         args, callback = trainer.args, AfterOptimizerStep(after_step)
-        before = args.max_steps, args.num_train_epochs
-        made = trainer.optimizer, trainer.lr_scheduler
         steps, epochs = limits.get("max_steps"), limits.get("max_epochs")
-        if steps is not None or epochs is not None:
-            args.max_steps = -1 if steps is None else steps
-        if epochs is not None:
-            args.num_train_epochs = epochs
-        callback.attach(trainer)
-        try:
+        with Undo() as undo:
+            for held, name in (
+                (args, "max_steps"),
+                (args, "num_train_epochs"),
+                (trainer, "optimizer"),
+                (trainer, "lr_scheduler"),
+            ):
+                undo(partial(setattr, held, name, getattr(held, name)))
+            undo(partial(trainer.remove_callback, callback))
+            if steps is not None or epochs is not None:
+                args.max_steps = -1 if steps is None else steps
+            if epochs is not None:
+                args.num_train_epochs = epochs
+            callback.attach(trainer)
             trainer.train()
-        finally:
-            trainer.remove_callback(callback)
-            args.max_steps, args.num_train_epochs = before
-            trainer.optimizer, trainer.lr_scheduler = made
 
     def finetune(self, model: nn.Module) -> None:
         """Train for as long as the Trainer's arguments say."""
@@ -121,8 +125,7 @@ class _Lent:
         names = "model", "model_wrapped", "optimizer", "lr_scheduler"
         before = {name: getattr(trainer, name) for name in names}
         lent = self.model, self.model, self.optimizer, self.scheduler
-        vars(trainer).update(zip(names, lent, strict=True))
-        try:
+        with Undo() as undo:
+            undo(partial(vars(trainer).update, before))
+            vars(trainer).update(zip(names, lent, strict=True))
             yield
-        finally:
-            vars(trainer).update(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from secateur.nni.config_list import parse, resolve
 from secateur.nni.evaluators import Evaluator
 from secateur.nni.masks import NniMasks, boolean, product
 from secateur.nni.targets import full_name
+from secateur.runtime.undo import Undo, outermost
 from secateur.types import call_arguments
 
 from .engine import Engine
@@ -129,10 +131,14 @@ class Pruner:
             if not each.trains:
                 each.generate_masks()
         training = [each for each in due if each.trains]
-        if training:
-            self._train(training, max_steps, max_epochs)
-        self.wrap_model()
-        return self.bound_model, self.get_masks()
+        on = {} if training else masking.masks_on(self.bound_model)
+        with Undo(lasting=True) as undo:
+            undo(partial(masking.put_on, self.bound_model, on))
+            undo(partial(self._take_off, bake=False))
+            if training:
+                self._train(training, max_steps, max_epochs)
+            self.wrap_model()
+            return self.bound_model, self.get_masks()
 
     def generate_masks(self) -> NniMasks:
         """Compute the masks for the whole goal from what is known now, and return them.
@@ -192,6 +198,9 @@ class Pruner:
 
     def wrap_model(self) -> None:
         """Put the masks on: weights as ``secateur.masks`` does, inputs and outputs by hooks."""
+        outermost(self._wrap)
+
+    def _wrap(self) -> None:
         for pruner in self._family():
             applied = {t.name for t in pruner.activations.targets if t.applied}
             pruner.activations.masks = {n: m for n, m in pruner.masks.items() if n in applied}
@@ -229,12 +238,11 @@ class Pruner:
     def _bare_model(self) -> Iterator[None]:
         """Within it no mask is on; those that were are on again after it."""
         on = masking.masks_on(self.bound_model)
-        masking.take_off(self.bound_model, bake=False)
-        try:
-            yield
-        finally:
+        with Undo() as undo:
+            undo(partial(masking.put_on, self.bound_model, on))
+            undo(partial(masking.take_off, self.bound_model, bake=False))
             masking.take_off(self.bound_model, bake=False)
-            masking.put_on(self.bound_model, on)
+            yield
 
     def _engine(self, family: Sequence[Pruner] = ()) -> Engine:
         def others() -> dict[str, Tensor]:
@@ -281,8 +289,17 @@ class Pruner:
                 each.masks, each.notes = dict(engine.masks), engine.notes
             return metrics
 
-        self._take_off(bake=False)
-        try:
+        def give_up() -> None:
+            for each, masks in before.items():
+                each.masks = masks
+                each.activations.gates = {}
+            self._take_off(bake=False)
+            for engine in engines.values():
+                engine.release()
+
+        with Undo(lasting=True) as undo:
+            undo(give_up)
+            self._take_off(bake=False)
             for each in pruners:
                 each.masks = dict(each._given)
                 engines[each] = each._engine(self._family())
@@ -291,13 +308,6 @@ class Pruner:
             for each in self._family():
                 each.activations.put_on()
             evaluator.train(self.bound_model, step, max_steps=max_steps, max_epochs=max_epochs)
-        except BaseException:
-            for engine in engines.values():
-                engine.release()
-            self._take_off(bake=False)
-            for each, masks in before.items():
-                each.masks = masks
-            raise
         for each, engine in engines.items():
             engine.release()
             if engine.calls < each.length:

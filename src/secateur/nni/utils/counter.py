@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from secateur.graph.cost import macs
 from secateur.graph.program import ModuleCall, Ref
 from secateur.masks import masking
 from secateur.runtime.forward import evaluating
+from secateur.runtime.undo import Undo, unhook_module
 from secateur.structure import analyze
 from secateur.types import call_arguments
 
@@ -80,11 +82,10 @@ def count_flops_params(
 
 def _rows(model: nn.Module, example: Any, mode: str) -> list[Row]:
     on = masking.masks_on(model)
-    masking.take_off(model, bake=False)
-    try:
+    with Undo() as undo:
+        undo(partial(masking.put_on, model, on))
+        masking.take_off(model, bake=False)
         structure = analyze(model, example)
-    finally:
-        masking.put_on(model, on)
     recording, inferred = structure.inferred.recording, structure.inferred
     batch = next((recording.shapes[i][0] for i in recording.inputs if recording.shapes[i]), 1) or 1
     rows = []
@@ -134,14 +135,14 @@ def _customised(
         return see
 
     own = {name: m for name, m in model.named_modules() if type(m) in custom_ops}
-    hooks = [module.register_forward_hook(watch(name)) for name, module in own.items()]
     args, kwargs = call_arguments(example)
-    try:
+    with Undo() as undo:
+        for name, module in own.items():
+            hook = watch(name)
+            undo(partial(unhook_module, module, hook))
+            module.register_forward_hook(hook)
         with evaluating(model), torch.no_grad():
             model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [row for row in rows if row["name"] not in own] + found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from secateur.nni.pruning.engine import Engine
 from secateur.nni.pruning.pruner import at_least_one
 from secateur.nni.targets import full_name
 from secateur.runtime.distributed import summed
+from secateur.runtime.undo import Undo, unhook_module
 from secateur.types import Example
 
 from .pruner import OneShotPruner
@@ -160,9 +162,9 @@ def watched(
 
         return see
 
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    try:
+    with Undo() as undo:
+        for name, layer in layers.items():
+            hook = watch(name)
+            undo(partial(unhook_module, layer, hook))
+            layer.register_forward_hook(hook)
         yield sums, after_step
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from secateur.nni.masks import NniMasks
 from secateur.nni.pruning.engine import Engine
 from secateur.nni.pruning.pruner import Pruner
 from secateur.runtime.io import write_tensors
+from secateur.runtime.undo import Undo
 from secateur.types import Example
 
 from .config_list import Goal, canonical, modern
@@ -101,17 +103,14 @@ class OneShotPruner(Pruner):
             self.generate_masks()
         else:
             self._take_off(bake=False)
-            engine = self._engine()
-            try:
+            with Undo() as undo:
+                undo(partial(masking.take_off, self.bound_model, bake=False))
+                engine = self._engine()
+                undo(engine.release)
                 masking.put_on(self.bound_model, self._given)
                 self._learn(engine)
                 masking.take_off(self.bound_model, bake=False)
                 self.masks, self.notes = dict(engine.decide()), engine.notes
-            except BaseException:
-                masking.take_off(self.bound_model, bake=False)
-                raise
-            finally:
-                engine.release()
         self.wrap_model()
         return self.bound_model, self.masks_of_layers()
 
