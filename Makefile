@@ -51,6 +51,7 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.minilm
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.movement
 	$(BIN)/python -m benchmarks.repair
 	$(BIN)/python -m benchmarks.repair_cost

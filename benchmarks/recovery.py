@@ -1,0 +1,225 @@
+"""What training-time pruning gains or loses by when it ends, how fast it learns and what it knows.
+
+Every row is ResNet-20 with its pretrained weights, half of its MACs and one budget of steps on the
+lossless CIFAR-10 images, as in ``benchmarks.methods``; what differs is named.  ``end`` is the share
+of the steps at whose end the network is cut; after that the smaller one is trained.  Minutes
+of ``fit`` include what it measures on the way.  Rows are kept in
+results/recovery.jsonl as they are made.
+
+    python -m benchmarks.recovery                          # hours on a CPU
+    python -m benchmarks.recovery --seeds 1 --variants "l1" "growing"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+import secateur
+from benchmarks.methods import BATCH, COMMON, Data, accuracy, loss
+from benchmarks.record import FOLDER, device_name, table, write
+from secateur import Config, Pruner
+from tests.zoo import cifar_images, pretrained_cifar_resnet
+
+ROWS = FOLDER / "recovery.jsonl"
+DEPTH = 20
+STEPS = 504
+RATE = 0.01
+LOW = 0.001
+
+Variant = dict[str, Any]
+
+
+def _slim(strength: float, end: float, **more: Any) -> Variant:
+    return {"method": "slim", "method_options": {"strength": strength}, "end": end, **more}
+
+
+def _movement(end: float, **options: Any) -> Variant:
+    return {"method": "movement", "method_options": options, "end": end}
+
+
+VARIANTS: dict[str, Variant] = {
+    "l1": {"criterion": "l1", "end": 0},
+    "l1, low rate": {"criterion": "l1", "end": 0, "rate": LOW},
+    "agp, two cosines, end 0.5": {"schedule": "cubic", "end": 0.5, "cosines": 2},
+    "agp, end 0.5": {"schedule": "cubic", "end": 0.5},
+    "agp, end 0.25": {"schedule": "cubic", "end": 0.25},
+    "agp, end 0.1": {"schedule": "cubic", "end": 0.1},
+    "agp, end 0.25, low rate": {"schedule": "cubic", "end": 0.25, "rate": LOW},
+    "slim 0.01, end 0.5": _slim(1e-2, 0.5),
+    "slim 0.01, local, end 0.25": _slim(1e-2, 0.25, scope="local"),
+    "movement, end 0.5": _movement(0.5),
+    "movement, prior 1, end 0.5": _movement(0.5, prior=1.0),
+    "movement, prior 1, end 0.25, low rate": {**_movement(0.25, prior=1.0), "rate": LOW},
+    "growing, end 0.5": {"method": "growing", "criterion": "l1", "end": 0.5},
+    "growing, end 0.25, low rate": {
+        "method": "growing",
+        "criterion": "l1",
+        "method_options": {"ceiling": 10.0},
+        "end": 0.25,
+        "rate": LOW,
+    },
+    "group lasso 0.003, end 0.5": {
+        "method": "group_lasso",
+        "method_options": {"strength": 3e-3},
+        "end": 0.5,
+    },
+    "group lasso 0.3, end 0.25, low rate": {
+        "method": "group_lasso",
+        "method_options": {"strength": 0.3},
+        "end": 0.25,
+        "rate": LOW,
+    },
+    "fit, 5 minutes": {"budget": {"minutes": 5}, "rate": LOW},
+    "fit, half of the steps, l1 in one round": {
+        "budget": {"steps": STEPS // 2, "rounds": 1, "criterion": "l1", "scope": "local"}
+    },
+}
+
+
+def settings_of(variant: Variant, cut: int) -> dict[str, Any]:
+    """Return what a pruner that is to have pruned after ``cut`` calls is configured with."""
+    own = {k: v for k, v in variant.items() if k not in ("end", "cosines", "rate")}
+    settings = {"criterion": "l2", **COMMON, **own}
+    if "schedule" in own:
+        return settings | {"steps": max(cut // 4, 1), "every": 4}
+    if own.get("method") == "movement":
+        return settings | {"start": cut // 5, "steps": cut - 2 * (cut // 5)}
+    return settings | {"start": max(cut - 1, 0)}
+
+
+def trained(variant: Variant, data: Data, steps: int) -> tuple[nn.Module, float | None]:
+    """Return the smaller model, and its accuracy when it was cut."""
+    model, cut = (
+        pretrained_cifar_resnet(DEPTH).to(data.images.device),
+        round(steps * variant["end"]),
+    )
+    batches, rate = data.batches(), variant.get("rate", RATE)
+    pruner = Pruner(model, Config(**settings_of(variant, cut)), data.images[:2])
+
+    def started(length: int) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
+
+    twice = variant.get("cosines") == 2
+    optimizer, rates = started(cut if twice else steps)
+    at_cut = None
+    for step in range(steps):
+        if step == cut:
+            if not pruner.keeps:
+                pruner.step()  # one shot
+            at_cut = accuracy(model, *(x.to(data.images.device) for x in cifar_images()))
+            secateur.cut_optimizer(optimizer, pruner.finish())
+            if twice:
+                optimizer, rates = started(steps - cut)
+        model.train()
+        optimizer.zero_grad()
+        loss(model, next(batches)).backward()
+        optimizer.step()
+        rates.step()
+        if step < cut:
+            pruner.step()
+    return model.eval(), at_cut
+
+
+def fitted(variant: Variant, data: Data) -> tuple[nn.Module, int]:
+    """Return what ``secateur.fit`` makes of its budget, and its steps."""
+    device = data.images.device
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, variant.get("rate", RATE), momentum=0.9, weight_decay=1e-4
+        )
+
+    made = secateur.fit(
+        pretrained_cifar_resnet(DEPTH).to(device),
+        train=data.batches,
+        evaluate=lambda model: accuracy(model, *(x.to(device) for x in cifar_images())),
+        optimizer=optimizer,
+        **variant["budget"],
+        **COMMON,
+    )
+    return made.model, made.rounds[-1].step
+
+
+def measure(name: str, seed: int, steps: int, data: Data) -> dict[str, Any]:
+    """Return one row."""
+    variant, start = VARIANTS[name], time.perf_counter()
+    torch.manual_seed(seed)
+    data.seed = seed
+    at_cut: float | None = None
+    if "budget" in variant:
+        model, steps = fitted(variant, data)
+    else:
+        model, at_cut = trained(variant, data, steps)
+    dense, example = pretrained_cifar_resnet(DEPTH).to(data.images.device), data.images[:2]
+    macs = [secateur.analyze(each, example).cost().macs for each in (model, dense)]
+    return {
+        "variant": name,
+        "seed": seed,
+        "steps": steps,
+        "device": device_name(data.images.device),
+        "accuracy": accuracy(model, *(x.to(data.images.device) for x in cifar_images())),
+        "at_cut": at_cut,
+        "macs": macs[0] / macs[1],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def main() -> int:
+    """Make the rows that are missing, then write the table of all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    made = {(r["variant"], r["seed"], r["device"]) for r in rows}
+    data = Data(options.device)
+    for seed in options.seeds:
+        for name in options.variants:
+            if (name, seed, device_name(options.device)) in made:
+                continue
+            rows.append(measure(name, seed, options.steps, data))
+            with ROWS.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(*rows[-1].values(), sep="\t", flush=True)
+    write("recovery", "What training-time pruning gains and loses by", rows, _text(rows))
+    return 0
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    images, labels = cifar_images()
+    dense = accuracy(pretrained_cifar_resnet(DEPTH), images, labels)
+    body = []
+    for name in VARIANTS:
+        if own := [r for r in rows if r["variant"] == name]:
+            found, cut = [r["accuracy"] for r in own], own[0]["at_cut"]
+            steps = statistics.mean(r["steps"] for r in own)
+            body.append(
+                [name, f"{statistics.mean(found):.1f}", "" if cut is None else f"{cut:.1f}"]
+                + [f"{VARIANTS[name].get('rate', RATE):g}", f"{steps:.0f}", str(len(own))]
+            )
+    return "\n\n".join(
+        [
+            f"resnet{DEPTH}, dense {dense:.2f} %; half of its MACs gone, steps of {BATCH} images, "
+            f"SGD along one cosine; accuracy on the {len(labels):,} lossless test images, whose "
+            "standard error is about 1 point.  At the cut: before the smaller model is trained on. "
+            "The two cores were shared with other work, so that minutes hold few steps; fit keeps "
+            "the best of what it measures, here on these images.",
+            table(["variant", "accuracy %", "at the cut %", "rate", "steps", "seeds"], body),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
