@@ -33,10 +33,8 @@ SQUEEZED = 0.1
 
 MASKED = "the masked model"
 UNKNOWN = "distance from the dense model: not measured, for want of data"
-REPAIRED = (
-    "data=…, batches of inputs, lets what stays make up for what went; then measure and train it"
-)
 TRAINED = "measure it on your own task, and train it as long as you can"
+REPAIRED = f"{TRAINED}; with data= (inputs, no labels) what stays makes up for what went"
 
 
 @dataclass
