@@ -161,6 +161,17 @@ def test_fit_when_saved_then_the_folder_loads_with_the_dense_class(
         torch.testing.assert_close(loaded(images), made.model.eval()(images))
 
 
+class Sum(nn.Module):
+    """Takes two inputs, (n, 64) each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(torch.relu(self.first(a) + self.second(b)))
+
+
 TRAINS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "pairs of a list": (net, {"train": list(loader())[:6]}),
     "a function": (net, {"train": lambda: iter(loader())}),
@@ -173,6 +184,11 @@ TRAINS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         lambda: Labelled(net()),
         {"train": [{"pixels": x, "labels": y} for x, y in list(loader())[:6]]},
     ),
+    "positional arguments": (
+        lambda: Sum(),
+        {"train": [((x.flatten(1), x.flatten(1)), y) for x, y in list(loader())[:6]]},
+    ),
+    "error curves": (net, {"criterion": "activation", "allocate": "error"}),
     "a loss": (
         net,
         {
@@ -212,6 +228,7 @@ def test_fit_when_batches_are_of_any_form_then_the_model_gets_smaller(name: str)
         ({"train": []}, ConfigError, "train: there are no batches"),
         ({"train": 3}, ConfigError, "train"),
         ({"train": [torch.zeros(2, 1, 8, 8)]}, ConfigError, "pair of inputs and labels"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, ConfigError, "another than LBFGS"),
         ({"rounds": 1, "optimizer": lambda p: torch.optim.SGD(p, 1e30)}, ConfigError, "lower rate"),
     ],
 )

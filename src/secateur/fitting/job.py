@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import LBFGS, AdamW, Optimizer
 
 from secateur.config import Config
 from secateur.errors import ConfigError
@@ -58,6 +58,8 @@ class Job:
             self.pruner = Pruner(self.model, config, self.example)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = (options.optimizer or self._default)(parameters)
+        if isinstance(self.optimizer, LBFGS):
+            raise ConfigError("fit() makes one backward in each step: give another than LBFGS")
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.teacher = Distillation(self.model, dense, options.weight, options.temperature)
@@ -102,8 +104,10 @@ class Job:
         pruner, how = self.pruner, self.options.repair
         batches = list(islice(self.stream, WATCHED))
         asked = [each.criterion for each in pruner.selectables]
-        if any(criteria.asks(c, side) for c in asked for side in ("forward", "backward")):
+        if any(criteria.asks(criterion, "backward") for criterion in asked):
             pruner.calibrate(batches, self._loss)
+        elif any(criteria.asks(criterion, "forward") for criterion in asked):
+            pruner.calibrate([inputs_of(batch) for batch in batches])
         pruner.step()
         if how != "none":
             pruner.repair([inputs_of(batch) for batch in batches], how)
@@ -133,9 +137,8 @@ class Job:
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         if self.options.loss is not None:
             return self.options.loss(model, batch)
-        args, kwargs = arguments(model, batch)
-        if kwargs:
-            found = model(**kwargs)
+        if isinstance(batch, Mapping):
+            found = model(**arguments(model, batch)[1])
             loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None)
             if not isinstance(loss, Tensor):
                 raise ConfigError(
@@ -143,8 +146,9 @@ class Job:
                     "loss: give loss=…, a function of (model, batch)"
                 )
             return loss
-        inputs_of(batch)  # a pair
-        return F.cross_entropy(logits_of(model(args[0])), args[1])
+        args, kwargs = arguments(model, inputs_of(batch))
+        logits = logits_of(model(*args, **kwargs))
+        return F.cross_entropy(logits, batch[1].to(logits.device))
 
     def _default(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         args, kwargs = call_arguments(self.example)
