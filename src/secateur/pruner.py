@@ -25,6 +25,7 @@ from .repair import Repair, output_error, repair, repairs
 from .runtime.batches import held
 from .runtime.copying import copied, own
 from .runtime.distributed import check_same, restoring, sharded, whole
+from .runtime.forbidding import Forbidden, forbidding
 from .runtime.joining import Joining
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
@@ -319,9 +320,20 @@ class Pruner:
             self.budget.known.batches = data = held(data)
         self.budget.known.labelled = loss is not None
         differentiated = self.observe if needed and loss is not None else None
-        observe_forwards(
-            self.model, data, self.statistics.calibration, loss, differentiated, self.structure
-        )
+        calibration = self.statistics.calibration
+        with forbidding(self.model, self._never_chosen()):
+            observe_forwards(self.model, data, calibration, loss, differentiated, self.structure)
+
+    def _never_chosen(self) -> list[Forbidden]:
+        """Return where a router is not to choose the experts that are masked."""
+        structure, keeps = self.structure, self.keeps
+        chosen = [g.name for g in structure.groups if g.unchosen] if structure else []
+        return [
+            each
+            for name in chosen
+            if structure is not None and name in keeps
+            for each in structure.forbidden(name, keeps[name].cpu())
+        ]
 
     @in_ordinary_mode
     @on_all_ranks

@@ -61,6 +61,23 @@ def test_score_when_batches_come_in_any_way_then_it_is_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", RANKING)
+def test_step_when_experts_are_masked_already_then_they_stay_so(name):
+    model = mixture("shares_of_the_chosen")
+    with torch.no_grad():  # those with a mask are chosen first: their logit is 0
+        model.router.bias.sub_(9)
+    settings = {"sparsity": 0.5, "steps": 3, "schedule": "linear"}
+    pruner = sc.Pruner(model, sc.Config(criterion=name, **settings), batches()[0])
+    gone: set[int] = set()
+    for many in (1, 2, 3):
+        pruner.calibrate(batches())
+        pruner.step()
+        now = set((~pruner.keeps["router"]).nonzero().flatten().tolist())
+        assert gone <= now
+        assert len(now) == many
+        gone = now
+
+
+@pytest.mark.parametrize("name", RANKING)
 def test_prune_when_a_criterion_ranks_experts_then_no_other_group_is_touched(name):
     model = mixture()
     result = sc.prune(model, batches()[0], 0.5, name, data=batches())
