@@ -24,7 +24,8 @@ from secateur.masks.resume import read_state, write_state
 from tests.trained import Labelled, digits, net
 
 EXAMPLE = torch.zeros(2, 1, 8, 8)
-EVERY = ["steps", "minutes"]
+SLOW = pytest.mark.slow
+QUICK = ("a function", "channels", "keyword arguments", "positional arguments", "a loss")
 
 
 def loader(shuffle: bool = False) -> DataLoader[Any]:
@@ -110,8 +111,10 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    ("at", "shuffle"),
+    [(3, True), *(pytest.param(*case, marks=SLOW) for case in ((1, False), (1, True), (3, False)))],
+)
 def test_fit_when_it_was_stopped_then_it_ends_bit_for_bit_as_if_never(
     at: int, shuffle: bool, dense: nn.Module, tmp_path: Path
 ) -> None:
@@ -200,7 +203,9 @@ TRAINS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else SLOW) for n in TRAINS]
+)
 def test_fit_when_batches_are_of_any_form_then_the_model_gets_smaller(name: str) -> None:
     build, settings = TRAINS[name]
     model = build()

@@ -47,7 +47,7 @@ def assert_close(found: nn.Module, right: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(value, right[name], msg=name)
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize("accumulated", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_fit_when_lightning_has_a_teacher_then_trains_on_the_mix(
     accumulated: int, tmp_path: Path
 ) -> None:
@@ -61,7 +61,7 @@ def test_fit_when_lightning_has_a_teacher_then_trains_on_the_mix(
     assert not made.distillation.waits
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize("accumulated", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_train_when_hugging_face_has_a_teacher_then_trains_on_the_mix(
     accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
