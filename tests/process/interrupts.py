@@ -13,7 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
+
+from secateur.masks.optimizers import sweep
 
 from .process import changed, process_state, state_of
 
@@ -110,6 +113,13 @@ def _in_child(build: Callable[[], nn.Module], job: Job, moment: int) -> list[str
     else:
         return []  # it was over before
     gc.collect()
+    _step()
     found = [*changed(held, state_of(model)), *changed(process, process_state())]
     alive = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
     return [f"{lines.place}: {each}" for each in (*found, *alive)]
+
+
+def _step() -> None:
+    """Make a step of an optimizer: a hook whose finalizer was interrupted ends in the next one."""
+    torch.optim.SGD([torch.zeros(1)], lr=0.1).step()
+    sweep()

@@ -39,7 +39,8 @@ def before_each_step(callback: Callable[[Optimizer], None]) -> Callable[[], None
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         observe = method()
-        if observe is None:
+        if observe is None:  # Python swallows what interrupts a finalizer: it may not have ended
+            _ended.add(hook)
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
