@@ -103,6 +103,7 @@ def interrupted(build: Callable[[], nn.Module], job: Job, moment: int) -> list[s
 def _in_child(build: Callable[[], nn.Module], job: Job, moment: int) -> list[str]:
     model = build()
     gc.collect()
+    _step()  # the first imports what adds to the filters of warnings
     held, process = state_of(model), process_state()
     lines = Lines(moment)
     try:
