@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur import Config, Pruner
 from secateur.errors import ConfigError
+from secateur.masks import masking
 from secateur.scoring.criteria import criteria
 from secateur.scoring.grams import DAMPING
 from secateur.scoring.statistics import STATISTICS, PerChannel, statistic
@@ -308,3 +310,38 @@ def test_output_when_a_criterion_is_no_error_of_outputs_then_those_that_are_are_
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(ConfigError, match=f"activation, .*obs.*not '{criterion}'"):
         sc.prune(model, data[0], 0.5, data=data, **settings)
+
+
+class Residual(nn.Module):
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, UNITS), nn.Linear(UNITS, 8)
+        self.norm = nn.LayerNorm(8) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.down(torch.relu(self.up(x))))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("criterion", ["activation", "obs", "elimination"])
+def test_output_when_masks_are_on_then_it_is_that_of_the_model_whose_weights_are_zero(
+    criterion: str, norm: bool
+) -> None:
+    settings = {"normalize": "output", "criterion": criterion, "sparsity": 0.5}
+    torch.manual_seed(0)
+    dense = nn.Sequential(Residual(norm), Residual(norm), nn.Linear(8, 3)).double()
+    batches = data()
+    pruner = Pruner(dense, Config(**settings, steps=3, schedule="linear"), batches[0])
+    for _ in range(2):  # of three
+        pruner.calibrate(batches)
+        pruner.step()
+    pruner.calibrate(batches)
+    zeros = copy.deepcopy(dense)
+    masking.take_off(zeros, bake=True)
+    other = Pruner(zeros, Config(**settings), batches[0])
+    other.calibrate(batches)
+    for weight in ("0.down.weight", "1.down.weight"):
+        found, wanted = (p.statistics.calibration.outputs.variance(weight) for p in (pruner, other))
+        assert found == pytest.approx(wanted, rel=1e-9)
+    pruner.step()
+    assert pruner.finish().verification.passed

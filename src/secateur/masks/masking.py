@@ -83,6 +83,12 @@ def is_masked(model: nn.Module) -> bool:
     return any(mask_of(module, tensor) is not None for module, tensor, _ in _places(model))
 
 
+def held(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that parameters are multiplied by as they are read."""
+    masks = (mask_of(module, tensor) for module, tensor, _ in _places(model))
+    return [mask for mask in masks if mask is not None]
+
+
 def masks_on(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks that are on, by parameter name; True is kept."""
     found = {}

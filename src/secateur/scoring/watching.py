@@ -94,6 +94,7 @@ class Watch(TorchDispatchMode):
             by the time that it joins what others make.
         program: the operations that the forward is known to run, in their order.
         wanted: by their number among those, what is called with what an operation makes.
+        beside: tensors whose operations are none of those: masks that are on.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Watch(TorchDispatchMode):
         delivered: Callable[[Reading, Tensor], None] | None = None,
         program: Sequence[Any] = (),
         wanted: Mapping[int, Callable[[Tensor], None]] | None = None,
+        beside: Iterable[Tensor] = (),
     ):
         super().__init__()
         self.parameters = Parameters(named)
@@ -113,6 +115,8 @@ class Watch(TorchDispatchMode):
         self.deliveries = Deliveries(delivered) if delivered else None
         self.program = program
         self.wanted = wanted or {}
+        self.beside = [*beside]
+        self._beside = {*map(id, self.beside)}
         self.step = 0
         """How many operations ran; beyond ``program`` once one was another than there."""
         self.padding: Sequence[Tensor] = ()
@@ -139,7 +143,7 @@ class Watch(TorchDispatchMode):
             if self.due is not None:
                 self.due(found)
         out = func(*args, **kwargs)
-        if self.wanted and func.namespace != "prim":
+        if self.wanted and func.namespace != "prim" and self._beside.isdisjoint(map(id, args)):
             self._count(func, out)
         if self.deliveries is not None:
             self.deliveries.follow(func, [*args, *kwargs.values()], out, found)

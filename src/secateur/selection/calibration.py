@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
+from secateur.masks import masking
 from secateur.replacements import in_plain_operations
 from secateur.runtime.batches import call, checked, padding
 from secateur.runtime.distributed import summed
@@ -72,6 +73,7 @@ class Calibration:
             delivered=self._deliver if delivered else None,
             program=program,
             wanted=wanted,
+            beside=masking.held(model),
         )
         self.outputs.rows = watch.data_rows
         return watch
