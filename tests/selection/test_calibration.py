@@ -345,3 +345,25 @@ def test_output_when_masks_are_on_then_it_is_that_of_the_model_whose_weights_are
         assert found == pytest.approx(wanted, rel=1e-9)
     pruner.step()
     assert pruner.finish().verification.passed
+
+
+class Projected(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.beside = nn.Linear(8, UNITS), nn.Linear(UNITS, 6), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x))) + self.beside(x)
+
+
+def test_output_when_two_layers_are_added_then_both_are_beside_their_sum() -> None:
+    model, batches = nn.Sequential(Projected(), nn.ReLU(), nn.Linear(6, 3)).double(), data()
+    pruner = Pruner(model, Config(criterion="obs", normalize="output", sparsity=0.5), batches[0])
+    pruner.calibrate(batches)
+    with torch.no_grad():
+        wanted = float(model[0](torch.cat(batches)).var(0, correction=0).sum())
+    outputs = pruner.statistics.calibration.outputs
+    for name in ("0.down.weight", "0.beside.weight"):
+        assert outputs.variance(name) == pytest.approx(wanted, rel=1e-6)
+    pruner.step()
+    assert pruner.finish().verification.passed

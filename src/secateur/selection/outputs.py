@@ -6,7 +6,7 @@ tenth of another's all that the next layer sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,10 +45,11 @@ class Outputs:
         self, model: nn.Module, structure: Structure | None, names: set[str]
     ) -> dict[int, Callable[[Tensor], None]]:
         """Return what is to be called with what the operations that add make."""
-        found: dict[int, Callable[[Tensor], None]] = {}
+        added: dict[int, list[Key]] = {}
+        channels: dict[int, int] = {}
         self._added = set()
         if structure is None:
-            return found
+            return {}
         recording = structure.inferred.recording
         for name, product in products(recording).items():
             summed = sum_behind(recording, product) if name in names else None
@@ -59,17 +60,18 @@ class Outputs:
             if not self.summing:
                 continue
             channel = 1 if "conv" in product.name else -1
-            found[summed.at] = partial(self._add, (name, None), channel)
+            added.setdefault(summed.at, []).append((name, None))  # a sum may be of two products
+            channels[summed.at] = channel
             self._added.add(name)
-        return found
+        return {at: partial(self._add, keys, channels[at]) for at, keys in added.items()}
 
     def observe(self, reading: Reading, out: Tensor) -> None:
         """Add a layer's own outputs, if they are added to nothing."""
         how = reading.arrangement
         if self.summing and how.name not in self._added:
-            self._add((how.name, how), 1 if isinstance(reading, Patches) else -1, out)
+            self._add([(how.name, how)], 1 if isinstance(reading, Patches) else -1, out)
 
-    def _add(self, key: Key, channel: int, out: Tensor) -> None:
+    def _add(self, keys: Sequence[Key], channel: int, out: Tensor) -> None:
         rows = self.rows(out) if channel == -1 else None
         x = out.detach().movedim(channel, -1).reshape(-1, out.shape[channel]).float()
         x = x if rows is None else x[rows]
@@ -78,7 +80,8 @@ class Outputs:
             "square": x.square().sum(0).double(),
             "rows": torch.tensor(float(len(x)), dtype=torch.float64),
         }
-        add(self.new.setdefault(key, {}), found)
+        for key in keys:
+            add(self.new.setdefault(key, {}), found)
 
     def variance(self, name: str) -> float | None:
         """Return the summed variances of what a layer's outputs are added to, if it is known."""
