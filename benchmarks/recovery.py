@@ -82,6 +82,11 @@ VARIANTS: dict[str, Variant] = {
     "fit, half of the steps, l1 in one round": {
         "budget": {"steps": STEPS // 2, "rounds": 1, "criterion": "l1", "scope": "local"}
     },
+    "fit, half of the steps": {"budget": {"steps": STEPS // 2}, "rate": LOW},
+    "fit, half of the steps, all groups": {
+        "budget": {"steps": STEPS // 2, "names": ["*"]},
+        "rate": LOW,
+    },
 }
 
 
@@ -144,8 +149,7 @@ def fitted(variant: Variant, data: Data) -> tuple[nn.Module, int]:
         train=data.batches,
         evaluate=lambda model: accuracy(model, *(x.to(device) for x in cifar_images())),
         optimizer=optimizer,
-        **variant["budget"],
-        **COMMON,
+        **(COMMON | variant["budget"]),
     )
     return made.model, made.rounds[-1].step
 
