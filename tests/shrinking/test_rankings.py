@@ -110,11 +110,11 @@ def test_result_when_no_mask_silences_a_block_then_it_says_what_it_was_compared_
     [
         (["1"], {"greedly": True}, "unknown option 'greedly'. Did you mean 'greedy'"),
         (["1"], {"verify": "no"}, "verify must be True or False"),
-        (1.0, {}, "a list of names of blocks, or how many"),
-        (None, {}, "a list of names of blocks, or how many"),
-        (True, {}, "a list of names of blocks, or how many"),
-        ("1", {}, "a list of names of blocks, or how many"),
-        ([1], {}, "a list of names of blocks, or how many"),
+        (1.0, {}, "2 blocks cannot go"),
+        (None, {}, "a list of names of blocks, how many go"),
+        (True, {}, "a list of names of blocks, how many go"),
+        ("1", {}, "a list of names of blocks, how many go"),
+        ([1], {}, "a list of names of blocks, how many go"),
     ],
 )
 def test_drop_when_asked_for_nonsense_then_says_so(names, options, said):

@@ -118,9 +118,9 @@ class Result(Shown):
         what = f"{share} of {len(self.plan.keep)} groups removed"
         if self.plan.drop and not self.plan.keep:
             what = f"{len(self.plan.drop)} of {len(self.structure.blocks)} blocks dropped"
-        yield escape(f"{self.structure.model}: {what}")
         for warning in self.warnings:
             yield f"[bold yellow]warning[/] {escape(warning)}"
+        yield escape(f"{self.structure.model}: {what}")
         yield from self._answers()
         yield self._costs()
         if self.structure.uncounted:
