@@ -45,8 +45,7 @@ class Outputs:
         self, model: nn.Module, structure: Structure | None, names: set[str]
     ) -> dict[int, Callable[[Tensor], None]]:
         """Return what is to be called with what the operations that add make."""
-        added: dict[int, list[Key]] = {}
-        channels: dict[int, int] = {}
+        added: dict[int, list[tuple[Key, int]]] = {}
         self._added = set()
         if structure is None:
             return {}
@@ -60,18 +59,22 @@ class Outputs:
             if not self.summing:
                 continue
             channel = 1 if "conv" in product.name else -1
-            added.setdefault(summed.at, []).append((name, None))  # a sum may be of two products
-            channels[summed.at] = channel
+            added.setdefault(summed.at, []).append(((name, None), channel))
             self._added.add(name)
-        return {at: partial(self._add, keys, channels[at]) for at, keys in added.items()}
+        return {at: partial(self._add_each, of) for at, of in added.items()}
 
     def observe(self, reading: Reading, out: Tensor) -> None:
         """Add a layer's own outputs, if they are added to nothing."""
         how = reading.arrangement
         if self.summing and how.name not in self._added:
-            self._add([(how.name, how)], 1 if isinstance(reading, Patches) else -1, out)
+            self._add((how.name, how), 1 if isinstance(reading, Patches) else -1, out)
 
-    def _add(self, keys: Sequence[Key], channel: int, out: Tensor) -> None:
+    def _add_each(self, of: Sequence[tuple[Key, int]], out: Tensor) -> None:
+        """Add a sum for each of the layers that it is of: there may be two."""
+        for key, channel in of:
+            self._add(key, channel, out)
+
+    def _add(self, key: Key, channel: int, out: Tensor) -> None:
         rows = self.rows(out) if channel == -1 else None
         x = out.detach().movedim(channel, -1).reshape(-1, out.shape[channel]).float()
         x = x if rows is None else x[rows]
@@ -80,8 +83,7 @@ class Outputs:
             "square": x.square().sum(0).double(),
             "rows": torch.tensor(float(len(x)), dtype=torch.float64),
         }
-        for key in keys:
-            add(self.new.setdefault(key, {}), found)
+        add(self.new.setdefault(key, {}), found)
 
     def variance(self, name: str) -> float | None:
         """Return the summed variances of what a layer's outputs are added to, if it is known."""
