@@ -293,6 +293,9 @@ def watched_functions() -> Iterator[None]:
 
     Those of one float ask it for ``__float__``; the others read an integer as it is.
     """
+    # torch imports it at the first operation in a mode: it keeps math's functions by what they are
+    import torch._dynamo  # noqa: F401
+
     with Undo() as undo:
         for name in _READ:
             function = getattr(math, name)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from .alone import alone, in_trial
+from .alone import alone
 from .caches import functions_apart, hide_sizes
 from .drawing import Drawn, keep_generators
 from .ordinary import make_ordinary, ordinary_mode
@@ -53,13 +54,22 @@ def _keep_modes(model: nn.Module, undo: Undo) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, in which it runs the operations that its code names."""
-    with alone(), in_eval_mode(model), Undo() as undo:
-        mha: Any = torch.backends.mha
-        asked = mha.get_fastpath_enabled  # a flag of the process, which other threads read too
-        undo(partial(setattr, mha, "get_fastpath_enabled", asked))
-        mha.get_fastpath_enabled = lambda: asked() and not in_trial()  # it hides the operations
-        torch.clear_autocast_cache()  # and casts of weights made before, the weights
+    with alone(), in_eval_mode(model), in_mode(_AsNamed()):
+        torch.clear_autocast_cache()  # casts of weights made before hide the weights
         yield
+
+
+class _AsNamed(TorchFunctionMode):
+    """Changes nothing, but where a mode is on, torch's attention takes no fast path.
+
+    The fast path hides the operations.  Its own flag is the process's, which other threads read
+    too, and the function that reads it is kept by what it is, by ``torch.compile`` among others.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
