@@ -126,3 +126,36 @@ def test_processor_when_the_system_says_nothing_then_it_is_what_python_knows(
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "somewhere")
     assert measure.processor() == "somewhere"
+
+
+class Counting(nn.Module):
+    """It writes to its buffer, to its input and to a number of its own at every forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.runs = nn.Linear(8, 16), nn.Linear(16, 4), 0
+        self.register_buffer("seen", torch.zeros(2**15))  # so large that it is no small copy
+
+    def forward(self, x):
+        self.runs += 1
+        self.seen.add_(1)
+        return self.b(self.a(x.mul_(0.5)).relu())
+
+
+def test_time_when_models_are_measured_then_no_mode_is_on_and_nothing_of_it_stays(monkeypatch):
+    from secateur.costs import latency as file
+
+    model, x = Counting().eval(), torch.ones(2, 8)
+    cost = COSTS["latency"](Subject(model, x, sc.analyze(model, x).inferred))
+    modes = []
+
+    def measured(models, example, **how):
+        modes.append((torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()))
+        return measure.latency(models, example, runs=3, **how)
+
+    monkeypatch.setattr(file, "measured", measured)
+    assert cost.time({"dense": model})["dense"].median > 0
+    assert modes == [(0, 0)]
+    assert model.runs == 0
+    assert not model.seen.any()
+    assert x.eq(1).all()

@@ -14,10 +14,12 @@ from secateur.errors import ConfigError
 from secateur.graph.axes import Atom
 from secateur.graph.program import Op
 from secateur.runtime.distributed import sharded
-from secateur.runtime.forward import undisturbed
+from secateur.runtime.forward import in_eval_mode, undisturbed
 from secateur.runtime.measure import Latency, clock_of, figure
 from secateur.runtime.measure import latency as measured
 from secateur.runtime.ranks import of_first, rank
+from secateur.runtime.undo import in_mode
+from secateur.types import call_arguments
 
 from .cost import Count, Subject, Timed, cost
 from .latencies import Latencies
@@ -90,10 +92,14 @@ class latency(Timed):
         return of_first(lambda: self._time(models), "the time")
 
     def _time(self, models: Mapping[str, nn.Module]) -> dict[str, Latency]:
+        example = self.subject.example
+        args, kwargs = call_arguments(example)
         with ExitStack() as stack:
             for model in models.values():
-                stack.enter_context(undisturbed(model))
-            return measured(models, self.subject.example, clock=self.clock)
+                apart = stack.enter_context(undisturbed(model, example, watched=True))
+                with in_eval_mode(model), torch.no_grad(), in_mode(apart.writes):
+                    model(*args, **kwargs)  # what it writes to is kept; a mode takes time, too
+            return measured(models, example, clock=self.clock)
 
     def against_dense(self, model: nn.Module) -> Latency:
         """Measure a model and the dense one in turns: what slows down both says nothing."""
