@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 import secateur as sc
 from secateur.errors import ConfigError
-from tests.shrinking.test_depth import FORMS
+from secateur.repair.quality import distance
+from secateur.shrinking.rankings import block_rankings
+from tests.shrinking.test_depth import FORMS, Listed
 
 NORMS = ("pre", "post", "none")
 
@@ -127,3 +130,124 @@ def test_drop_when_no_block_is_named_then_nothing_changes():
     result = sc.drop_blocks(net, [], x, data=batches(), repair="least_squares")
     assert result.repair is None
     assert torch.equal(result.model(x), net(x))
+
+
+def test_error_when_blocks_are_ranked_then_the_dense_model_runs_once_on_each_batch(monkeypatch):
+    ran: list[tuple[str, ...]] = []
+    forward = Moved.forward
+
+    def counted(self: Moved, x: Tensor) -> Tensor:
+        ran.append(tuple(name for name, each in net.named_modules() if each is self))
+        return forward(self, x)
+
+    net, data = moves(0.4, 0.5, -0.6), batches()
+    blocks = sc.analyze(net, data[0]).blocks
+    monkeypatch.setattr(Moved, "forward", counted)
+    assert len(block_rankings["error"](net, blocks, data)) == 3
+    assert ran.count(("1",)) == len(data)
+
+
+@pytest.mark.parametrize("many", [1, 2, 5])
+def test_error_when_batches_come_in_any_way_then_it_is_that_of_each_block_alone(many):
+    net, data = moves(0.4, 0.5, -0.6), torch.cat(batches()).chunk(many)
+    blocks = sc.analyze(net, data[0]).blocks
+    together = block_rankings["error"](net, blocks, data)
+    alone = [block_rankings["error"](net, [block], [torch.cat(data)])[0] for block in blocks]
+    assert together == pytest.approx(alone)
+    small = [sc.drop_blocks(net, [block.name], data[0]).model for block in blocks]
+    assert together == pytest.approx([distance(net, each, data).error for each in small], rel=1e-4)
+
+
+def test_influence_when_a_block_turns_its_input_then_it_is_one_minus_the_cosine():
+    net, data = moves(0.4, 3.0), batches()
+    blocks = sc.analyze(net, data[0]).blocks
+    wanted = []
+    with torch.no_grad():
+        x = net[0](torch.cat(data))
+        for block in net[1:3]:
+            wanted.append(float((1 - cosine_similarity(x, block(x), -1)).mean()))
+            x = block(x)
+    assert block_rankings["influence"](net, blocks, data) == pytest.approx(wanted, abs=1e-5)
+
+
+class Padded(nn.Module):
+    """Layers over a text, whose mask says which tokens are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Turned() for _ in range(3))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Turned(nn.Module):
+    """Adds a part of its input's channels, in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(x)
+
+
+@pytest.mark.parametrize("by", ["influence", "error"])
+def test_ranking_when_tokens_are_padding_then_they_do_not_count(by):
+    torch.manual_seed(0)
+    net = Padded().eval()
+    x, mask = torch.randn(4, 6, 3), torch.ones(4, 6, dtype=torch.long)
+    short = {"x": x[:, :4], "attention_mask": mask[:, :4]}
+    filled = {"x": torch.cat([x[:, :4], 100 * x[:, 4:]], 1), "attention_mask": mask.clone()}
+    filled["attention_mask"][:, 4:] = 0
+    blocks = sc.analyze(net, short).blocks
+    assert len(blocks) == 3
+    whole = block_rankings[by](net, blocks, [short])
+    assert block_rankings[by](net, blocks, [filled]) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("by", ["influence", "error"])
+def test_drop_when_two_are_chosen_then_notes_tell_the_scores_in_their_order(by, greedy):
+    net, data = moves(0.4, 0.5, -0.6, 3.0), batches()
+    result = sc.drop_blocks(net, 2, data[0], data=data, by=by, greedy=greedy)
+    blocks = {block.name: block for block in sc.analyze(net, data[0]).blocks}
+    first, second = result.plan.drop
+    scores = dict(zip(blocks, block_rankings[by](net, [*blocks.values()], data), strict=True))
+    assert first == min(scores, key=lambda name: scores[name])
+    if greedy:
+        skipped = {first: (blocks[first].position, blocks[first].returns)}
+        left = [block for name, block in blocks.items() if name != first]
+        again = block_rankings[by](net, left, data, skipped)
+        scores = dict(zip([block.name for block in left], again, strict=True))
+        assert second == min(scores, key=lambda name: scores[name])
+    told = [note for note in result.notes if "dropped by" in note]
+    assert [note.partition(":")[0] for note in told] == [first, second]
+    assert f"{second}: dropped by {by}, {scores[second]:.3g}" in told
+
+
+@pytest.mark.parametrize("by", ["influence", "error"])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_repair_when_blocks_are_chosen_then_held_out_batches_say_that_it_is_nearer(by, greedy):
+    torch.manual_seed(0)
+    net = Listed("pre", depth=4).eval()
+    with torch.no_grad():  # behind the last layers nothing adds to the stream any more
+        for name, tensor in net.layers[:2].named_parameters():
+            tensor.mul_(0.3 if "mix" in name or "down" in name else 1)
+    data = [torch.randn(8, 3, 5) for _ in range(8)]
+    example = data[0]
+    options = {"by": by, "greedy": greedy, "repair": "least_squares"}
+    result = sc.drop_blocks(net, 2, example, data=data, **options)
+    plain = sc.drop_blocks(net, 2, example, data=data, by=by, greedy=greedy)
+    assert result.plan == plain.plan
+    assert result.repair is not None
+    assert result.repair.after.error < result.repair.before.error
+    held = data[3::4]
+    assert result.repair.before.error == pytest.approx(
+        distance(net, plain.model, held).error, rel=1e-3
+    )
+    assert result.repair.after.error == pytest.approx(
+        distance(net, result.model, held).error, rel=1e-3
+    )

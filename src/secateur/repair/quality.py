@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import nan, sqrt
 from typing import Any
 
@@ -29,30 +30,76 @@ def distance(dense: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Dist
     >>> distance(net, net, [torch.randn(8, 4)])
     Distance(error=0.0, kl=0.0)
     """
-    gap = 0.0
-    spread: dict[tuple[int, int], Tensor] = {}  # output, features → rows, sums, sums of squares
-    divergence = predictions = 0.0
+    return distances(dense, [lambda: nullcontext(other)], batches)[0]
+
+
+def distances(
+    dense: nn.Module,
+    others: Sequence[Callable[[], AbstractContextManager[nn.Module]]],
+    batches: Iterable[Any],
+) -> list[Distance]:
+    """Return ``distance`` of several models; the dense one runs once on each batch.
+
+    Args:
+        others: each makes a context within which there is such a model.
+
+    >>> net, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    >>> both = (lambda: nullcontext(other)), (lambda: nullcontext(net))
+    >>> far, near = distances(net, both, [torch.ones(3, 4)])
+    >>> far.kl > near.kl == 0
+    True
+    """
+    gaps = [_Gap() for _ in others]
     for batch in batches:
-        found = _outputs(dense, batch), _outputs(other, batch)
         masks = padding(dense, batch)
-        for i, ((name, y), (_, z)) in enumerate(zip(*found, strict=True)):
-            a, b = rows_of(y, masks), rows_of(z, masks)
-            gap += float((a - b).square().sum())
-            count = torch.full_like(a[0], len(a)) if len(a) else a.sum(0)
-            sums = torch.stack([count, a.sum(0), a.square().sum(0)])
-            spread[i, a.shape[-1]] = spread.get((i, a.shape[-1]), 0) + sums
-            if name == "logits" and a.shape[-1] > 1:
-                log, other_log = F.log_softmax(a, -1), F.log_softmax(b, -1)
-                divergence += float((log.exp() * (log - other_log)).sum())
-                predictions += len(a)
-    scalars = torch.tensor([gap, divergence, predictions], dtype=torch.float64)
-    gap, divergence, predictions = reduced(scalars, "sum").tolist()
-    everywhere = summed({key: {"all": found} for key, found in spread.items()})
-    spread = {key: found["all"] for key, found in everywhere.items()}
-    each = (q - total.square() / rows.clamp(min=1) for rows, total, q in spread.values())
-    whole = sum(float(varied.clamp(min=0).sum()) for varied in each)
-    error = sqrt(gap / whole) if whole > 0 else (0.0 if gap == 0 else nan)
-    return Distance(error, divergence / predictions if predictions else None)
+        wanted = [_Wanted(i, *each, masks) for i, each in enumerate(_outputs(dense, batch))]
+        for gap, other in zip(gaps, others, strict=True):
+            with other() as model:
+                found = _outputs(model, batch)
+            for each, (_, z) in zip(wanted, found, strict=True):
+                gap.add(each, rows_of(z, masks))
+    return [gap.distance() for gap in gaps]
+
+
+class _Wanted:
+    """One output of the dense model on a batch: its rows, and the logarithms of its predictions."""
+
+    def __init__(self, place: int, name: str, y: Tensor, masks: Sequence[Tensor]):
+        self.rows = rows_of(y, masks)
+        self.key = place, self.rows.shape[-1]
+        predicts = name == "logits" and self.rows.shape[-1] > 1
+        self.log = F.log_softmax(self.rows, -1) if predicts else None
+
+
+class _Gap:
+    """Sums over batches of what one model's outputs miss."""
+
+    def __init__(self) -> None:
+        self.gap = self.divergence = self.predictions = 0.0
+        self.spread: dict[tuple[int, int], Tensor] = {}
+        """Output, features → rows, sums, sums of squares."""
+
+    def add(self, wanted: _Wanted, found: Tensor) -> None:
+        a = wanted.rows
+        self.gap += float((a - found).square().sum())
+        count = torch.full_like(a[0], len(a)) if len(a) else a.sum(0)
+        sums = torch.stack([count, a.sum(0), a.square().sum(0)])
+        self.spread[wanted.key] = self.spread.get(wanted.key, 0) + sums
+        if (log := wanted.log) is not None:
+            missed = log - F.log_softmax(found, -1)
+            self.divergence += float((log.exp() * missed).sum())
+            self.predictions += len(a)
+
+    def distance(self) -> Distance:
+        """Return what the sums of all ranks say."""
+        own = torch.tensor([self.gap, self.divergence, self.predictions], dtype=torch.float64)
+        gap, divergence, predictions = reduced(own, "sum").tolist()
+        everywhere = summed({key: {"all": found} for key, found in self.spread.items()})
+        spread = (found["all"] for found in everywhere.values())
+        each = (q - total.square() / rows.clamp(min=1) for rows, total, q in spread)
+        whole = sum(float(varied.clamp(min=0).sum()) for varied in each)
+        error = sqrt(gap / whole) if whole > 0 else (0.0 if gap == 0 else nan)
+        return Distance(error, divergence / predictions if predictions else None)
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ those that go already.  The model is the user's, and left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from secateur.graph.blocks import Block
 from secateur.registry import Registry
-from secateur.repair.quality import distance, rows_of
+from secateur.repair.quality import distances, rows_of
 from secateur.replacements.passing import Passing, argument, given, skipping
 from secateur.runtime.batches import call, padding
 from secateur.runtime.copying import copied
@@ -61,6 +62,8 @@ def error(
 ) -> list[float]:
     """What the outputs lose when a block is skipped, beside those that go already: one pass each.
 
+    The dense model runs once for all blocks.
+
     The mean Kullback-Leibler divergence of predictions, in nats, where the model returns logits;
     elsewhere the error of its outputs beside their spread.  Padding does not count.
 
@@ -72,12 +75,14 @@ def error(
     [True, True]
     """
     other = copied(model, borrowing=True)
-    scores = []
-    for block in blocks:
+
+    @contextmanager
+    def without(block: Block) -> Iterator[nn.Module]:
         with skipping(other, {**skipped, block.name: (block.position, block.returns)}):
-            found = distance(model, other, batches)
-        scores.append(found.error if found.kl is None else found.kl)
-    return scores
+            yield other
+
+    found = distances(model, [partial(without, block) for block in blocks], batches)
+    return [each.error if each.kl is None else each.kl for each in found]
 
 
 class _Meter:
