@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from secateur import Config, Pruner, distillation_loss
 from secateur.errors import ConfigError
@@ -88,6 +88,110 @@ def test_train_when_hugging_face_has_a_teacher_then_trains_on_the_mix(
     trainer.train()
     assert_close(model.net, right)
     assert not model._forward_hooks
+
+
+class Tagger(nn.Module):
+    """A class for each position; its loss is of a whole step, as of Hugging Face's models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.up, self.head = nn.Embedding(9, 8), nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.up(self.embed(input_ids))))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
+        **others: Any,
+    ) -> dict[str, Tensor]:
+        logits = self.logits(input_ids)
+        if labels is None:
+            return {"logits": logits}
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return {
+            "loss": loss / (num_items_in_batch or labels.ne(-100).sum()),
+            "logits": logits,
+        }
+
+
+def sentences() -> list[dict[str, Tensor]]:
+    """Return batches of two sentences, padded to five words, of other lengths in each."""
+    made, draw = [], torch.Generator().manual_seed(3)
+    for lengths in ([5, 4], [1, 2], [3, 1], [2, 5]):
+        shown = torch.arange(5) < torch.tensor(lengths)[:, None]
+        words = torch.randint(1, 9, (2, 5), generator=draw).where(shown, 0)
+        labels = (words % 4).where(shown, -100)
+        made.append({"input_ids": words, "attention_mask": shown.long(), "labels": labels})
+    return made
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_train_when_sentences_are_padded_then_each_position_of_a_step_counts_alike(
+    accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = Tagger(), sentences()
+    mine, dense = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for each in (model, mine):
+            each.up.weight.add_(0.3)
+    optimizer = torch.optim.SGD(mine.parameters(), 0.05)
+    for first in range(0, 4, accumulated):
+        step = batches[first : first + accumulated]
+        whole = torch.cat([b["attention_mask"].bool().flatten() for b in step])
+        logits, told = (
+            torch.cat([net.logits(b["input_ids"]).flatten(0, 1) for b in step])[whole]
+            for net in (mine, dense)
+        )
+        labels = torch.cat([b["labels"].flatten() for b in step])[whole]
+        optimizer.zero_grad()
+        loss = 0.4 * F.cross_entropy(logits, labels)
+        (loss + 0.6 * distillation_loss(logits, told, 3.0)).backward()
+        optimizer.step()
+    example = {k: v for k, v in batches[0].items() if k != "labels"}
+    pruner = Pruner(model, Config(sparsity=0.5, start=9), example)
+    given = {"teacher": dense, "weight": 0.6, "temperature": 3.0}
+    trainer = huggingface.trainer(
+        model,
+        tmp_path,
+        huggingface.callback(pruner, **given),
+        gradient_accumulation_steps=accumulated,
+        per_device_train_batch_size=2,
+        max_steps=4 // accumulated,
+        optim="sgd",
+        learning_rate=0.05,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+    )
+    rows = [
+        dict(zip(b, row, strict=True)) for b in batches for row in zip(*b.values(), strict=True)
+    ]
+    trainer.train_dataset = rows
+    order = torch.utils.data.SequentialSampler(rows)
+    monkeypatch.setattr(trainer, "_get_train_sampler", lambda *_: order)
+    trainer.train()
+    assert_close(model, dict(mine.state_dict()))
+
+
+@pytest.mark.parametrize("kind", [pytest.param("lightning", marks=pytest.mark.slow), "hf"])
+def test_fit_when_hidden_layers_are_named_then_they_are_matched(kind: str, tmp_path: Path) -> None:
+    if kind == "hf":
+        model: Any = Labelled(net())
+        names = ["net.*"]
+        pruner = Pruner(model, CONFIG, huggingface.EXAMPLE)
+        made = huggingface.callback(pruner, **TEACHER, hidden=names)
+        huggingface.trainer(model, tmp_path, made, max_steps=2).train()
+    else:
+        model = lightning.classifier()
+        pruner = Pruner(model, CONFIG, lightning.EXAMPLE)
+        made = lightning.callback(pruner, **TEACHER, hidden=["net.*"])
+        lightning.trainer(tmp_path, made, max_steps=2).fit(model, lightning.loader())
+    assert made.distillation.matched
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_train_when_the_loss_is_made_elsewhere_then_says_that_no_teacher_was_heard(

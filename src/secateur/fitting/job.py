@@ -62,7 +62,8 @@ class Job:
             raise ConfigError("fit() makes one backward in each step: give another than LBFGS")
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.teacher = Distillation(self.model, dense, options.weight, options.temperature)
+        how = options.weight, options.temperature, options.hidden
+        self.teacher = Distillation(self.model, dense, *how)
         self.step, self.pruned, self.dense_value = 0, 0, math.nan
         self.rounds: list[Round] = []
         self.best: dict[str, Tensor] | None = None
@@ -205,6 +206,7 @@ class Job:
         budget = {"minutes": self.deadline.minutes, "steps": self.deadline.steps}
         options = self.options
         own = {"repair": options.repair, "weight": options.weight, "t": options.temperature}
+        own["hidden"] = list(options.hidden)
         return {**budget, **own, "config": self.config.model_dump(mode="json")}
 
     def _save(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Options:
         repair: after each pruning: a name in ``secateur.repairs``, or "none".
         weight: of the dense model's outputs in the loss; see ``Distillation``.
         temperature: of these outputs.
+        hidden: names of layers whose outputs are matched as well; see ``Distillation``.
         example_inputs: as for ``prune``; by default of the first batch.
         folder: where all state is kept; called again, an interrupted fit goes on from there.
         on_round: called with each ``Round``.
@@ -53,6 +54,7 @@ class Options:
     repair: str = "least_squares"
     weight: float = 0.9
     temperature: float = 4.0
+    hidden: Sequence[str] = ()
     example_inputs: Example = None
     folder: str | os.PathLike[str] | None = None
     on_round: Callable[[Round], object] = print

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
@@ -57,7 +57,8 @@ class PruningCallback(AfterOptimizerStep):
         pruner: a ``Pruner`` of the very LightningModule that is fitted, or of a part of it.
         finish: cut the model at the end of the fit; ``result`` then tells what was done.
         teacher: "dense" (a frozen copy of the model as it is now) or a module: what the model also
-            learns from, with such a weight and temperature; see ``secateur.Distillation``.
+            learns from, with such a weight, temperature and hidden layers; see
+            ``secateur.Distillation``.
     """
 
     def __init__(
@@ -68,12 +69,13 @@ class PruningCallback(AfterOptimizerStep):
         teacher: nn.Module | Literal["dense"] | None = None,
         weight: float = 0.9,
         temperature: float = 4.0,
+        hidden: Sequence[str] = (),
     ):
         super().__init__(pruner.step)
         self.pruner = pruner
         self.finish = finish
         self.result: Result | None = None
-        self.distillation = taught(pruner.model, teacher, weight, temperature)
+        self.distillation = taught(pruner.model, teacher, weight, temperature, hidden)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # with 16-mixed

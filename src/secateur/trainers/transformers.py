@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +124,8 @@ class PruningCallback(AfterOptimizerStep):
         finish: cut the model at the end of the training; ``result`` then tells what was done.
         resume_from: the checkpoint to resume from, where it is not in the ``output_dir``.
         teacher: "dense" (a frozen copy of the model as it is now) or a module: what the model also
-            learns from, with such a weight and temperature; see ``secateur.Distillation``.  It is
-            mixed with the ``loss`` that the model returns.
+            learns from, with such a weight, temperature and hidden layers; see
+            ``secateur.Distillation``.  It is mixed with the ``loss`` that the model returns.
     """
 
     def __init__(
@@ -137,12 +137,13 @@ class PruningCallback(AfterOptimizerStep):
         teacher: nn.Module | Literal["dense"] | None = None,
         weight: float = 0.9,
         temperature: float = 4.0,
+        hidden: Sequence[str] = (),
     ):
         super().__init__(pruner.step)
         self.pruner = pruner
         self.finish, self.resume_from = finish, resume_from
         self.result: Result | None = None
-        self.distillation = taught(pruner.model, teacher, weight, temperature)
+        self.distillation = taught(pruner.model, teacher, weight, temperature, hidden)
         self._mixing: RemovableHandle | None = None
         if self.distillation is not None:
             hook = _mixing(self.distillation)

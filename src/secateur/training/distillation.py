@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from secateur.errors import ConfigError
 from secateur.runtime.batches import padding
 from secateur.runtime.copying import copied
+
+from .hidden import Hidden
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -52,18 +54,24 @@ class Distillation:
     distillation_loss(model's logits, teacher's)`` of the forwards since the last call.  Positions
     that an ``attention_mask`` hides do not count.  Trainers' callbacks do all that for you.
 
+    With ``hidden=["layer*"]`` layers of these names learn from the teacher's too: their outputs'
+    relative squared error, the mean over layers, times ``hidden_weight``, is added to the teacher's
+    loss.  Layers whose outputs have not the teacher's shape, since a cut took some, do not count.
+
     Args:
         model: what is trained; its output is the logits, or has them as ``logits``.
         teacher: "dense", a copy of the model as it is now, or another module of the same outputs.
         weight: of the teacher's loss, in [0, 1].
         temperature: see ``distillation_loss``.
+        hidden: shell patterns over names of modules whose outputs are matched; none by default.
+        hidden_weight: of their error, at least 0.
 
     Attributes:
         nbytes: the memory that the teacher's weights take.
 
     Raises:
-        ConfigError: a setting is out of its range; when called: no forward was seen, or an output
-            has no logits.
+        ConfigError: a setting is out of its range; when called: no forward was seen, an output has
+            no logits, or no layer of ``hidden`` has outputs of the teacher's shape.
 
     >>> model, x = nn.Linear(4, 3), torch.ones(2, 4)
     >>> distillation = Distillation(model, weight=0.5)
@@ -78,11 +86,15 @@ class Distillation:
         teacher: nn.Module | Literal["dense"] = "dense",
         weight: float = 0.9,
         temperature: float = 4.0,
+        hidden: Sequence[str] = (),
+        hidden_weight: float = 1.0,
     ):
         if not 0 <= weight <= 1 or not 0 < temperature < float("inf"):
             raise ConfigError(
                 f"weight must be in [0, 1] and temperature above 0, got {weight} and {temperature}"
             )
+        if not 0 <= hidden_weight < float("inf"):
+            raise ConfigError(f"hidden_weight must be a number from 0 on, got {hidden_weight}")
         if teacher != "dense" and not isinstance(teacher, nn.Module):
             raise ConfigError(f"teacher must be 'dense' or a module, got {teacher!r}")
         made = copied(model).requires_grad_(False) if teacher == "dense" else teacher
@@ -90,7 +102,11 @@ class Distillation:
         self.teacher, self.weight, self.temperature = made, weight, temperature
         self.nbytes = sum(t.nbytes for t in (*made.parameters(), *made.buffers()))
         self._pending: list[Tensor] = []
-        self._hook = model.register_forward_hook(_watcher(model, self), with_kwargs=True)
+        self._hidden = Hidden(model, made, hidden) if hidden else None
+        self._hidden_weight = hidden_weight
+        self._hooks = [model.register_forward_hook(_watcher(model, self), with_kwargs=True)]
+        if self._hidden is not None:
+            self._hooks.append(model.register_forward_pre_hook(_opener(model, self._hidden)))
 
     def __call__(self, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """Return the mix of a loss that is multiplied by ``scale`` already; see the class."""
@@ -123,8 +139,16 @@ class Distillation:
 
     def close(self) -> None:
         """Watch the model no longer, and forget what was seen."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        if self._hidden is not None:
+            self._hidden.close()
         self._pending.clear()
+
+    @property
+    def matched(self) -> tuple[str, ...]:
+        """The layers of ``hidden`` whose outputs had the teacher's shape in the last forward."""
+        return () if self._hidden is None else self._hidden.matched or ()
 
     def _taken(self) -> Tensor:
         if not self._pending:
@@ -137,21 +161,35 @@ class Distillation:
         return total
 
     def _see(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        training = [module for module in self.teacher.modules() if module.training]
-        if training:
-            self.teacher.eval()
-        with torch.no_grad():
-            told = self.teacher(*args, **kwargs)
-        for module in training:
-            module.training = True
-        pair = logits_of(output), logits_of(told)
+        if self._hidden is not None:
+            self._hidden.watch(0, False)  # what a checkpoint computes again comes later
+        pair = logits_of(output), logits_of(self._told(args, kwargs))
         if pair[0].shape != pair[1].shape:
             shapes = " and ".join(str(tuple(logits.shape)) for logits in pair)
             raise ConfigError(f"distillation: model and teacher differ in their logits: {shapes}")
-        shown = [m for m in padding(self.teacher, (*args, kwargs)) if m.shape == pair[0].shape[:-1]]
-        if shown:  # of text: what is padded out teaches nothing
-            pair = pair[0][shown[0]], pair[1][shown[0]]
-        self._pending.append(distillation_loss(*pair, self.temperature))
+        masks = padding(self.teacher, (*args, kwargs))
+        if shown := [m for m in masks if m.shape == pair[0].shape[:-1]]:
+            pair = pair[0][shown[0]], pair[1][shown[0]]  # of text: padding teaches nothing
+        found = distillation_loss(*pair, self.temperature)
+        if self._hidden is not None:
+            found = found + self._hidden_weight * self._hidden.loss(masks).to(found)
+        self._pending.append(found)
+
+    def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the teacher makes of the same inputs, in eval mode."""
+        training = [module for module in self.teacher.modules() if module.training]
+        if training:
+            self.teacher.eval()
+        if self._hidden is not None:
+            self._hidden.watch(1, True)
+        try:
+            with torch.no_grad():
+                return self.teacher(*args, **kwargs)
+        finally:
+            if self._hidden is not None:
+                self._hidden.watch(1, False)
+            for module in training:
+                module.training = True
 
 
 def taught(
@@ -159,9 +197,10 @@ def taught(
     teacher: nn.Module | Literal["dense"] | None,
     weight: float,
     temperature: float,
+    hidden: Sequence[str] = (),
 ) -> Distillation | None:
     """Return a ``Distillation``, or None where there is to be no teacher."""
-    return None if teacher is None else Distillation(model, teacher, weight, temperature)
+    return None if teacher is None else Distillation(model, teacher, weight, temperature, hidden)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -193,3 +232,14 @@ def _watcher(model: nn.Module, distillation: Distillation) -> Any:
             told._see(args, kwargs, output)
 
     return watch
+
+
+def _opener(model: nn.Module, hidden: Hidden) -> Any:
+    """Return a forward pre-hook that lets the layers of a model be seen in this forward."""
+    watched = weakref.ref(model)
+
+    def begin(module: nn.Module, args: Any) -> None:
+        if module is watched():
+            hidden.watch(0, module.training and torch.is_grad_enabled())
+
+    return begin
