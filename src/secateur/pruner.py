@@ -321,18 +321,19 @@ class Pruner:
         self.budget.known.labelled = loss is not None
         differentiated = self.observe if needed and loss is not None else None
         calibration = self.statistics.calibration
-        with forbidding(self.model, self._never_chosen()):
+        with forbidding(self.model, self._never_chosen(self.keeps)):
             observe_forwards(self.model, data, calibration, loss, differentiated, self.structure)
 
-    def _never_chosen(self) -> list[Forbidden]:
+    def _never_chosen(self, keeps: Mapping[str, Tensor]) -> list[Forbidden]:
         """Return where a router is not to choose the experts that are masked."""
-        structure, keeps = self.structure, self.keeps
-        chosen = [g.name for g in structure.groups if g.unchosen] if structure else []
+        if self.structure is None:
+            return []
+        unchosen = {group.name for group in self.structure.groups if group.unchosen}
         return [
             each
-            for name in chosen
-            if structure is not None and name in keeps
-            for each in structure.forbidden(name, keeps[name].cpu())
+            for name, keep in keeps.items()
+            if name in unchosen
+            for each in self.structure.forbidden(name, keep.cpu())
         ]
 
     @in_ordinary_mode
@@ -380,7 +381,10 @@ class Pruner:
                 undo(partial(masking.put_on, self.model, on, differentiable=differentiable))
                 masking.take_off(self.model, bake=False)
             with masking.zeroed(self.model, self._before):
-                values, record = repair(self.model, self.masks, self.structure, data, how)
+                chosen = self._never_chosen(self.keeps)
+                values, record = repair(
+                    self.model, self.masks, self.structure, data, how, forbidden=chosen
+                )
         self._fill(values)
         undoable(partial(vars(self).update, dict(vars(self))))
         self.repaired, self._before = record, None
@@ -577,8 +581,14 @@ class Pruner:
         for i, keep in keeps.items():
             for name, mask in self.selectables[i].masks(keep, tensors).items():
                 masks[name] = masks[name] & mask if name in masks else mask
+        named = {self.selectables[i].name: keep for i, keep in keeps.items()}
         return output_error(
-            self.model, masks, self.structure, self.budget.known.batches, self.repairs
+            self.model,
+            masks,
+            self.structure,
+            self.budget.known.batches,
+            self.repairs,
+            forbidden=self._never_chosen(named),
         )
 
     def _smaller(self, keeps: Sequence[Tensor]) -> nn.Module:

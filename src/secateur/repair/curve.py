@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from secateur.replacements.passing import Passing
 from secateur.runtime.copying import copied
+from secateur.runtime.forbidding import Forbidden
 from secateur.structure import Structure
 from secateur.types import Masks
 
 from .quality import distance
 from .report import Distance
-from .run import masked, repair
+from .run import masked, repair, without
 
 
 def output_error(
-    model: nn.Module, masks: Masks, structure: Structure, batches: Sequence[Any], how: str | None
+    model: nn.Module,
+    masks: Masks,
+    structure: Structure,
+    batches: Sequence[Any],
+    how: str | None,
+    *,
+    also: frozenset[str] = frozenset(),
+    skipped: Mapping[str, Passing] | None = None,
+    forbidden: Sequence[Forbidden] = (),
 ) -> float:
     """Return how far a masked model's output is from the dense one's, after a repair if named.
 
@@ -30,10 +40,15 @@ def output_error(
         structure: of the dense model.
         batches: of inputs; a repair fits three of four, and the others are measured.
         how: a name in ``secateur.repairs``, or None.
+        also, skipped, forbidden: as for ``repair``.
     """
+    skips = skipped or {}
     if how:
-        return _number(repair(model, masks, structure, batches, how)[1].after)
-    return _number(distance(model, masked(copied(model), masks), batches))
+        options: dict[str, Any] = {"also": also, "skipped": skips, "forbidden": forbidden}
+        return _number(repair(model, masks, structure, batches, how, **options)[1].after)
+    pruned = masked(copied(model), masks)
+    with without(pruned, skips, forbidden):
+        return _number(distance(model, pruned, batches))
 
 
 def _number(found: Distance) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from secateur.replacements.passing import Passing, skipping
 from secateur.runtime.batches import arguments, held
 from secateur.runtime.copying import copied
 from secateur.runtime.distributed import reduced
+from secateur.runtime.forbidding import Forbidden, forbidding
 from secateur.structure import Structure
 from secateur.types import Masks
 
@@ -38,6 +40,7 @@ def repair(
     *,
     also: frozenset[str] = frozenset(),
     skipped: Mapping[str, Passing] | None = None,
+    forbidden: Sequence[Forbidden] = (),
 ) -> tuple[dict[str, Tensor], Repair]:
     """Return new values of parameters and buffers of a masked model, and the record.
 
@@ -50,6 +53,7 @@ def repair(
         also: parameters that are refitted though nothing of them is masked: what goes is made up
             for where their outputs are added to what lacks it.
         skipped: blocks that return their input in the pruned model.
+        forbidden: what its routers never choose.
 
     Raises:
         UnknownNameError: there is no such repair.
@@ -61,14 +65,14 @@ def repair(
         batches[-1].held = True
     judged = [b.inputs for b in batches if b.held] or [b.inputs for b in batches]
     pruned, unrepaired = copied(model), masked(copied(model), masks)
-    with skipping(unrepaired, skipped or {}):
+    with without(unrepaired, skipped or {}, forbidden):
         before = distance(model, unrepaired, judged)
     only, skips = how in repairs.means_only, skipped or {}
     seen = _recorded(model, structure, batches[0].inputs)
     job = Refitting(model, pruned, structure, masks, solve, only, also, skips, recording=seen)
-    with skipping(pruned, skipped or {}, copies=False):  # a copy would be one operation more
+    with without(pruned, skips, forbidden, copies=False):  # a copy would be one operation more
         job.run(batches)
-    with skipping(pruned, skipped or {}):
+    with without(pruned, skips, forbidden):
         after = distance(model, pruned, judged)
         fit = [b.inputs for b in batches if not b.held]
         norms, after = _norms(model, pruned, fit, judged, after)
@@ -76,6 +80,19 @@ def repair(
     values |= {name: _value(pruned, name) for name in norms}
     notes = _notes(job, batches)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
+
+
+@contextmanager
+def without(
+    model: nn.Module,
+    skipped: Mapping[str, Passing],
+    forbidden: Sequence[Forbidden],
+    *,
+    copies: bool = True,
+) -> Iterator[None]:
+    """Let a masked model run as the smaller one will, where no mask says that."""
+    with skipping(model, skipped, copies=copies), forbidding(model, forbidden):
+        yield
 
 
 def _recorded(model: nn.Module, structure: Structure, batch: Any) -> Recording:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -73,7 +74,15 @@ class _Forbidding(TorchDispatchMode):
             self.table.setdefault((each.module, each.packet, each.place), []).append(each)
         self.modules = {module for module, _, _ in self.table}
         self.packets = {packet for _, packet, _ in self.table}
-        self._running: list[tuple[str, Counter[Any]]] = []
+        self._here = threading.local()  # forwards of one model may take turns, each in its thread
+
+    @property
+    def _running(self) -> list[tuple[str, Counter[Any]]]:
+        """The calls of modules that have begun in this thread, and what ran in each."""
+        if not hasattr(self._here, "calls"):
+            self._here.calls = []
+        calls: list[tuple[str, Counter[Any]]] = self._here.calls
+        return calls
 
     def enter(self, path: str, *_: Any) -> None:
         self._running.append((path, Counter()))
