@@ -380,15 +380,18 @@ class Pruner:
                 differentiable = self.method.learns_masks
                 undo(partial(masking.put_on, self.model, on, differentiable=differentiable))
                 masking.take_off(self.model, bake=False)
+            never = self._never_chosen(self.keeps)
             with masking.zeroed(self.model, self._before):
-                chosen = self._never_chosen(self.keeps)
-                values, record = repair(
-                    self.model, self.masks, self.structure, data, how, forbidden=chosen
-                )
+                values, record = repair(*self._masked, data, how, forbidden=never)
         self._fill(values)
         undoable(partial(vars(self).update, dict(vars(self))))
         self.repaired, self._before = record, None
         return record
+
+    @property
+    def _masked(self) -> tuple[nn.Module, Masks, Structure]:
+        assert self.structure is not None
+        return self.model, self.masks, self.structure
 
     def _fill(self, values: Mapping[str, Tensor]) -> None:
         """Give what is kept of tensors its new values, until the call that does it fails."""
