@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .shrinking import apply_plan as apply_plan
     from .shrinking import cut_optimizer as cut_optimizer
     from .shrinking import drop_blocks as drop_blocks
+    from .shrinking import from_pretrained as from_pretrained
     from .shrinking import load_plans as load_plans
     from .shrinking import load_pruned as load_pruned
     from .shrinking import save_pruned as save_pruned
@@ -69,6 +70,7 @@ _HOMES = {
         "apply_plan",
         "cut_optimizer",
         "drop_blocks",
+        "from_pretrained",
         "load_plans",
         "load_pruned",
         "save_pruned",

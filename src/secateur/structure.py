@@ -26,6 +26,7 @@ from .graph.typing import Reason, Typed
 from .runtime.forbidding import Forbidden
 from .runtime.model import check_model
 from .runtime.ordinary import in_ordinary_mode
+from .runtime.progress import during
 from .runtime.shown import Shown
 from .types import Example
 
@@ -291,5 +292,6 @@ def analyze(model: nn.Module, example_inputs: Example, *, ragged: bool = False) 
       4 frozen: it is the model's output (aten.addmm.default in '2')
     """
     check_model(model)
-    inferred = Inferred(record(model, example_inputs), ragged=ragged)
-    return Structure(type(model).__name__, inferred)
+    with during("analysing"):
+        inferred = Inferred(record(model, example_inputs), ragged=ragged)
+        return Structure(type(model).__name__, inferred)

@@ -99,3 +99,20 @@ def size(model: nn.Module) -> float:
 
 def failing(model: nn.Module) -> float:
     raise RuntimeError("no such data")
+
+
+class Reader(nn.Module):
+    """Predicts the next of 20 tokens: ids (n, t) → logits (n, t, 20)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.inner = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.inner(self.embed(ids))))
+
+
+def reader() -> tuple[nn.Module, Tensor]:
+    return Reader(), torch.arange(16).view(2, 8)

@@ -380,3 +380,84 @@ def test_prune_when_a_repair_cannot_be_then_one_line_says_what_to_give(
     assert cli.main(["prune", *CONV, *out, *words]) == cli.FAILED
     assert said in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.slow  # imports transformers
+@pytest.mark.parametrize(("name", "key"), [("a.jsonl", "text"), ("a.jsonl:body", "body")])
+def test_read_data_when_json_lines_then_each_text_is_a_document(
+    saved: Saved, tmp_path: Path, name: str, key: str
+) -> None:
+    texts = ["the cat sat", "on the\nmat and the dog"]
+    lines = [json.dumps({key: text, "n": 1}) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines) + "\n")
+    folder = str(tmp_path / "model")
+    bert = saved("BertModel", max_position_embeddings=6)
+    (batch,) = read_data(str(tmp_path / name), bert, folder, 2)
+    assert batch["input_ids"].tolist() == [[2, 3, 4, 1, 1, 1], [5, 2, 6, 7, 2, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
+    llama = saved("LlamaForCausalLM", max_position_embeddings=4)
+    (batch,) = read_data(str(tmp_path / name), llama, folder, 2)
+    assert batch["input_ids"].tolist() == [[2, 3, 4, 5], [2, 6, 7, 2]]  # no padding, no gap
+
+
+@pytest.mark.slow  # imports transformers
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"text": "the cat"}\n{"text"', "line 2: no JSON"),
+        ('{"txt": "the cat"}', "has no text 'text'. Did you mean 'txt'?"),
+        ('{"text": 3, "body": "the"}', "It has 'body'. Name another one as a.jsonl:field"),
+        ('["the cat"]', "line 1: has no text 'text'"),
+    ],
+)
+def test_read_data_when_json_lines_will_not_do_then_error_names_the_line(
+    saved: Saved, tmp_path: Path, line: str, why: str
+) -> None:
+    model = saved("LlamaForCausalLM", max_position_embeddings=4)
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(ConfigError) as caught:
+        read_data(str(tmp_path / "a.jsonl"), model, str(tmp_path / "model"), 2)
+    assert why in str(caught.value)
+
+
+@pytest.mark.slow  # imports transformers
+def test_compare_when_there_is_data_then_it_has_the_perplexity_that_evaluate_has(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved("LlamaForCausalLM", max_position_embeddings=4)
+    dense, small = str(tmp_path / "model"), str(tmp_path / "small")
+    what = ["--sparsity", "0.5", "--names", "*mlp*", "--exclude", "*embed_tokens", "--uniform"]
+    assert cli.main(["prune", dense, *what, "--out", small]) == cli.DONE, capsys.readouterr().err
+    data = ["--data", str(tmp_path / "text.txt"), "--json"]
+    capsys.readouterr()
+    assert cli.main(["compare", dense, small, "--runs", "1", *data]) == cli.DONE
+    facts = json.loads(capsys.readouterr().out)
+    for name, place in (("dense", dense), ("pruned", small)):
+        assert cli.main(["evaluate", place, *data]) == cli.DONE, capsys.readouterr().err
+        value = json.loads(capsys.readouterr().out)["value"]
+        assert facts[name]["perplexity"]["value"] == pytest.approx(value, rel=1e-6)
+    assert facts["pruned"]["perplexity"]["value"] != facts["dense"]["perplexity"]["value"]
+
+
+@pytest.mark.slow  # imports transformers
+def test_prune_when_for_a_gguf_converter_then_rows_are_blocks_or_one_line_says_why_not(
+    transformers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 9}
+    config = transformers.LlamaConfig(**own, intermediate_size=768, max_position_embeddings=16)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    words = ["prune", str(tmp_path / "dense"), "--for"]
+    small = ["--sparsity", "0.4", "--out", str(tmp_path / "small")]
+    assert cli.main([*words, "gguf", *small]) == cli.DONE
+    told = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert (told["intermediate_size"], told["hidden_size"]) == (512, 32)
+    capsys.readouterr()
+    for more, why in (
+        (["gguf", "--round-to", "8"], "rows of 'model.layers.0.mlp.down_proj.weight' would have"),
+        (["ggfu"], "Did you mean 'gguf'?"),
+        (["gguf", "--what", "heads", "--round-to", "1"], "K-quants pack 256"),
+    ):
+        other = ["--sparsity", "0.5", "--out", str(tmp_path / "other")]
+        assert cli.main([*words, *more, *other]) == cli.FAILED
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from secateur import Config, Progress, Pruner
+from secateur.runtime import progress
 
 
 @pytest.fixture
@@ -50,3 +53,50 @@ def test_progress_when_a_run_goes_on_then_the_bar_starts_where_it_was(pruner: Pr
     pruner.step()
     pruner.step()
     assert "1/2" in shown(pruner, terminal=True, calls=0)
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+
+
+@pytest.mark.parametrize("soon", [0.0, 60.0])
+def test_bar_when_something_takes_a_while_then_it_is_shown_and_before_that_not(
+    monkeypatch: pytest.MonkeyPatch, soon: float
+) -> None:
+    monkeypatch.setattr(progress, "SOON", soon)
+    console = terminal()
+    found = []
+    for item in progress.shown(range(3), "counting", console):
+        time.sleep(0.1)
+        found.append(item)
+    with progress.during("thinking", console):
+        time.sleep(0.1)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert found == [0, 1, 2]
+    for word in ("counting", "3/3", "thinking"):
+        assert (word in text) == (soon == 0), text
+
+
+def test_bar_when_another_one_is_there_then_is_silent_and_its_errors_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "SOON", 0.0)
+    outer, inner = terminal(), terminal()
+
+    def fail() -> None:
+        for _ in progress.shown([1], "inner", inner):
+            time.sleep(0.05)
+            raise LookupError
+
+    with pytest.raises(LookupError), progress.during("outer", outer):
+        fail()
+    assert inner.file.getvalue() == ""  # type: ignore[attr-defined]
+    with progress.during("again", inner):  # whoever held the place has given it back
+        time.sleep(0.05)
+    assert "again" in inner.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_bar_when_there_is_no_terminal_then_no_thread_is_started() -> None:
+    before = threading.active_count()
+    with progress.during("thinking", Console(file=io.StringIO())):
+        assert threading.active_count() == before

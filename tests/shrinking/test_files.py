@@ -181,7 +181,7 @@ def test_save_when_pruned_twice_then_one_load_makes_both_steps(results, tmp_path
 
 
 def test_save_when_loaded_and_saved_again_then_the_files_are_equal(results, tmp_path):
-    one = results["sizes"].save(tmp_path / "one")
+    one = sc.save_pruned(results["sizes"], tmp_path / "one")
     two = sc.save_pruned(sc.load_pruned(one, Sizes()), tmp_path / "two")
     for file in ("model.safetensors", "buffers.safetensors", "plan.json"):
         assert (one / file).read_bytes() == (two / file).read_bytes()
@@ -194,7 +194,8 @@ def test_save_when_written_then_the_plan_can_be_read_by_a_person(saved):
     assert document["shapes"]["up.bias"] == {"before": [16], "after": [8]}
     lines = (saved / "plan.json").read_text().splitlines()
     assert any(line.strip().startswith('"up.bias": {"before": [16]') for line in lines)
-    assert sorted(p.name for p in saved.iterdir()) == ["model.safetensors", "plan.json"]
+    names = ["model.safetensors", "plan.json", "record.json"]
+    assert sorted(p.name for p in saved.iterdir()) == names
 
 
 def test_save_when_another_model_was_there_then_nothing_of_it_stays(results, saved):
@@ -277,7 +278,8 @@ def test_save_when_the_disk_is_full_then_the_old_files_load(results, saved, monk
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
         results["tied"].save(saved)
-    assert sorted(p.name for p in saved.iterdir()) == ["model.safetensors", "plan.json"]
+    names = ["model.safetensors", "plan.json", "record.json"]
+    assert sorted(p.name for p in saved.iterdir()) == names
     sc.load_pruned(saved, Tied())
 
 
@@ -507,7 +509,8 @@ def test_save_when_a_model_in_several_files_was_there_then_only_the_new_one_is(t
     half(0).save(tmp_path)
     fresh = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     assert sc.load_pruned(tmp_path, fresh)[0].out_features == 4
-    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "plan.json"}
+    names = {"model.safetensors", "plan.json", "record.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
 
 
 class Registers(nn.Module):

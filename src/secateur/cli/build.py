@@ -5,7 +5,6 @@ A new kind of MODEL is one function here and its prefix in ``LIBRARIES``.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from os.path import isdir, isfile  # which answer for every text
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import ConfigError, MissingExtraError, did_you_mean
+from secateur.errors import ConfigError, did_you_mean
+from secateur.runtime.extras import library
 from secateur.types import Example
 
 from .inputs import image, tokens_or_image
@@ -100,17 +100,3 @@ LIBRARIES: dict[str, Callable[[str, Mapping[str, Any]], tuple[nn.Module, Example
     "timm": _timm,
 }
 """Prefix of MODEL → the function that builds one by name and says what it takes."""
-
-
-def library(module: str, package: str, what: str, extra: str = "all") -> Any:
-    """Return a module of a library that need not be installed.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise MissingExtraError(what, package, extra) from error

@@ -9,11 +9,13 @@ from rich.table import Table
 
 from secateur.graph.cost import Cost, human
 from secateur.runtime.measure import Latency, figure, latency, state_bytes
+from secateur.runtime.perplexity import Perplexity
 from secateur.shrinking.verify import Check
 from secateur.structure import analyze
 
 from .models import Loaded, load
 from .options import NOTHING, Given
+from .reading import Reading
 from .show import AsJson, show
 
 
@@ -25,6 +27,7 @@ class Measured:
     cost: Cost
     bytes: int
     latency: Latency
+    perplexity: Perplexity | None = None
 
 
 def compare(
@@ -35,6 +38,9 @@ def compare(
     given: Given = NOTHING,
     runs: int = 15,
     threads: int | None = None,
+    data: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: parameters, MACs, file size, latency with spread, and outputs.
@@ -50,17 +56,26 @@ def compare(
         Timings of each model; the two take turns.
     threads
         CPU threads for the timings; by default as many as torch uses.
+    data
+        A text, or ids, to measure the perplexity of both on, as in secateur evaluate. Both read
+        the tokens of DENSE's tokenizer.
+    window
+        Tokens that both read at once; by default as in secateur evaluate.
+    stride
+        How far apart windows begin, likewise.
     """
     one = load(dense, given)
     other = load(pruned, Given(input=given.input, trust=given.trust), dense=one.source)
     times = latency(
         {"dense": one.model, "pruned": other.model}, one.example, runs=runs, threads=threads
     )
-    structure = analyze(one.model, one.example)
-    before = Measured(dense, structure.cost(), size_of(dense, one), times["dense"])
-    after = Measured(
-        pruned, analyze(other.model, one.example).cost(), size_of(pruned, other), times["pruned"]
-    )
+    structure, smaller = analyze(one.model, one.example), analyze(other.model, one.example)
+    seen: list[Perplexity] = []
+    if data is not None:
+        reading = Reading(data, window, stride)
+        seen = [reading.of(each, one.source.model)[0] for each in (one, other)]
+    before = Measured(dense, structure.cost(), size_of(dense, one), times["dense"], *seen[:1])
+    after = Measured(pruned, smaller.cost(), size_of(pruned, other), times["pruned"], *seen[1:])
     check = Check(structure, one.example)
     gap = check.compare(other.model, check.expect(one.model), exact=False).difference
     facts = {"dense": asdict(before), "pruned": asdict(after), "output_difference": gap}
@@ -89,6 +104,8 @@ def _table(before: Measured, after: Measured, gap: float) -> Table:
     ):
         change = f"{new / old - 1:+.0%}" if old else ""
         table.add_row(label, human(old), human(new), change)
+    if before.perplexity and after.perplexity:
+        table.add_row(*_predicted(before.perplexity, after.perplexity))
     slow, fast = before.latency, after.latency
     faster = f"{slow.median / fast.median:.2f}x as fast"
     times = f"{figure(slow.median)} ms", f"{figure(fast.median)} ms"
@@ -96,3 +113,9 @@ def _table(before: Measured, after: Measured, gap: float) -> Table:
     spreads = (each.middle_half for each in (slow, fast))
     table.add_row(f"  middle half of {slow.runs}", *spreads, "", style="dim")
     return table
+
+
+def _predicted(dense: Perplexity, pruned: Perplexity) -> tuple[str, str, str, str]:
+    values = f"{dense.value:.4g}", f"{pruned.value:.4g}"
+    label = f"perplexity, windows of {dense.window}"
+    return label, *values, f"{pruned.value / dense.value:.3f}x"

@@ -1,6 +1,6 @@
 """``--data``: calibration inputs from a file or a function of the user's; nothing is unpickled.
 
-A new kind of file is one function here and its ending in ``READERS``.
+A new kind of file is one function here and its ending in ``READERS``; texts are in ``texts.py``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError, FileError
-from secateur.runtime.io import read_tensors, read_text
+from secateur.runtime.extras import library
+from secateur.runtime.io import read_tensors
 
-from .build import library
 from .places import called
+from .texts import MOST_TOKENS, TEXTS, is_text, text_batches, text_tokens
 
-MOST_TOKENS = 512
-"""The longest text of a batch, also where a model could read a longer one."""
 MOST_ROWS = 1 << 30
 """More rows than a file has: all of it is one batch."""
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy")
@@ -33,7 +32,7 @@ def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[
     """Return the batches that ``--data`` stands for.
 
     Args:
-        place: a file that ends as ``READERS`` say, or module:function.
+        place: a file of arrays or of text, or module:function.
         model: what takes the batches.
         folder: where MODEL was read from, for its tokenizer.
         size: samples of a batch that is made from a file.
@@ -46,6 +45,8 @@ def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[
     if size < 1:
         raise ConfigError(f"--batch-size {size}: a batch has one sample at least")
     ending = Path(place).suffix.lower()
+    if is_text(Path(place)):
+        return text_batches(Path(place), model, folder, size)
     if ending in PICKLED:
         raise ConfigError(
             f"--data {place}: {ending} files are not read, because reading them can run code; "
@@ -55,8 +56,7 @@ def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[
         return READERS[ending](Path(place), model, folder, size)
     if ":" in place:
         return called(place)
-    known = ", ".join(READERS)
-    raise ConfigError(f"--data {place!r}: give module:function, or a file that ends in {known}")
+    raise ConfigError(f"--data {place!r}: give module:function, or a file that ends in {ENDINGS}")
 
 
 def _arrays(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
@@ -84,33 +84,6 @@ def _tensors(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
     return _batches(path, read_tensors(path), model, size)
 
 
-def _text(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
-    """Read a text with the model's tokenizer.
-
-    A model that writes text itself is given windows of all of it, so that nothing is padded; any
-    other one its lines, padded to the longest of a batch.
-    """
-    tokenizer = _tokenizer(path, folder)
-    own: Any = model
-    if getattr(own.config, "is_encoder_decoder", False):
-        raise ConfigError(
-            f"--data {path}: {type(model).__name__} reads two texts, one of which it writes: give "
-            "--data module:function, with both"
-        )
-    text = read_text(path)
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ConfigError(f"--data {path}: there is no text in it")
-    longest = _longest(own.config, tokenizer)
-    if own.can_generate() or tokenizer.pad_token is None:
-        windows = _windows(tokenizer(text, verbose=False)["input_ids"], longest).split(size)
-        extra = {"use_cache": False} if hasattr(own.config, "use_cache") else {}
-        return [{"input_ids": part, **extra} for part in windows]
-    options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
-    starts = range(0, len(lines), size)
-    return [dict(tokenizer(lines[start : start + size], **options)) for start in starts]
-
-
 def read_tokens(place: str, model: nn.Module, folder: str) -> tuple[Tensor, int]:
     """Return the ids of a text, one after the other, and how many the model reads at once.
 
@@ -124,12 +97,10 @@ def read_tokens(place: str, model: nn.Module, folder: str) -> tuple[Tensor, int]
         FileError: the file cannot be read.
     """
     path = Path(place)
-    if path.suffix.lower() == ".txt":
-        tokenizer, own = _tokenizer(path, folder), model.config
-        ids = torch.tensor(tokenizer(read_text(path), verbose=False)["input_ids"]).long()
-        return ids, _longest(own, tokenizer)
+    if is_text(path):
+        return text_tokens(path, model, folder)
     if path.suffix.lower() not in READERS:
-        raise ConfigError(f"--data {place!r}: give a file that ends in {', '.join(READERS)}")
+        raise ConfigError(f"--data {place!r}: give a file that ends in {ENDINGS}")
     batches = READERS[path.suffix.lower()](path, model, folder, MOST_ROWS)
     found = [list(b.values()) if isinstance(b, Mapping) else [*b] for b in batches]
     if any(len(each) != 1 for each in found) or found[0][0].dtype != torch.int64:
@@ -138,47 +109,12 @@ def read_tokens(place: str, model: nn.Module, folder: str) -> tuple[Tensor, int]
     return ids.flatten(), ids.shape[1] if ids.ndim == 2 else MOST_TOKENS
 
 
-def _tokenizer(path: Path, folder: str) -> Any:
-    """Return the tokenizer of a Hugging Face folder."""
-    if not (Path(folder) / "config.json").is_file():
-        raise ConfigError(
-            f"--data {path}: a text needs a tokenizer, which {folder} has none of: give a Hugging "
-            "Face folder for MODEL, or --data module:function"
-        )
-    transformers = library("transformers", "transformers", f"--data {path}", "hf")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as wrong:  # each kind of tokenizer raises its own
-        raise ConfigError(f"--data {path}: the tokenizer of {folder} fails: {wrong}") from wrong
-    files = [Path(folder) / name for name in tokenizer.vocab_files_names.values()]
-    if files and not any(file.is_file() for file in files):  # then it knows no word
-        names = ", ".join(file.name for file in files)
-        raise ConfigError(f"--data {path}: {folder} has no tokenizer: none of {names}")
-    return tokenizer
-
-
-def _windows(tokens: list[int], longest: int) -> Tensor:
-    """Return a text as rows of as many tokens each; what is left at its end is left out."""
-    length = min(longest, len(tokens))
-    count = len(tokens) // length
-    return torch.tensor(tokens[: count * length]).reshape(count, length)
-
-
-def _longest(config: Any, tokenizer: Any) -> int:
-    """Return how many tokens a text of a batch has at most."""
-    inner = config.get_text_config()
-    own = getattr(inner, "max_position_embeddings", None) or MOST_TOKENS
-    return int(min(own, tokenizer.model_max_length, MOST_TOKENS))
-
-
 READERS: dict[str, Callable[[Path, nn.Module, str, int], list[Any]]] = {
     ".npz": _arrays,
     ".safetensors": _tensors,
-    ".txt": _text,
 }
-"""Ending of a file → the function that makes batches of it."""
+"""Ending of a file of arrays → the function that makes batches of it."""
+ENDINGS = ", ".join((*READERS, *TEXTS))
 WIDEST = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "c": "complex128"}
 """Kind of an array's numbers → as what they are read, before the model's own precision."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from .models import Source, remember
+from secateur.shrinking.record import Source
+
+from .models import remember
 from .status import DONE, FAILED
 
 SOURCE = Source("secateur.demo.digits:DigitsNet", {}, input=("1,1,8,8",))

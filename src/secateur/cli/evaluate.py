@@ -7,11 +7,10 @@ from dataclasses import asdict
 from rich.table import Table
 
 from secateur.runtime.measure import figure
-from secateur.runtime.perplexity import perplexity
 
-from .data import read_tokens
 from .models import load
 from .options import NOTHING, Given, Model
+from .reading import Reading
 from .show import AsJson, show
 
 
@@ -31,7 +30,8 @@ def evaluate(
     Parameters
     ----------
     data
-        A text (MODEL has a tokenizer), or .npz or .safetensors with one array of ids.
+        A text, .txt or .jsonl (MODEL has a tokenizer), or .npz or .safetensors with one array of
+        ids.
     window
         Tokens that the model reads at once; by default as many as it can, at most 512, or a row.
     stride
@@ -39,15 +39,14 @@ def evaluate(
     batch_size
         Windows of a batch.
     """
-    loaded = load(model, given)
-    tokens, longest = read_tokens(data, loaded.model, loaded.source.model)
-    found = perplexity(loaded.model, tokens, window or longest, stride, batch_size)
+    reading = Reading(data, window, stride, batch_size)
+    found, tokens = reading.of(load(model, given))
     table = Table(title=f"{model} on {data}", title_justify="left", show_header=False)
     for label, value in (
         ("perplexity", f"{found.value:.4g}"),
-        ("tokens predicted", f"{found.predictions} of {len(tokens)}"),
+        ("tokens predicted", f"{found.predictions} of {tokens}"),
         ("windows", f"{found.windows} of {found.window} tokens, {found.stride} apart"),
         ("tokens read per second", figure(found.tokens_per_second)),
     ):
         table.add_row(label, value)
-    show(table, {**asdict(found), "tokens": len(tokens)}, as_json=as_json)
+    show(table, {**asdict(found), "tokens": tokens}, as_json=as_json)

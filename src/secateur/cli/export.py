@@ -17,6 +17,7 @@ from secateur.errors import ConfigError, MissingExtraError, ShrinkError
 from secateur.graph.outputs import tensors_of
 from secateur.runtime.forward import evaluating
 from secateur.runtime.io import whole
+from secateur.runtime.progress import during
 from secateur.shrinking.difference import difference
 from secateur.shrinking.exports import ONNX, PT2
 from secateur.types import Example, call_arguments
@@ -62,10 +63,11 @@ def export(
     example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
     shapes = _first_varies(example) if dynamic_batch else None
     written = {}
-    if torch_export:
-        written["torch_export"] = _torch_export(loaded.model, example, shapes, folder)
-    if onnx:
-        written["onnx"] = _onnx(loaded.model, example, shapes, folder)
+    with during("exporting"):
+        if torch_export:
+            written["torch_export"] = _torch_export(loaded.model, example, shapes, folder)
+        if onnx:
+            written["onnx"] = _onnx(loaded.model, example, shapes, folder)
     lines = "\n".join(
         f"{each['file']}: {each['bytes']:,} bytes, {each['checked']}" for each in written.values()
     )

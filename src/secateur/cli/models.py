@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from os.path import isdir, isfile  # which answer for every text
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,17 @@ from torch import nn
 from secateur.errors import ConfigError, FileError, did_you_mean
 from secateur.runtime.io import read_tensors, read_text
 from secateur.runtime.together import place_of, sealed
-from secateur.shrinking import load_pruned
-from secateur.shrinking.document import PLAN, seals_in
+from secateur.shrinking import from_pretrained, load_pruned
+from secateur.shrinking.document import PLAN, read, seals_in
 from secateur.shrinking.files import add_beside
+from secateur.shrinking.record import RECORD, SCHEMA, Source, record_of
+from secateur.shrinking.stock import holds_stock
 from secateur.types import Example
 
 from .build import build
-from .inputs import read_inputs
+from .inputs import read_inputs, tokens_or_image
 from .options import NOTHING, Given
 from .trust import check_plain
-
-RECORD = "record.json"
-"""Beside a saved model: how to build the dense one again, and what was measured on the way."""
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Source:
-    """How to build a dense model again: what was typed, kept beside what was made from it."""
-
-    model: str
-    arguments: Mapping[str, Any]
-    weights: str | None = None
-    input: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,17 +68,24 @@ def load(model: str, given: Given = NOTHING, dense: Source | None = None) -> Loa
         MissingExtraError: it needs a library that is not installed.
     """
     folder = Path(model)
-    if isfile(folder / RECORD):
-        if given.arg or given.weights:
+    if isfile(folder / RECORD) or isfile(folder / PLAN):
+        if given.weights or (given.arg and not given.dense):
             raise ConfigError(f"{folder}: a saved model takes neither --arg nor --weights")
-        return _saved(folder, tuple(given.input or ()), dense, trust=given.trust)
-    source = Source(
-        str(folder.resolve()) if isdir(folder) else _resolved(model),
+        named = _source(given.dense, given) if given.dense else None
+        return _saved(folder, given, named, dense)
+    if given.dense:
+        raise ConfigError(f"--dense {given.dense}: {model} is no folder that secateur wrote")
+    return rebuild(_source(model, given))
+
+
+def _source(model: str, given: Given) -> Source:
+    """Return what was typed, so that it means the same from another working directory."""
+    return Source(
+        str(Path(model).resolve()) if isdir(model) else _resolved(model),
         keywords(given.arg or ()),
         None if given.weights is None else str(given.weights.resolve()),
         tuple(map(_resolved, given.input or ())),
     )
-    return rebuild(source)
 
 
 def _resolved(place: str) -> str:
@@ -175,12 +170,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def record_of(source: Source, **facts: Any) -> str:
-    """Return the text that says how the dense model of a saved one is built."""
-    record = {"schema": SCHEMA, "source": asdict(source), **facts}
-    return json.dumps(record, indent=1) + "\n"
-
-
 def remember(folder: Path, source: Source, **facts: Any) -> None:
     """Write how the dense model of a saved one is built, so that the folder stands for itself."""
     add_beside(folder, RECORD, record_of(source, **facts))
@@ -217,14 +206,59 @@ def _understood(path: Path, text: str) -> Source:
     return record.source
 
 
-def _saved(folder: Path, inputs: tuple[str, ...], named: Source | None, *, trust: bool) -> Loaded:
-    try:
-        source = recalled(folder, trust=trust)
-    except ConfigError:  # it asks for code to be run
-        if named is None:
-            raise
-        source = named
-    source = replace(source, input=inputs) if inputs else source
+def _saved(folder: Path, given: Given, named: Source | None, other: Source | None) -> Loaded:
+    """Return the model of a saved folder.
+
+    Args:
+        folder: of it.
+        given: the options.
+        named: how its dense model is built, as ``--dense`` says.
+        other: how that of DENSE is, for a folder that does not say it, or asks for code.
+    """
+    if named is None and holds_stock(folder):
+        return _pretrained(folder, tuple(map(_resolved, given.input or ())))
+    source = named or _told(folder, other, trust=given.trust)
+    if given.input:
+        source = replace(source, input=tuple(given.input))
+    elif not source.input and isfile(folder / RECORD):
+        source = replace(source, input=_plain_inputs(folder))
     dense = rebuild(source)
     model = load_pruned(folder, dense.model)
     return Loaded(model.eval(), dense.example, dense.source)
+
+
+def _pretrained(folder: Path, inputs: tuple[str, ...]) -> Loaded:
+    """Return a model of transformers, which needs no dense one, of a folder that holds all."""
+    model = from_pretrained(folder)
+    example = read_inputs(inputs) if inputs else tokens_or_image(model)
+    if example is None:
+        raise ConfigError(f"{folder}: give example inputs, such as --input input_ids=1,16:1000")
+    return Loaded(model, example, Source(str(folder.resolve()), {}, None, inputs))
+
+
+def _told(folder: Path, other: Source | None, *, trust: bool) -> Source:
+    """Return how a folder's dense model is built, by what it says, or else as another one."""
+    try:
+        source = recalled(folder, trust=trust) if isfile(folder / RECORD) else Source()
+    except ConfigError:  # it asks for code to be run
+        if other is None:
+            raise
+        return other
+    if source.model:
+        return source
+    if other is None:
+        raise ConfigError(
+            f"{folder} does not say how its dense model is built, which was of class "
+            f"{read(folder / PLAN).model}: say it with --dense module:callable, or another MODEL"
+        )
+    return other
+
+
+def _plain_inputs(folder: Path) -> tuple[str, ...]:
+    """Return the words for inputs that a record holds, where they are shapes alone."""
+    source = _understood(folder / RECORD, read_text(folder / RECORD))
+    try:
+        check_plain(folder / RECORD, "", {}, source.input)
+    except ConfigError:
+        return ()
+    return source.input

@@ -41,6 +41,13 @@ Trust: TypeAlias = Annotated[
         "whose code you would run",
     ),
 ]
+Dense: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        help="how the dense model of a saved folder is built, where the folder does not say it: "
+        "any MODEL, with --arg",
+    ),
+]
 
 
 @Parameter(name="*")
@@ -52,6 +59,7 @@ class Given:
     weights: Weights = None
     input: Inputs = None
     trust: Trust = False
+    dense: Dense = None
 
 
 NOTHING = Given()
@@ -66,7 +74,8 @@ class Calibration:
     ----------
     data
         Calibration inputs: module:function or file.py:function that returns batches, or a file:
-        .npz or .safetensors (a sample is a row of each array), .txt (MODEL has a tokenizer).
+        .npz or .safetensors (a sample is a row of each array), .txt or .jsonl (MODEL has a
+        tokenizer; of JSON lines the field "text" is read, or that of texts.jsonl:field).
     batch_size
         Samples of a batch that is made from a file.
     loss

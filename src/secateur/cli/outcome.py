@@ -12,16 +12,14 @@ from torch import nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError, MissingExtraError
-from secateur.runtime.io import write_text
 from secateur.runtime.measure import latency
 from secateur.searching import Search
 from secateur.searching.options import without_password
 from secateur.settings import pattern_share
 from secateur.shrinking import Result
-from secateur.shrinking.files import save_with
 from secateur.types import Example
 
-from .models import RECORD, Source, keywords, record_of, shares
+from .models import keywords, shares
 
 
 def check_place(out: Path | None, dry_run: bool) -> None:
@@ -49,21 +47,6 @@ def _value(name: str, value: Any) -> Any:
     words = value.split(",") if name == "granularity" else ()
     sizes = all(word.lstrip("-").isdigit() for word in words)
     return [int(word) for word in words] if words and sizes else value
-
-
-def save(result: Result, out: Path, source: Source) -> None:
-    """Write the smaller model and how to build the dense one."""
-    save_pretrained: Any = getattr(result.model, "save_pretrained", None)
-    ordinary = result.config is not None and save_pretrained is not None
-
-    def beside(folder: Path) -> None:
-        if ordinary:
-            save_pretrained(folder)  # an ordinary config says the new sizes
-        write_text(folder / RECORD, record_of(source))
-
-    save_with(result.model, out, weights=not ordinary, beside=beside)
-    for name in ("report.json", "report.html"):
-        (out / name).unlink(missing_ok=True)  # of another model; the new ones take a while
 
 
 def reported(

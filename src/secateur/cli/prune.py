@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 from rich.console import Group as Lines
@@ -25,9 +26,42 @@ from .calibrate import calibrate, repair_asked
 from .data import read_data
 from .models import Loaded, load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
-from .outcome import check_place, config_of, reported, save
+from .outcome import check_place, config_of, reported
+from .presets import PRESETS, preset, with_preset
 from .show import AsJson, show
 from .training import NONE, Training, decided, fitted
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of the command, read and checked; ``out`` is None for a dry run."""
+
+    loaded: Loaded
+    config: Config
+    calibration: Calibration
+    training: Training
+    out: Path | None
+    target: str | None
+    as_json: bool
+
+    def save(self, result: Result, dense: nn.Module, history: list[dict[str, float]]) -> None:
+        """Write the smaller model and its report, if whoever it is for can read it."""
+        assert self.out is not None
+        if self.target is not None:
+            preset(self.target).check(result)
+        result.save(self.out, dense=self.loaded.source)
+        told = reported(result, dense, self.loaded.example, self.out, history, self.config)
+        show(*told, as_json=self.as_json)
+
+
+For: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        name="--for",
+        help=f"who reads the result: {', '.join(PRESETS)}. Sets what that needs, and refuses to "
+        "write what it does not read",
+    ),
+]
 
 
 @with_settings(Config, without=("targets", "strict"))
@@ -39,6 +73,7 @@ def prune(
     config: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     best_effort: Annotated[bool, Parameter(negative=())] = False,
+    target: For = None,
     calibration: Calibration = UNKNOWN,
     training: Training = NONE,
     given: Given = NOTHING,
@@ -50,7 +85,8 @@ def prune(
     Parameters
     ----------
     out
-        Folder for model.safetensors, plan.json, record.json, report.json and report.html.
+        Folder for model.safetensors, plan.json, record.json, report.json and report.html; of a
+        model of transformers, config.json and its tokenizer too.
     config
         A YAML, JSON or TOML file of settings and targets; options below go over it.
     dry_run
@@ -59,76 +95,52 @@ def prune(
         Where the goal cannot be met, remove as much as can go, and say so first.
     """
     check_place(out, dry_run)
-    chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
-    loaded = load(model, given)
-    place = None if dry_run else out
+    settings = settings | ({"strict": False} if best_effort else {})
+    chosen = config_of(config, with_preset(target, settings))
+    place, loaded = None if dry_run else out, load(model, given)
+    job = Job(loaded, chosen, calibration, training, place, target, as_json)
     if asks_for_depth(chosen):
-        _shallower(loaded, chosen, calibration, training, place, as_json)
+        _shallower(job)
     elif training.fits(dry_run) and place is not None:
         result, history = fitted(loaded, chosen, training, calibration)
-        _save(result, place, loaded, loaded.model, history, chosen, as_json)
+        job.save(result, loaded.model, history)
     else:
-        _narrower(loaded, chosen, calibration, training, place, as_json)
+        _narrower(job)
 
 
-def _narrower(
-    loaded: Loaded,
-    config: Config,
-    calibration: Calibration,
-    training: Training,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def _narrower(job: Job) -> None:
     """Save a model without the positions that matter least, or show what would go."""
-    dense = loaded.model if out is None else copied(loaded.model)
-    pruner = Pruner(loaded.model, config, loaded.example, trained=False)
+    loaded, calibration, training = job.loaded, job.calibration, job.training
+    dense = loaded.model if job.out is None else copied(loaded.model)
+    pruner = Pruner(loaded.model, job.config, loaded.example, trained=False)
     notes, trains = list[str](), training.train is not None
     if not trains:
         pruner, notes = by_default(pruner, has_data=calibration.data is not None)
     how = pruner.repairs = repair_asked(pruner, calibration, trains=trains)
     batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
-    history = decided(pruner, None if out is None else training.train)
+    history = decided(pruner, None if job.out is None else training.train)
     pruner.notes.extend(notes)
-    if out is None:
-        _show_plan(pruner, as_json)
+    if job.out is None:
+        _show_plan(pruner, job.as_json)
         return
     if how is not None and batches is not None:
         pruner.repair(batches, how)
-    _save(pruner.finish(), out, loaded, dense, history, config, as_json)
+    job.save(pruner.finish(), dense, history)
 
 
-def _shallower(
-    loaded: Loaded,
-    config: Config,
-    calibration: Calibration,
-    training: Training,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def _shallower(job: Job) -> None:
     """Save or show a model without the blocks that matter least."""
-    if training != NONE or calibration.loss is not None:
+    loaded, calibration = job.loaded, job.calibration
+    if job.training != NONE or calibration.loss is not None:
         raise ConfigError("--what depth is one shot without labels: leave --train and --loss out")
     data, place = calibration.data, loaded.source.model
     batches = data and read_data(data, loaded.model, place, calibration.batch_size)
     how = repair_wanted(calibration.repair, batches, None)
-    result = without_blocks(loaded.model, config, loaded.example, batches, how)
-    if out is None:
-        show(result, {"drop": [*result.plan.drop]}, as_json=as_json)
+    result = without_blocks(loaded.model, job.config, loaded.example, batches, how)
+    if job.out is None:
+        show(result, {"drop": [*result.plan.drop]}, as_json=job.as_json)
     else:
-        _save(result, out, loaded, loaded.model, [], config, as_json)
-
-
-def _save(
-    result: Result,
-    out: Path,
-    loaded: Loaded,
-    dense: nn.Module,
-    history: list[dict[str, float]],
-    config: Config,
-    as_json: bool,
-) -> None:
-    save(result, out, loaded.source)
-    show(*reported(result, dense, loaded.example, out, history, config), as_json=as_json)
+        job.save(result, loaded.model, [])
 
 
 def _plan(pruner: Pruner) -> Plan:

@@ -1,4 +1,4 @@
-"""``secateur report``: draw the report of a saved run again."""
+"""``secateur report``: draw the report of a saved run again, or what can go from a model."""
 
 from __future__ import annotations
 
@@ -8,32 +8,49 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from secateur.report import open_page, read, to_markdown, write_page
+from secateur.report.facts import Report
+from secateur.report.files import FACTS
 
+from .models import load
+from .options import NOTHING, Given
 from .show import AsJson, show
+from .unpruned import report_on
 
 
 def report(
-    folder: Path,
+    model: str,
     /,
     *,
     markdown: Annotated[bool, Parameter(negative=())] = False,
+    out: Path | None = None,
+    given: Given = NOTHING,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html of a folder that secateur prune or secateur demo wrote.
+    """Write report.html of a folder that secateur wrote, or of any other MODEL.
 
     It is one file that opens offline. Where there is a screen, it is opened.
 
     Parameters
     ----------
-    folder
-        The folder; its report.json is what the page shows.
+    model
+        A saved folder: its report.json is what the page shows; where it has none, what is left of
+        the model is analysed. Of any other MODEL the page shows what can be removed.
     markdown
         Print the report as Markdown instead.
+    out
+        Where report.html goes; by default into MODEL's folder, or the current one.
     """
-    found = read(folder)
+    found = _facts(model, given)
     if as_json or markdown:
         show(to_markdown(found), found.model_dump(mode="json", by_alias=True), as_json=as_json)
         return
-    path = write_page(folder, found)
+    path = write_page(out or (Path(model) if Path(model).is_dir() else Path()), found)
     print(path)
     open_page(path)
+
+
+def _facts(model: str, given: Given) -> Report:
+    folder = Path(model)
+    if folder.is_dir() and (folder / FACTS).is_file():
+        return read(folder)
+    return report_on(load(model, given), folder)

@@ -20,7 +20,7 @@ from .calibrate import NONE, usual_loss
 from .data import read_data
 from .models import Loaded, keywords, load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
-from .outcome import config_of, reported, save
+from .outcome import config_of, reported
 from .places import imported
 from .show import AsJson, show
 
@@ -147,7 +147,7 @@ def _saved(found: Search, out: Path, config: Config, loaded: Loaded, as_json: bo
     if not found.whole:
         raise ConfigError("no trial was evaluated to its end: give more --trials, or stop fewer")
     result = found.result()
-    save(result, out, loaded.source)
+    result.save(out, dense=loaded.source)
     history = [{"step": float(t.slot), "value": t.value} for t in found.whole]
     lines, facts = reported(result, loaded.model, loaded.example, out, history, config, found)
     lines.renderables.insert(0, found)

@@ -50,7 +50,7 @@ def check_plain(
 
 def _running(model: str, arguments: Mapping[str, Any], inputs: Sequence[str]) -> Iterator[str]:
     prefix, _, name = model.partition(":")
-    known = prefix in LIBRARIES and name
+    known = not model or (prefix in LIBRARIES and name)  # "": it does not say
     if not known and not isfile(Path(model) / "config.json"):
         where, colon, what = model.rpartition(":")
         if colon and where:

@@ -17,6 +17,7 @@ from secateur.runtime.batches import arguments, held
 from secateur.runtime.copying import copied
 from secateur.runtime.distributed import reduced
 from secateur.runtime.forbidding import Forbidden, forbidding
+from secateur.runtime.progress import during
 from secateur.structure import Structure
 from secateur.types import Masks
 
@@ -70,7 +71,7 @@ def repair(
     only, skips = how in repairs.means_only, skipped or {}
     seen = _recorded(model, structure, batches[0].inputs)
     job = Refitting(model, pruned, structure, masks, solve, only, also, skips, recording=seen)
-    with without(pruned, skips, forbidden, copies=False):  # a copy would be one operation more
+    with during("repairing"), without(pruned, skips, forbidden, copies=False):  # a copy: an op more
         job.run(batches)
     with without(pruned, skips, forbidden):
         after = distance(model, pruned, judged)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from rich import progress
 from rich.console import Console
@@ -31,24 +33,58 @@ class Steps(Protocol):
 T = TypeVar("T")
 
 
+SOON = 2.0
+"""Seconds from which on it is shown that something takes a while."""
+_busy = threading.Lock()  # held by the one bar that is there: within it others are silent
+
+
 def shown(items: Iterable[T], doing: str, console: Console | None = None) -> Iterator[T]:
     """Yield items with a bar that grows, once it takes longer than a moment, on a terminal.
 
     >>> list(shown([1, 2], "counting"))
     [1, 2]
     """
+    with _later(doing, items, console) as bar:
+        for item in items:
+            yield item
+            bar()
+
+
+@contextmanager
+def during(doing: str, console: Console | None = None) -> Iterator[None]:
+    """Show that something is done, once it takes longer than a moment, on a terminal.
+
+    >>> with during("thinking"):
+    ...     pass
+    """
+    with _later(doing, (), console):
+        yield
+
+
+@contextmanager
+def _later(
+    doing: str, items: Iterable[Any], console: Console | None
+) -> Iterator[Callable[[], object]]:
+    """Yield what advances a bar that appears after ``SOON``, or never."""
     console = console or Console(stderr=True)
-    if not console.is_terminal:
-        yield from items
+    if not console.is_terminal or not _busy.acquire(blocking=False):
+        yield lambda: None
         return
-    columns = (
-        progress.TextColumn(doing),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=True) as bar:
-        yield from bar.track(items, total=len(items) if isinstance(items, Sized) else None)
+    counts = isinstance(items, Sized) and len(items) > 0
+    columns = [progress.TextColumn(doing), progress.BarColumn(), progress.TimeElapsedColumn()]
+    columns[2:2] = [progress.MofNCompleteColumn()] if counts else []
+    bar = progress.Progress(*columns, console=console, transient=True)
+    task = bar.add_task(doing, total=len(items) if isinstance(items, Sized) and counts else None)
+    timer = threading.Timer(SOON, bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda: bar.advance(task)
+    finally:
+        timer.cancel()
+        timer.join()  # it may be about to start the bar
+        bar.stop()
+        _busy.release()
 
 
 class Progress:

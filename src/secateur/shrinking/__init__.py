@@ -10,6 +10,7 @@ from .optimizer_state import cut_optimizer
 from .plan import Plan
 from .result import Result
 from .shallower import drop_blocks
+from .stock import from_pretrained
 from .verify import Verification
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "cut_and_verify",
     "cut_optimizer",
     "drop_blocks",
+    "from_pretrained",
     "group_masks",
     "load_plans",
     "load_pruned",

@@ -12,6 +12,7 @@ from secateur.repair.fold import Folding
 from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.progress import during
 from secateur.runtime.undo import Undo
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
@@ -24,6 +25,7 @@ from .history import Changes, History
 from .older import outdate
 from .operation import Operation
 from .plan import Plan
+from .record import words_of
 from .rescale import rounded
 from .result import MASKED, Result
 from .verify import Check
@@ -106,8 +108,7 @@ def cut_and_verify(
     """
     surgery = surgery or Surgery(model)
     verify = verify and not any(p.is_meta for p in model.parameters())
-    config, same = None, False
-    with Undo(lasting=True) as undo:
+    with during("cutting"), Undo(lasting=True) as undo:
         undo(surgery.undo)
         check = Check(structure, example_inputs) if verify else None
         operation = Operation(surgery, structure, masks, example_inputs, folding, check, as_it_is)
@@ -129,6 +130,7 @@ def cut_and_verify(
         rebuilt=same,
         warnings=done.warnings,
         compared_with=_compared_with(structure, done.plan, as_it_is),
+        inputs=words_of(example_inputs),
     )
 
 

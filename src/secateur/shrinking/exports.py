@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 ONNX, PT2 = "model.onnx", "model.pt2"
 EXPORTS = (ONNX, f"{ONNX}.data", PT2)
 """What ``secateur export`` writes beside the weights."""
+REPORTS = ("report.json", "report.html")
+"""What tells of the model that was here before, and of no other."""
 
 
 def remove_outdated(folder: Path, weights: Mapping[str, Seal]) -> None:

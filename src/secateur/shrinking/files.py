@@ -90,7 +90,8 @@ def save_with(
         model: as for ``save_pruned``.
         directory: likewise.
         weights: likewise.
-        beside: writes the other files into the folder that it is given.
+        beside: writes the other files into the folder that it is given; weights among them are
+            taken for the model's.
 
     Raises: as ``save_pruned``.
     """
@@ -116,7 +117,7 @@ def _save(
     with writing(folder), scratch(folder, PLAN) as made:
         if beside is not None:
             beside(made)
-        if weights:
+        if weights and not any(is_weights(path.name) for path in made.iterdir()):
             _write_weights(made / WEIGHTS, state, tied)
         if others:
             write_tensors(made / BUFFERS, others)
@@ -151,9 +152,10 @@ def _publish(
     kept: dict[str, Seal] = {}
     gone = set() if BUFFERS in files else {BUFFERS}
     weights = {n: seal_of(path) for n, path in files.items() if is_weights(n)}
+    old = seals_in(folder / PLAN)
     if weights:
         there = {path.name for path in folder.iterdir() if is_weights(path.name)}
-        gone |= (there | {INDEX}) - files.keys()  # also of a model that was saved in several files
+        gone |= (there | {INDEX} | old.keys()) - files.keys()  # several files, another config
         remove_outdated(folder, weights)
     else:
         kept = {path.name: seal_of(path) for path in weights_of(folder) if _holds(path, state)}
@@ -161,7 +163,7 @@ def _publish(
     def told(seals: dict[str, Seal]) -> str:
         return signed({**document, "files": _listed({**kept, **seals})})
 
-    publish(folder, files, seals_in(folder / PLAN), PLAN, told, gone)
+    publish(folder, files, old, PLAN, told, gone)
 
 
 def _listed(seals: Mapping[str, Seal]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from secateur.runtime.shown import Shown
 from secateur.structure import Structure
 from secateur.types import Masks
 
-from .files import save_pruned
 from .history import Changes, History
 from .plan import Plan
+from .record import Source
+from .saving import save_result
+from .stock import is_pretrained, is_stock
 from .verify import Verification
 
 MOST_NAMED = 4
@@ -34,6 +36,7 @@ SQUEEZED = 0.1
 MASKED = "the masked model"
 UNKNOWN = "distance from the dense model: not measured, for want of data"
 TRAINED = "measure it on your own task, and train it as long as you can"
+FROM_PRETRAINED = "secateur.from_pretrained"
 REPAIRED = f"{TRAINED}; with data= (inputs, no labels) what stays makes up for what went"
 
 
@@ -70,6 +73,7 @@ class Result(Shown):
     compared_with: str = MASKED
     goals: list[Reached] = field(default_factory=list)  # what was asked of costs, and reached
     repair: Repair | None = None  # how what stays makes up for what went, if it was asked to
+    inputs: tuple[str, ...] = ()  # words of --input that make what it was tried on, if any do
 
     def __post_init__(self) -> None:
         if squeezed := self.squeezed:
@@ -94,21 +98,30 @@ class Result(Shown):
         return {name: (k, sizes[name]) for name, k in counts if k < SQUEEZED * sizes[name]}
 
     @property
+    def unchanged(self) -> bool:
+        """Whether every shape and number is the dense model's, as where single weights are zero."""
+        history = History.of(self.model)
+        return not (history.shapes or history.attributes or history.dropped or history.taken)
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether the class's own config, changed or not, says every shape."""
+        return self.unchanged or self.config is not None
+
+    @property
     def loads_with(self) -> str:
         """Where the smaller model can be loaded, in one line."""
         model = self.structure.model
-        history = History.of(self.model)
-        if not (history.shapes or history.attributes or history.dropped or history.taken):
+        if self.unchanged:
             return f"whatever loads the dense {model}: every shape is as it was"
         if self.config is None:
-            return (
-                f"secateur.load_pruned, onto a freshly built {model}; not with the dense model's "
-                "loader, because shapes differ"
-            )
+            ours = f"secateur.load_pruned, onto a freshly built {model}"
+            ours = f"{FROM_PRETRAINED}, once saved" if is_stock(self.model) else ours
+            return f"{ours}; not with the dense model's loader, because shapes differ"
         numbers = ", ".join(f"{key}={after}" for key, (_, after) in self.config.items())
         seen = "the same outputs were seen" if self.rebuilt else "the shapes agree"
         loader = ", so with save_pretrained and from_pretrained"
-        loader = loader if hasattr(self.model, "from_pretrained") else ""
+        loader = loader if is_pretrained(self.model) else ""
         return f"{model}(config) with {numbers or 'its own config'}{loader} ({seen})"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -164,9 +177,22 @@ class Result(Shown):
             self.notes += record.notes
         return self
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the smaller model; the same as ``save_pruned(result.model, directory)``."""
-        return save_pruned(self.model, directory)
+    def save(self, directory: str | os.PathLike[str], *, dense: Source | None = None) -> Path:
+        """Write the smaller model: the folder that ``secateur prune --out`` writes, but the report.
+
+        It holds ``model.safetensors`` and ``plan.json``, and in ``record.json`` what an example
+        input looks like.  A model of transformers has its ``config.json`` with it where that says
+        every shape, which is tried with the class's own ``from_pretrained``, and its tokenizer.
+
+        Args:
+            directory: is made where it is missing.
+            dense: how the dense model is built, where the command line is to build it.
+
+        Raises:
+            FileError: as ``save_pruned``.
+        """
+        source = dense or Source(input=self.inputs)
+        return save_result(self.model, source, directory, ordinary=self.ordinary)
 
 
 def _compared(found: Verification | None) -> Iterator[str]:
