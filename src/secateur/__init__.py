@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .shrinking import load_pruned as load_pruned
     from .shrinking import save_pruned as save_pruned
     from .shrinking import shrink as shrink
+    from .streaming import prune_checkpoint as prune_checkpoint
     from .structure import Structure as Structure
     from .structure import analyze as analyze
     from .training import Distillation as Distillation
@@ -76,6 +77,7 @@ _HOMES = {
         "save_pruned",
         "shrink",
     ),
+    "streaming": ("prune_checkpoint",),
     "structure": ("Structure", "analyze"),
     "training": ("Distillation", "distillation_loss", "methods"),
 }

@@ -148,7 +148,7 @@ WITH_DATA = "activation"
 """The criterion where there is data and none is named."""
 
 
-def _has_criterion(config: Config) -> bool:
+def has_criterion(config: Config) -> bool:
     """Tell whether a criterion was named, or single weights are pruned: then it is the config's."""
     return any(
         "criterion" in target.model_fields_set or target.granularity != "group"
@@ -162,7 +162,7 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
     With data that is ``activation``.  Without, a model that takes tokens is watched on random ones:
     that was better than weights alone on all three measured (benchmarks/results/defaults.md).
     """
-    if _has_criterion(pruner.config):
+    if has_criterion(pruner.config):
         return pruner, []
     assert pruner.structure is not None
     tokens = [] if has_data else random_tokens(pruner.example, pruner.structure)

@@ -338,7 +338,13 @@ class Pruner:
 
     @in_ordinary_mode
     @on_all_ranks
-    def repair(self, data: Iterable[Any], how: str = "least_squares") -> Repair:
+    def repair(
+        self,
+        data: Iterable[Any],
+        how: str = "least_squares",
+        *,
+        given: Sequence[Any] | None = None,
+    ) -> Repair:
         """Let what stays make up for what is masked: new weights, under the same masks.
 
         Every layer that reads what is masked is fitted so that its outputs stay the dense model's,
@@ -354,6 +360,8 @@ class Pruner:
         Args:
             data: batches of inputs, as for ``calibrate``; read once.
             how: of ``secateur.repairs``: "least_squares", "bias" (means) or "sparse" (elements).
+            given: what the pruned model gets in place of ``data``, batch for batch, where the model
+                is a part of one whose parts before it were pruned already.
 
         Returns: what was refitted, and how far the outputs are from the dense model's.
 
@@ -374,24 +382,27 @@ class Pruner:
                 "these masks were repaired already, and the dense weights that a repair needs are "
                 "no more: give all data to one repair()"
             )
-        on = self._on()
+        values, record = self._repaired(data, how, given)
+        self._fill(values)
+        undoable(partial(vars(self).update, dict(vars(self))))
+        self.repaired, self._before = record, None
+        return record
+
+    def _repaired(
+        self, data: Iterable[Any], how: str, given: Sequence[Any] | None
+    ) -> tuple[dict[str, Tensor], Repair]:
+        """Return what a repair makes of the weights, without masks on meanwhile."""
+        assert self.structure is not None
+        on, before = self._on(), self._before or {}
         with Undo() as undo:
             if on:
                 differentiable = self.method.learns_masks
                 undo(partial(masking.put_on, self.model, on, differentiable=differentiable))
                 masking.take_off(self.model, bake=False)
             never = self._never_chosen(self.keeps)
-            with masking.zeroed(self.model, self._before):
-                values, record = repair(*self._masked, data, how, forbidden=never)
-        self._fill(values)
-        undoable(partial(vars(self).update, dict(vars(self))))
-        self.repaired, self._before = record, None
-        return record
-
-    @property
-    def _masked(self) -> tuple[nn.Module, Masks, Structure]:
-        assert self.structure is not None
-        return self.model, self.masks, self.structure
+            with masking.zeroed(self.model, before):
+                masked = self.model, self.masks, self.structure
+                return repair(*masked, data, how, forbidden=never, given=given)
 
     def _fill(self, values: Mapping[str, Tensor]) -> None:
         """Give what is kept of tensors its new values, until the call that does it fails."""

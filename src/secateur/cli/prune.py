@@ -29,6 +29,7 @@ from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
 from .outcome import check_place, config_of, reported
 from .presets import PRESETS, preset, with_preset
 from .show import AsJson, show
+from .stream import stream as streamed
 from .training import NONE, Training, decided, fitted
 
 
@@ -74,6 +75,7 @@ def prune(
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     best_effort: Annotated[bool, Parameter(negative=())] = False,
     target: For = None,
+    stream: Annotated[bool, Parameter(negative=())] = False,
     calibration: Calibration = UNKNOWN,
     training: Training = NONE,
     given: Given = NOTHING,
@@ -93,11 +95,18 @@ def prune(
         Show what would be cut and what would be left, and write nothing.
     best_effort
         Where the goal cannot be met, remove as much as can go, and say so first.
+    stream
+        Read, prune and write a Hugging Face folder block by block, in less memory than it needs;
+        if it was killed, the same command goes on.
     """
     check_place(out, dry_run)
     settings = settings | ({"strict": False} if best_effort else {})
     chosen = config_of(config, with_preset(target, settings))
-    place, loaded = None if dry_run else out, load(model, given)
+    place = None if dry_run else out
+    if stream:
+        streamed(model, given, chosen, calibration, training, place, target, as_json)
+        return
+    loaded = load(model, given)
     job = Job(loaded, chosen, calibration, training, place, target, as_json)
     if asks_for_depth(chosen):
         _shallower(job)

@@ -35,10 +35,29 @@ LAST = 1 << 30
 
 @dataclass
 class Batch:
-    """Calibration inputs, and whether they fit or judge."""
+    """Calibration inputs, and whether they fit or judge; they are read when they are asked for.
 
-    inputs: Any
+    Args:
+        data: batches of inputs of the dense model.
+        place: of this one.
+        held: it judges.
+        given: what the pruned model gets in their place, where that is something else.
+    """
+
+    data: Sequence[Any]
+    place: int
     held: bool
+    given: Sequence[Any] | None = None
+
+    @property
+    def inputs(self) -> Any:
+        """What the dense model gets."""
+        return self.data[self.place]
+
+    @property
+    def pruned(self) -> Any:
+        """What the pruned model gets."""
+        return self.inputs if self.given is None else self.given[self.place]
 
 
 def one_by_one(
@@ -169,9 +188,10 @@ class _Pair:
         wanted = {at: partial(noted, those) for at, those in orders.items()}
         program = next((r.program for r in self.readers.values()), ())
         watch = Watch(named_weights(model), seen, due, program=program, wanted=wanted)
-        watch.start(padding(model, self.batch.inputs))
+        inputs = self.batch.pruned if before else self.batch.inputs
+        watch.start(padding(model, inputs))
         with torch.no_grad():
-            call(model, self.batch.inputs, within=watch)
+            call(model, inputs, within=watch)
 
 
 def _same_rows(one: Reading, other: Reading) -> bool:

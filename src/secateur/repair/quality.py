@@ -19,29 +19,37 @@ from secateur.runtime.forward import evaluating, undisturbed
 from .report import Distance
 
 
-def distance(dense: nn.Module, other: nn.Module, batches: Iterable[Any]) -> Distance:
+def distance(
+    dense: nn.Module,
+    other: nn.Module,
+    batches: Iterable[Any],
+    given: Iterable[Any] | None = None,
+) -> Distance:
     """Return how far a model's outputs are from the dense model's on batches, in eval mode.
 
     The outputs' spread is that over all batches, however many samples each has, on all ranks.
     Positions that are padding do not count.  Predictions are what the model returns as ``logits``,
-    or a lone matrix ``(samples, classes)``.
+    or a lone matrix ``(samples, classes)``.  ``given`` is what the other model gets in place of the
+    batches, where that is something else.
 
     >>> net = nn.Linear(4, 2)
     >>> distance(net, net, [torch.randn(8, 4)])
     Distance(error=0.0, kl=0.0)
     """
-    return distances(dense, [lambda: nullcontext(other)], batches)[0]
+    return distances(dense, [lambda: nullcontext(other)], batches, given)[0]
 
 
 def distances(
     dense: nn.Module,
     others: Sequence[Callable[[], AbstractContextManager[nn.Module]]],
     batches: Iterable[Any],
+    given: Iterable[Any] | None = None,
 ) -> list[Distance]:
     """Return ``distance`` of several models; the dense one runs once on each batch.
 
     Args:
         others: each makes a context within which there is such a model.
+        given: what these get in place of the batches, where that is something else.
 
     >>> net, other = nn.Linear(4, 2), nn.Linear(4, 2)
     >>> both = (lambda: nullcontext(other)), (lambda: nullcontext(net))
@@ -50,12 +58,12 @@ def distances(
     True
     """
     gaps = [_Gap() for _ in others]
-    for batch in batches:
+    for batch, theirs in _pairs(batches, given):
         masks = padding(dense, batch)
         wanted = [_Wanted(i, *each, masks) for i, each in enumerate(_outputs(dense, batch))]
         for gap, other in zip(gaps, others, strict=True):
             with other() as model:
-                found = _outputs(model, batch)
+                found = _outputs(model, theirs)
             for each, (_, z) in zip(wanted, found, strict=True):
                 gap.add(each, rows_of(z, masks))
     return [gap.distance() for gap in gaps]
@@ -100,6 +108,10 @@ class _Gap:
         whole = sum(float(varied.clamp(min=0).sum()) for varied in each)
         error = sqrt(gap / whole) if whole > 0 else (0.0 if gap == 0 else nan)
         return Distance(error, divergence / predictions if predictions else None)
+
+
+def _pairs(batches: Iterable[Any], given: Iterable[Any] | None) -> Iterable[tuple[Any, Any]]:
+    return ((b, b) for b in batches) if given is None else zip(batches, given, strict=True)
 
 
 @torch.no_grad()

@@ -55,6 +55,8 @@ class Refitting:
         skipped: blocks that return their input in the pruned model.
         recording: the operations of the dense model on what it is repaired with: without padding,
             or with it, they are others than on the example.
+        frugal: let one batch after the other come to a reader, where memory is short: the batches
+            are run again for each.
     """
 
     dense: nn.Module
@@ -66,6 +68,7 @@ class Refitting:
     also: frozenset[str] = frozenset()
     skipped: Mapping[str, Passing] = field(default_factory=dict)
     recording: Recording = field(kw_only=True)
+    frugal: bool = False
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
@@ -99,7 +102,7 @@ class Refitting:
 
     def _alone(self, reader: Reader) -> tuple[bool, int]:
         """Tell whether a reader needs passes of its own, and which."""
-        again = reader.times > 1 or self.structure.inferred.recording.stateful
+        again = self.frugal or reader.times > 1 or self.structure.inferred.recording.stateful
         return again, reader.order if again else 0
 
     def _stage(

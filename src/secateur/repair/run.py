@@ -42,6 +42,7 @@ def repair(
     also: frozenset[str] = frozenset(),
     skipped: Mapping[str, Passing] | None = None,
     forbidden: Sequence[Forbidden] = (),
+    given: Sequence[Any] | None = None,
 ) -> tuple[dict[str, Tensor], Repair]:
     """Return new values of parameters and buffers of a masked model, and the record.
 
@@ -55,30 +56,30 @@ def repair(
             for where their outputs are added to what lacks it.
         skipped: blocks that return their input in the pruned model.
         forbidden: what its routers never choose.
+        given: what the pruned model gets in place of ``data``, batch for batch, if it is a part of
+            one that is pruned before it; both are read again and again, one batch at a time.
 
     Raises:
         UnknownNameError: there is no such repair.
         ConfigError: there are no batches, or the model refuses one.
     """
     solve = repairs[how]
-    batches = [Batch(x, i % HELD == HELD - 1) for i, x in enumerate(held(data))]
-    if len(batches) in (2, 3):
-        batches[-1].held = True
-    judged = [b.inputs for b in batches if b.held] or [b.inputs for b in batches]
+    batches = _batches(data, given)
+    judged = [b for b in batches if b.held] or batches
     pruned, unrepaired = copied(model), masked(copied(model), masks)
     with without(unrepaired, skipped or {}, forbidden):
-        before = distance(model, unrepaired, judged)
+        before = _distance(model, unrepaired, judged)
+    del unrepaired
     only, skips = how in repairs.means_only, skipped or {}
     seen = _recorded(model, structure, batches[0].inputs)
-    job = Refitting(model, pruned, structure, masks, solve, only, also, skips, recording=seen)
+    asked = structure, masks, solve, only, also, skips
+    job = Refitting(model, pruned, *asked, recording=seen, frugal=given is not None)
     with during("repairing"), without(pruned, skips, forbidden, copies=False):  # a copy: an op more
         job.run(batches)
     with without(pruned, skips, forbidden):
-        after = distance(model, pruned, judged)
-        fit = [b.inputs for b in batches if not b.held]
-        norms, after = _norms(model, pruned, fit, judged, after)
-    values = {name: _value(pruned, name) for name in job.moved}
-    values |= {name: _value(pruned, name) for name in norms}
+        after = _distance(model, pruned, judged)
+        norms, after = _norms(model, pruned, batches, judged, after)
+    values = {name: _value(pruned, name) for name in (*job.moved, *norms)}
     notes = _notes(job, batches)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
 
@@ -96,6 +97,19 @@ def without(
         yield
 
 
+def _batches(data: Iterable[Any], given: Sequence[Any] | None) -> list[Batch]:
+    """Return calibration batches, of which some judge."""
+    kept = held(data) if given is None or not isinstance(data, Sequence) else data
+    batches = [Batch(kept, i, i % HELD == HELD - 1, given) for i in range(len(kept))]
+    if len(batches) in (2, 3):
+        batches[-1].held = True
+    return batches
+
+
+def _distance(dense: nn.Module, pruned: nn.Module, batches: Sequence[Batch]) -> Distance:
+    return distance(dense, pruned, (b.inputs for b in batches), (b.pruned for b in batches))
+
+
 def _recorded(model: nn.Module, structure: Structure, batch: Any) -> Recording:
     """Return the operations of a forward on a batch, or on the example where that fails."""
     args, kwargs = arguments(model, batch)
@@ -108,7 +122,11 @@ def _recorded(model: nn.Module, structure: Structure, batch: Any) -> Recording:
 
 
 def _norms(
-    dense: nn.Module, pruned: nn.Module, fit: Sequence[Any], judged: Sequence[Any], now: Distance
+    dense: nn.Module,
+    pruned: nn.Module,
+    batches: Sequence[Batch],
+    judged: Sequence[Batch],
+    now: Distance,
 ) -> tuple[list[str], Distance]:
     """Re-estimate norms where that brings the outputs nearer to the dense model's."""
     norms = norms_of(pruned)
@@ -117,7 +135,7 @@ def _norms(
     old = {name: tensor.clone() for name, tensor in pruned.named_buffers()}
     failed = torch.zeros(())
     try:
-        reestimate_norms(pruned, fit)
+        reestimate_norms(pruned, [b.pruned for b in batches if not b.held])
     except ConfigError:  # batches of one sample: there is nothing to estimate from
         failed += 1
     then = now
@@ -126,7 +144,7 @@ def _norms(
             for buffer in norm.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(reduced(buffer, "mean"))
-        then = distance(dense, pruned, judged)
+        then = _distance(dense, pruned, judged)
     if _better(then, now):
         return [f"{path}.{n}" for path, norm in norms for n, _ in norm.named_buffers()], then
     with torch.no_grad():

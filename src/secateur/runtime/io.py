@@ -206,7 +206,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ...     read_tensors(f"{folder}/a.safetensors")
     {'x': tensor([0, 1, 2])}
     """
-    with _understood(path):
+    with understood(path):
         return load_file(path)
 
 
@@ -216,12 +216,12 @@ def read_text_of(path: str | os.PathLike[str]) -> str:
     Raises:
         FileError: there is no such file, or it is truncated or of another kind.
     """
-    with _understood(path), safe_open(path, framework="pt") as file:
+    with understood(path), safe_open(path, framework="pt") as file:
         return str((file.metadata() or {}).get("text", ""))
 
 
 @contextmanager
-def _understood(path: str | os.PathLike[str]) -> Iterator[None]:
+def understood(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let what the reader of safetensors says of a regular file be a ``FileError``."""
     if printable(str(path)) != str(path):
         raise FileError(f"{str(path)!r} is not UTF-8: safetensors reads no such path")

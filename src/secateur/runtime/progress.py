@@ -38,13 +38,17 @@ SOON = 2.0
 _busy = threading.Lock()  # held by the one bar that is there: within it others are silent
 
 
-def shown(items: Iterable[T], doing: str, console: Console | None = None) -> Iterator[T]:
+def shown(
+    items: Iterable[T], doing: str, console: Console | None = None, *, left: bool = False
+) -> Iterator[T]:
     """Yield items with a bar that grows, once it takes longer than a moment, on a terminal.
+
+    ``left``: also say how long it will take still.
 
     >>> list(shown([1, 2], "counting"))
     [1, 2]
     """
-    with _later(doing, items, console) as bar:
+    with _later(doing, items, console, left=left) as bar:
         for item in items:
             yield item
             bar()
@@ -63,7 +67,7 @@ def during(doing: str, console: Console | None = None) -> Iterator[None]:
 
 @contextmanager
 def _later(
-    doing: str, items: Iterable[Any], console: Console | None
+    doing: str, items: Iterable[Any], console: Console | None, *, left: bool = False
 ) -> Iterator[Callable[[], object]]:
     """Yield what advances a bar that appears after ``SOON``, or never."""
     console = console or Console(stderr=True)
@@ -73,6 +77,7 @@ def _later(
     counts = isinstance(items, Sized) and len(items) > 0
     columns = [progress.TextColumn(doing), progress.BarColumn(), progress.TimeElapsedColumn()]
     columns[2:2] = [progress.MofNCompleteColumn()] if counts else []
+    columns += [progress.TextColumn("left"), progress.TimeRemainingColumn()] if left else []
     bar = progress.Progress(*columns, console=console, transient=True)
     task = bar.add_task(doing, total=len(items) if isinstance(items, Sized) and counts else None)
     timer = threading.Timer(SOON, bar.start)

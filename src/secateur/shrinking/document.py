@@ -142,6 +142,21 @@ def signed(document: dict[str, Any]) -> str:
     return dump({**rest, "sha256": _digest(json.dumps(rest))}) + "\n"
 
 
+def unsigned(text: str, path: Path) -> dict[str, Any]:
+    """Return what a text says that ``signed`` made.
+
+    Raises:
+        FileError: any of it is another.
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged: {error}") from error
+    if not isinstance(said, dict) or said.get("sha256") is None or said["sha256"] != _digest(text):
+        raise FileError(f"{path} is damaged, or was edited: its SHA-256 is another")
+    return said
+
+
 def _digest(text: str) -> str | None:
     """Return the SHA-256 of a document without its own; None where no JSON can say it."""
     try:

@@ -1,0 +1,69 @@
+"""``secateur prune --stream``: a Hugging Face folder, block by block, in little memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group as Lines
+
+from secateur.config import Config
+from secateur.errors import ConfigError
+from secateur.graph.cost import human
+from secateur.streaming import prune_checkpoint
+from secateur.streaming.checkpoint import on_meta
+
+from .data import read_data
+from .inputs import read_inputs, tokens_or_image
+from .options import Calibration, Given
+from .presets import preset
+from .show import show
+from .training import NONE, Training
+
+
+def stream(
+    model: str,
+    given: Given,
+    config: Config,
+    calibration: Calibration,
+    training: Training,
+    out: Path | None,
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Prune a Hugging Face folder that need not fit into memory, and show what became of it.
+
+    Raises:
+        ConfigError: MODEL is no such folder, or options are given that need the whole model.
+    """
+    if out is None:
+        raise ConfigError("--stream writes as it goes: say --out DIR, and leave --dry-run out")
+    if training != NONE or calibration.loss is not None:
+        raise ConfigError("--stream is one shot without labels: leave --train and --loss out")
+    if given.arg or given.weights:
+        raise ConfigError("--stream reads a Hugging Face folder: leave --arg and --weights out")
+    folder = Path(model)
+    whole, _ = on_meta(folder)
+    example = read_inputs(given.input) if given.input else tokens_or_image(whole)
+    if example is None:
+        raise ConfigError(f"{folder}: give example inputs, such as --input input_ids=1,16:1000")
+    data, size = calibration.data, calibration.batch_size
+    batches = None if data is None else read_data(data, whole, str(folder), size)
+    result = prune_checkpoint(
+        folder,
+        out,
+        example,
+        config=config,
+        data=batches,
+        repair=calibration.repair,
+        check=None if target is None else preset(target).check,
+    )
+    facts: dict[str, Any] = {
+        "plan": result.plan.counts,
+        "before": {"params": result.before.params, "macs": result.before.macs},
+        "after": {"params": result.after.params, "macs": result.after.macs},
+        "loads_with": result.loads_with,
+        "warnings": result.warnings,
+    }
+    saved = f"saved in {out}: {human(result.after.params)} parameters; blocks.json says of each"
+    show(Lines(result, saved), facts, as_json=as_json)
