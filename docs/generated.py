@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from choices import choose, gallery
 from figures import RESULTS, cifar_figure, methods_figure, movement_figure
 
 from secateur import Config, criteria, methods, schedules
@@ -53,6 +54,8 @@ def write_all(folder: Path) -> None:
     (folder / "config.md").write_text(config_table(), encoding="utf-8")
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
+    (folder / "choose.md").write_text(choose(), encoding="utf-8")
+    (folder / "gallery.md").write_text(gallery(), encoding="utf-8")
     (folder / "front.md").write_text(front(), encoding="utf-8")
     (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
     (folder / "experts.md").write_text(repaired("docs mixtral"), encoding="utf-8")

@@ -8,16 +8,19 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import secateur
-from secateur import criteria, methods, schedules
+from secateur import cli, criteria, methods, schedules
 from secateur.cli import application
 from tests import zoo
 
@@ -86,6 +89,56 @@ def commands() -> list[object]:
 def test_command_when_a_page_shows_it_then_it_parses(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     application().parse_args(words, exit_on_error=False, print_error=False)
+
+
+RUN = [page for page in PAGES if "<!-- commands run" in page.read_text(encoding="utf-8")]
+
+
+@pytest.fixture
+def my_llama(shared_data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a small trained Llama, its tokenizer, and two texts of its domain."""
+    zoo.torchvision_models()  # transformers imports torchvision, which may need help
+    transformers = pytest.importorskip("transformers")
+    source = zoo.shared_data_folder() / "docs_lm"
+    if not (source / "llama").is_dir():
+        pytest.skip(f"no language model at {source}")
+    shutil.copytree(source / "llama", tmp_path / "my-llama", copy_function=shutil.copyfile)
+    (tmp_path / "my-llama").chmod(0o755)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(source / "tokenizer.json"), eos_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(tmp_path / "my-llama")
+    tokens = np.load(source / "tokens.npz")
+    for name, ids in (("text", tokens["train"][:16].ravel()), ("test", tokens["test"][:1500])):
+        (tmp_path / f"{name}.txt").write_text(tokenizer.decode(ids.tolist()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow  # prunes a trained language model four times
+@pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+@pytest.mark.parametrize("page", RUN, ids=named)
+def test_page_when_its_commands_run_in_their_order_then_each_does_what_it_says(
+    page: Path, my_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line for _, code in blocks(page, "console") for line in code.splitlines()]
+    with torch.random.fork_rng(devices=[]):
+        for line in (line for line in lines if line.startswith("$ secateur")):
+            status = cli.main(shlex.split(line, comments=True)[2:])
+            assert status == cli.DONE, f"{line}: {capsys.readouterr().err}"
+    module: dict[str, Any] = {}
+    for _, code in blocks(page, "python"):
+        exec(code, module)
+    assert module["serve"](my_llama / "small").shape[1] > 8
+    kept = json.loads((my_llama / "small" / "config.json").read_text())["intermediate_size"]
+    assert kept % 256 == 0
+    loaded = secateur.from_pretrained(my_llama / "ragged")
+    assert not (my_llama / "ragged" / "config.json").exists()
+    assert len({m.out_features for n, m in loaded.named_modules() if n.endswith("up_proj")}) > 1
+
+
+def test_pages_when_their_commands_run_then_there_are_some() -> None:
+    assert RUN
 
 
 @pytest.mark.parametrize("name", [*criteria, *methods])

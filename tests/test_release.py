@@ -126,3 +126,13 @@ def test_wheel_when_installed_in_a_clean_environment_then_command_and_report_wor
     run(command, "prune", *digits, "--sparsity", "0.5", "--out", "small", cwd=tmp_path)
     assert (tmp_path / "small" / "report.html").is_file()
     assert "parameters" in run(command, "report", "small", "--markdown", cwd=tmp_path)
+
+
+def test_citation_when_read_then_it_is_of_this_version_and_license() -> None:
+    yaml = pytest.importorskip("yaml")
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= told.keys()  # what CFF 1.2 requires
+    assert (told["cff-version"], told["type"]) == ("1.2.0", "software")
+    assert (told["title"], told["version"]) == (PROJECT["name"], PROJECT["version"])
+    assert (told["license"], told["abstract"]) == (PROJECT["license"], PROJECT["description"])
+    assert [each["name"] for each in told["authors"]] == [a["name"] for a in PROJECT["authors"]]
