@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +128,63 @@ def test_call_when_positions_are_padded_then_they_teach_nothing(layout: str) -> 
     distillation(torch.zeros(())).backward()
     for a, p in zip(found[0], short.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad)
+
+
+class Sequence(Net):
+    """Positions come before the batch, as torch's layers have them by default."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+def test_call_when_positions_come_first_then_padding_teaches_nothing_either() -> None:
+    x = torch.randn(5, 2, 6, generator=torch.Generator().manual_seed(2))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    found = []
+    for padding in (0.0, 1e3):
+        model = Sequence()
+        distillation = Distillation(model, weight=1.0, hidden=["blocks.*"])
+        moved(model)
+        model(x.masked_fill(mask.T[..., None] == 0, padding), mask)
+        distillation(torch.zeros(())).backward()
+        found.append([p.grad for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_call_when_the_teachers_outputs_are_zero_then_they_have_no_share() -> None:
+    model = Net()
+    for parameter in model.blocks[0].down.parameters():
+        nn.init.zeros_(parameter)
+    distillation = Distillation(model, weight=1.0, hidden=["blocks.0.down", "blocks.1"])
+    moved(model)
+    with torch.no_grad():
+        model.blocks[0].down.bias.add_(1)
+    model(X)
+    loss = distillation(torch.zeros(()))
+    loss.backward()
+    assert 0 < float(loss.detach()) < 100
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_forward_when_a_list_is_named_then_says_that_it_never_runs() -> None:
+    model = Net()
+    distillation = Distillation(model, hidden=["blocks"])
+    with pytest.raises(ConfigError, match="none of blocks runs"):
+        model(X)
+    assert not distillation.waits
+
+
+def test_forward_when_it_was_dropped_then_nothing_is_kept() -> None:
+    model = Net()
+    kept = Distillation(model, hidden=["blocks.*"])._hidden
+    assert kept is not None
+    sides, gone = kept._sides, weakref.ref(kept)
+    del kept
+    gc.collect()
+    model(X)
+    assert gone() is None
+    assert not any(side.made for side in sides)
 
 
 def test_finish_when_widths_were_pruned_then_the_others_are_matched_on() -> None:

@@ -15,7 +15,7 @@ from secateur.errors import ConfigError
 from secateur.runtime.batches import padding
 from secateur.runtime.copying import copied
 
-from .hidden import Hidden
+from .hidden import Hidden, shown
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -168,8 +168,9 @@ class Distillation:
             shapes = " and ".join(str(tuple(logits.shape)) for logits in pair)
             raise ConfigError(f"distillation: model and teacher differ in their logits: {shapes}")
         masks = padding(self.teacher, (*args, kwargs))
-        if shown := [m for m in masks if m.shape == pair[0].shape[:-1]]:
-            pair = pair[0][shown[0]], pair[1][shown[0]]  # of text: padding teaches nothing
+        where = shown(masks, pair[0].shape) if pair[0].ndim > 2 else None
+        if where is not None:  # of text: padding teaches nothing
+            pair = pair[0][where], pair[1][where]
         found = distillation_loss(*pair, self.temperature)
         if self._hidden is not None:
             found = found + self._hidden_weight * self._hidden.loss(masks).to(found)
@@ -236,10 +237,11 @@ def _watcher(model: nn.Module, distillation: Distillation) -> Any:
 
 def _opener(model: nn.Module, hidden: Hidden) -> Any:
     """Return a forward pre-hook that lets the layers of a model be seen in this forward."""
-    watched = weakref.ref(model)
+    watched, to = weakref.ref(model), weakref.ref(hidden)
 
     def begin(module: nn.Module, args: Any) -> None:
-        if module is watched():
-            hidden.watch(0, module.training and torch.is_grad_enabled())
+        hears = to()
+        if hears is not None and module is watched():
+            hears.watch(0, module.training and torch.is_grad_enabled())
 
     return begin

@@ -41,13 +41,13 @@ class Hidden:
             )
         self.matched: tuple[str, ...] | None = None
         self._sides = (_Side(), _Side())
-        chosen = [name for name in known if any(fnmatchcase(name, w) for w in words)]
+        self._chosen = [name for name in known if any(fnmatchcase(name, w) for w in words)]
         self._hooks = [
             module.get_submodule(name).register_forward_hook(
                 _keeper(module.get_submodule(name), side, name)
             )
             for side, module in zip(self._sides, (model, teacher), strict=True)
-            for name in chosen
+            for name in self._chosen
         ]
 
     def watch(self, side: int, on: bool) -> None:
@@ -56,12 +56,12 @@ class Hidden:
             self._sides[side].made = {}
         self._sides[side].open = on
 
-    def loss(self, shown: Sequence[Tensor]) -> Tensor:
+    def loss(self, masks: Sequence[Tensor]) -> Tensor:
         r"""Return the mean over layers of :math:`\|h_S - h_T\|^2 / \|h_T\|^2`, and forget them.
 
         Args:
-            shown: bool masks ``(batch, positions)``, False where there is padding, which does not
-                count in outputs of ``(batch, positions, …)``.
+            masks: bool, ``(batch, positions)``, False where there is padding, which does not count
+                in outputs of ``(batch, positions, …)`` or ``(positions, batch, …)``.
 
         Raises:
             ConfigError: no layer has ever had an output of the teacher's shape.
@@ -72,10 +72,10 @@ class Hidden:
             for name, told in teacher.items()
             if len(student.get(name, ())) == len(told) and all(map(_alike, student[name], told))
         }
-        self._tell(tuple(alike), tuple(teacher))
+        self._tell(tuple(alike))
         for side in self._sides:
             side.made = {}
-        terms = [_error(*pair, shown) for found in alike.values() for pair in found]
+        terms = [_error(*pair, masks) for found in alike.values() for pair in found]
         place = terms[0].device if terms else None
         return torch.stack([term.to(place) for term in terms]).mean() if terms else torch.zeros(())
 
@@ -84,12 +84,13 @@ class Hidden:
         for hook in self._hooks:
             hook.remove()
 
-    def _tell(self, alike: tuple[str, ...], named: tuple[str, ...]) -> None:
+    def _tell(self, alike: tuple[str, ...]) -> None:
         """Say so where no layer can be matched: at once, or when a cut has come to all."""
         if not alike and self.matched is None:
             raise ConfigError(
-                f"hidden: none of {', '.join(named[:5])} has outputs of the teacher's shape, with "
-                "gradients: name layers whose widths are not pruned, such as whole blocks"
+                f"hidden: none of {', '.join(self._chosen[:5])} runs, with gradients, and has "
+                "outputs of the teacher's shape: name layers that are called and whose widths are "
+                "not pruned, such as whole blocks"
             )
         if not alike and self.matched:
             log.warning("hidden: no layer has outputs of the teacher's shape any longer")
@@ -130,12 +131,25 @@ def _alike(mine: Tensor, told: Tensor) -> bool:
     return mine.shape == told.shape and mine.requires_grad and mine.is_floating_point()
 
 
-def _error(mine: Tensor, told: Tensor, shown: Sequence[Tensor]) -> Tensor:
+def shown(masks: Sequence[Tensor], shape: Sequence[int]) -> Tensor | None:
+    """Return the mask that is of the first dimensions of a shape, in either order, or None.
+
+    >>> shown([torch.ones(2, 3)], (3, 2, 8)).shape
+    torch.Size([3, 2])
+    """
+    for mask in masks:
+        for one in (mask, mask.mT) if mask.ndim == 2 else (mask,):
+            if one.shape == tuple(shape[: one.ndim]):
+                return one
+    return None
+
+
+def _error(mine: Tensor, told: Tensor, masks: Sequence[Tensor]) -> Tensor:
     wide = torch.promote_types(mine.dtype, torch.float32)
     mine, told = mine.to(wide), told.detach().to(mine.device, wide)
-    for mask in shown:
-        if mine.ndim > 2 and mask.shape == mine.shape[:2]:
-            where = mask.to(mine.device)
-            mine, told = mine[where], told[where]
-            break
-    return (mine - told).square().sum() / told.square().sum().clamp(min=torch.finfo(wide).tiny)
+    where = shown(masks, mine.shape) if mine.ndim > 2 else None
+    if where is not None:
+        mine, told = mine[where.to(mine.device)], told[where.to(mine.device)]
+    size = told.square().sum()
+    there = size > 0  # of nothing there is no share
+    return (mine - told).square().sum() / size.where(there, 1.0) * there
