@@ -58,12 +58,6 @@ CHOICES = (
     ),
     Choice(
         "Llama, widths",
-        "nothing",
-        '`"random"`, as a control',
-        ("docs llama", "feed-forward −20 %", "random"),
-    ),
-    Choice(
-        "Llama, widths",
         "text",
         '`"activation", names=["*mlp*"], uniform=True`, `data=`',
         ("docs llama", "feed-forward −20 %", "activation, repaired"),

@@ -16,6 +16,8 @@ from secateur import Config, Pruner, drop_blocks, prune
 from secateur.errors import FileError, MissingExtraError
 from secateur.repair.report import Distance, Refit, Repair
 from secateur.report import Report, read, report_of, to_markdown, write, write_page
+from secateur.report.facts import GoalFact
+from secateur.report.figures import headline
 from secateur.report.page import to_html
 from secateur.runtime.measure import Latency
 from tests.report import repaired
@@ -197,3 +199,31 @@ def test_page_when_a_block_was_dropped_then_it_is_named_and_its_layers_say_so() 
     page = to_html(found)
     assert "<b>dropped whole</b> 1" in page
     assert "8×8 → <b>dropped</b>" in page
+
+
+@pytest.mark.parametrize(
+    ("low", "said"), [(0.9, "2.00× as fast."), (0.5, "2.00× as fast, within the spread.")]
+)
+def test_headline_when_ranges_of_timings_overlap_then_it_claims_nothing(
+    report: Report, low: float, said: str
+) -> None:
+    slow = Latency(2.0, low + 0.5, 2.2, 15, 1)
+    fast = Latency(1.0, low, 1.3, 15, 1)
+    sides = {
+        "before": report.before.model_copy(update={"latency": slow}),
+        "after": report.after.model_copy(update={"latency": fast}),
+    }
+    assert headline(report.model_copy(update=sides)).endswith(said)
+
+
+def test_page_when_opened_then_its_head_answers_in_the_order_of_a_printed_result(
+    report: Report,
+) -> None:
+    head, _, _ = to_html(report).partition("</header>")
+    words = ["<b>exact</b>", "<b>distance from dense</b> 6.7 %", "Loads with:", "Next:"]
+    places = [head.index(word) for word in words]
+    assert places == sorted(places)
+    goal = GoalFact(of="macs", asked="50 %", dense="2 M", reached="1 M", gone=0.5, met=False)
+    page = to_html(report.model_copy(update={"goals": (goal,), "repair": None}))
+    assert page.index("<b>goal missed</b> macs") < page.index("<b>exact</b>")
+    assert "distance from dense: not measured" in page

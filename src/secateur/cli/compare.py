@@ -107,7 +107,7 @@ def _table(before: Measured, after: Measured, gap: float) -> Table:
     if before.perplexity and after.perplexity:
         table.add_row(*_predicted(before.perplexity, after.perplexity))
     slow, fast = before.latency, after.latency
-    faster = f"{slow.median / fast.median:.2f}x as fast"
+    faster = fast.beside(slow)
     times = f"{figure(slow.median)} ms", f"{figure(fast.median)} ms"
     table.add_row(f"latency on {slow.threads} threads", *times, faster)
     spreads = (each.middle_half for each in (slow, fast))

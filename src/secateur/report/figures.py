@@ -83,8 +83,7 @@ def headline(report: Report) -> str:
     params = _share(report.before.params, report.after.params)
     said = f"{macs:.0%} of the MACs and {params:.0%} of the parameters are left."
     if report.before.latency and report.after.latency:
-        factor = report.before.latency.median / report.after.latency.median
-        said += f" One forward is {factor:.2f}× as fast."
+        said += f" One forward is {report.after.latency.beside(report.before.latency)}."
     return said.replace("%", " %")
 
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from secateur.errors import MissingExtraError
 
 from .facts import Report
-from .figures import curves, decade, headline, measures, quality, refitted, spreads, strip
+from .figures import curves, decade, headline, measures, percent, quality, refitted, spreads, strip
 from .map import LANE, ROW, map_of
 from .searched import front
 
@@ -50,6 +50,7 @@ def to_html(report: Report) -> str:
         measures=measures(report),
         widest=max((g.size for g in groups), default=1),
         strip=strip,
+        percent=percent,
         masked=masked,
         dropped=[block.name for block in report.structure.blocks if block.dropped],
         map=map_of(report),

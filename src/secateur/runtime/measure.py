@@ -43,6 +43,17 @@ class Latency:
     def middle_half(self) -> str:
         return f"{figure(self.low)} … {figure(self.high)}"
 
+    def beside(self, dense: Latency) -> str:
+        """Say how fast this is beside another, and where no difference can be told.
+
+        >>> Latency(1.0, 0.9, 1.1, 15, 1).beside(Latency(2.0, 1.9, 2.2, 15, 1))
+        '2.00× as fast'
+        >>> Latency(1.9, 0.9, 2.1, 15, 1).beside(Latency(2.0, 1.9, 2.2, 15, 1))
+        '1.05× as fast, within the spread'
+        """
+        apart = self.high < dense.low or dense.high < self.low
+        return f"{dense.median / self.median:.2f}× as fast{'' if apart else ', within the spread'}"
+
 
 def figure(value: float) -> str:
     """Return a number with three digits, or all before the point.
