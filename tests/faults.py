@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from secateur.shrinking.document import PLAN, signed
+from secateur.runtime.io import read_tensors, read_text_of, write_tensors
+from secateur.runtime.together import seal_of
+from secateur.shrinking.document import BOUND, PLAN, bound_to, signed
 
 CALLS = ("open", "os.", "shutil.", "tempfile.", "fcntl.")
 KILLED, DONE, FAILED = 9, 0, 1
@@ -119,15 +123,67 @@ def edited(value: Any, draw: Random, less: float = 0.1) -> Any:
     return draw.choice(ODD)
 
 
+def variants(document: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield a document with each part of it left out, doubled or altered in turn, and which."""
+    for way in _ways(document):
+        value = _at(document, way)
+        for other in _others(value):
+            yield way, _with(document, way, lambda held, key, o=other: held.__setitem__(key, o))
+        yield way, _with(document, way, lambda held, key: held.__delitem__(key))
+        if isinstance(way[-1], int):
+            yield way, _with(document, way, lambda held, key: held.insert(key, held[key]))
+
+
+def _ways(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if way:
+        yield way
+    inner = enumerate(value) if isinstance(value, list) else ()
+    for key, each in value.items() if isinstance(value, dict) else inner:
+        yield from _ways(each, (*way, key))
+
+
+def _at(value: Any, way: tuple[Any, ...]) -> Any:
+    for key in way:
+        value = value[key]
+    return value
+
+
+def _others(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return [each for each in (None, True, False) if each is not value]
+    if isinstance(value, (int, float)):
+        made = value + 1, value - 1, value * 2, value / 2, int(value) // 2
+        return [other for other in made if other != value]
+    return []
+
+
+def _with(document: Any, way: tuple[Any, ...], change: Callable[[Any, Any], object]) -> Any:
+    made = copy.deepcopy(document)
+    change(_at(made, way[:-1]), way[-1])
+    return made
+
+
+def forge(folder: Path, document: dict[str, Any]) -> None:
+    """Let a folder have another plan.json, and make all digests anew, those in other files too."""
+    bound = bound_to(json.dumps(document))
+    files = dict(document["files"]) if isinstance(document.get("files"), dict) else {}
+    for path in folder.glob("*.safetensors"):
+        if path.name in files and read_text_of(path).startswith(BOUND):
+            write_tensors(path, read_tensors(path), text=bound)
+            files[path.name] = asdict(seal_of(path))
+    made = {**document, "files": files} if files else document
+    (folder / PLAN).write_text(signed(made))
+
+
 def resign(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change what a plan.json says, with the digest of what it says then, as a forger would."""
+    """Change what a plan.json says, with the digests of what it says then, as a forger would."""
     document = json.loads((folder / PLAN).read_text())
     change(document)
-    (folder / PLAN).write_text(signed(document))
+    forge(folder, document)
 
 
 def replaced(folder: Path, old: str, new: str) -> None:
     """Replace a text in a plan.json, likewise."""
     text = json.dumps(json.loads((folder / PLAN).read_text()))
     assert old in text
-    (folder / PLAN).write_text(signed(json.loads(text.replace(old, new))))
+    forge(folder, json.loads(text.replace(old, new)))

@@ -22,9 +22,10 @@ from .process import changed, process_state, state_of
 
 PACKAGE = f"{os.sep}secateur{os.sep}"
 MOST = 300  # moments that are remembered of one place
-PATIENCE = 60.0  # seconds for one child
+PATIENCE = 240.0  # seconds for one child, on a busy machine
 
 Job = Callable[[nn.Module], Any]
+Judge = Callable[[nn.Module], list[str]]
 
 
 class Lines:
@@ -77,13 +78,19 @@ def drawn(build: Callable[[], nn.Module], job: Job, many: int, seed: int) -> Ite
     gc.collect()
 
 
-def interrupted(build: Callable[[], nn.Module], job: Job, moment: int) -> list[str]:
-    """Return what an interrupt at a moment of a job has changed, with its place, or nothing."""
+def interrupted(
+    build: Callable[[], nn.Module], job: Job, moment: int, judge: Judge | None = None
+) -> list[str]:
+    """Return what an interrupt at a moment of a job has changed, with its place, or nothing.
+
+    Args:
+        judge: returns what is wrong with the model afterwards, where it need not be as it was.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
-            found = _in_child(build, job, moment)
+            found = _in_child(build, job, moment, judge)
         except BaseException as error:
             found = [f"raised {error!r}"[:500]]
         os.write(writing, json.dumps(found).encode()[:60_000])
@@ -100,7 +107,9 @@ def interrupted(build: Callable[[], nn.Module], job: Job, moment: int) -> list[s
         os.waitpid(child, 0)
 
 
-def _in_child(build: Callable[[], nn.Module], job: Job, moment: int) -> list[str]:
+def _in_child(
+    build: Callable[[], nn.Module], job: Job, moment: int, judge: Judge | None
+) -> list[str]:
     model = build()
     gc.collect()
     _step()  # the first imports what adds to the filters of warnings
@@ -115,7 +124,13 @@ def _in_child(build: Callable[[], nn.Module], job: Job, moment: int) -> list[str
         return []  # it was over before
     gc.collect()
     _step()
-    found = [*changed(held, state_of(model)), *changed(process, process_state())]
+    wrong = changed(held, state_of(model)) if judge is None else judge(model)
+    del model  # one that was cut is watched as long as it is there
+    gc.collect()
+    _step()
+    found = [*wrong, *changed(process, process_state())]
+    if judge is not None:  # trainers seed them
+        found = [each for each in found if not each.endswith("numbers")]
     alive = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
     return [f"{lines.place}: {each}" for each in (*found, *alive)]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import FileError
 from secateur.shrinking import Plan
-from secateur.shrinking.document import signed
+from secateur.shrinking.document import Table, signed
 from tests import zoo
-from tests.faults import edited
+from tests.faults import edited, forge, variants
 
 
 class Recurrent(nn.Module):
@@ -30,6 +30,38 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.rnn(x)[0])
+
+
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mha, self.out = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mha(x, x, x, need_weights=False)[0])
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(6, 8, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0])
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(12, 8), nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 12)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scale", torch.linspace(1, 2, 16), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.down(self.up(self.norm(x)).relu() * self.scale))
 
 
 class Experts(nn.Module):
@@ -66,6 +98,11 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+def blocks() -> nn.Module:
+    layers = (nn.TransformerEncoderLayer(16, 4, 24, dropout=0, batch_first=True) for _ in range(3))
+    return nn.Sequential(*layers)
+
+
 def llama() -> nn.Module:
     zoo.torchvision_models()
     transformers = pytest.importorskip("transformers")
@@ -88,6 +125,10 @@ KINDS: dict[str, Made] = {
         {"coarse": True},
     ),
     "language model": (llama, {"input_ids": TOKENS}, {"uniform": True}),
+    "attention alone": (Attentive, torch.linspace(-1, 1, 160).view(2, 5, 16), {"coarse": True}),
+    "gated": (Gated, torch.linspace(-1, 1, 60).view(2, 5, 6), {}),
+    "tied": (Tied, TOKENS, {}),
+    "a block less": (blocks, torch.linspace(-1, 1, 160).view(2, 5, 16), {"drop": ["1"]}),
     "its heads": (llama, {"input_ids": TOKENS}, {"coarse": True}),
 }
 
@@ -112,6 +153,8 @@ def saved(kind: str) -> tuple[dict[str, bytes], Tensor]:
             groups = structure.independent(coarse=True)
             keep = {g.name: tuple(range(max(g.step, g.size // 2))) for g in groups if g.exact}
             result = sc.apply_plan(model, Plan(keep), x)
+        elif options.get("drop"):
+            result = sc.drop_blocks(model, options["drop"], x)
         else:
             result = sc.prune(model, x, 0.5, **options)
         result.save(folder)
@@ -119,12 +162,19 @@ def saved(kind: str) -> tuple[dict[str, bytes], Tensor]:
     return files, outputs(result.model, x)
 
 
-def judged(folder: Path, kind: str, text: str) -> str:
-    """Load a folder with another text of its plan: "refused" or "whole"; else it fails."""
+def judged(folder: Path, kind: str, plan: Any) -> str:
+    """Load a folder with another plan: "refused" or "whole"; else it fails.
+
+    Args:
+        plan: its text, or a document, whose digests are made anew, those in other files too.
+    """
     files, wanted = saved(kind)
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    (folder / "plan.json").write_text(text)
+    if isinstance(plan, str):
+        (folder / "plan.json").write_text(plan)
+    else:
+        forge(folder, plan)
     build, x, _ = KINDS[kind]
     model = build()
     before = {n: t.clone() for n, t in model.state_dict().items()}, repr(model)
@@ -150,7 +200,8 @@ def document(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_load_when_nothing_is_edited_then_it_is_whole(tmp_path: Path, kind: str) -> None:
     assert judged(tmp_path, kind, json.dumps(document(kind))) == "whole"
-    assert any("of" in change for change in document(kind)["attributes"].values())
+    made = [change for change in document(kind)["attributes"].values() if "of" in change]
+    assert made or kind in ("tied", "a block less")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +225,39 @@ def test_load_when_any_part_is_another_and_signed_then_it_is_refused_or_whole(
     for _ in range(edits):
         changed = edited(found, draw, less=0)
         found = changed if isinstance(changed, dict) else found
-    judged(tmp_path, kind, signed(found))
+    judged(tmp_path, kind, found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_when_an_entry_is_left_out_and_all_digests_are_made_anew_then_it_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    tables = {
+        name: list(document(kind)[name]) for name in get_args(Table) if name in document(kind)
+    }
+    entries = [(table, key) for table, keys in tables.items() for key in keys]
+    for table, key in Random(0).sample(entries, min(12, len(entries))):
+        found = document(kind)
+        del found[table][key]
+        assert judged(tmp_path, kind, found) == "refused", (table, key)
+
+
+@pytest.mark.parametrize("kind", ["attention alone", "a block less"])
+def test_load_when_an_entry_is_left_out_and_signed_then_the_other_files_tell(
+    tmp_path: Path, kind: str
+) -> None:
+    every = [each for each in variants(document(kind)) if each[0][0] not in ("sha256", "files")]
+    for where, found in Random(0).sample(every, 40):
+        assert judged(tmp_path, kind, signed(found)) == "refused", where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_when_any_node_is_left_out_doubled_or_altered_then_it_is_refused_or_whole(
+    tmp_path: Path, kind: str
+) -> None:
+    for _, found in variants(document(kind)):
+        judged(tmp_path, kind, found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,14 +270,14 @@ def test_load_when_one_number_is_another_and_signed_then_it_is_refused(
             if value != change["after"]:
                 found = document(kind)
                 found["attributes"][name]["after"] = value
-                assert judged(tmp_path, kind, signed(found)) == "refused", (name, value)
+                assert judged(tmp_path, kind, found) == "refused", (name, value)
 
 
 @pytest.mark.parametrize("group", ["nowhere", "0:7", "out.bias[1]", "", "a\nb"])
 def test_load_when_a_group_is_of_no_tensor_then_it_is_refused(tmp_path: Path, group: str) -> None:
     found = document("convolutions")
     found["steps"][0]["keep"][group] = [[0, 0]]
-    whole = judged(tmp_path, "convolutions", signed(found)) == "whole"
+    whole = judged(tmp_path, "convolutions", found) == "whole"
     assert whole == (group == "0:7")  # a name that a group may have, of which nothing was cut
 
 
@@ -211,9 +294,9 @@ def test_load_when_the_file_is_older_then_it_loads_and_is_saved_as_older(tmp_pat
     found = document("experts")
     for change in found["attributes"].values():
         change.pop("of")
-    assert judged(tmp_path, "experts", signed(found)) == "refused"
+    assert judged(tmp_path, "experts", found) == "refused"
     found["schema"] = 2
-    assert judged(tmp_path, "experts", signed(found)) == "whole"
+    assert judged(tmp_path, "experts", found) == "whole"
     sc.save_pruned(sc.load_pruned(tmp_path, Experts()), tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["schema"] == 2
     sc.load_pruned(tmp_path, Experts())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+
+from secateur.runtime.undo import Undo, unhook_module
 
 Passing = tuple[int | str, tuple[bool, ...] | None]
 """Which argument a block returns, and for each part of a tuple, whether it is that."""
@@ -60,14 +63,14 @@ def skipping(
     ...     net(x)
     tensor([-0.7616])
     """
-    with ExitStack() as stack:
+    with Undo() as undo:
         for path, how in blocks.items():
             skip = _Skip(argument(type(model.get_submodule(path)), how[0]), how[1], copies)
-            module = model.get_submodule(path)
-            before = module.register_forward_pre_hook(skip.note, with_kwargs=True)
-            stack.callback(before.remove)
-            after = module.register_forward_hook(skip.put)
-            stack.callback(after.remove)
+            module, note, put = model.get_submodule(path), skip.note, skip.put
+            undo(partial(unhook_module, module, note))
+            module.register_forward_pre_hook(note, with_kwargs=True)
+            undo(partial(unhook_module, module, put))
+            module.register_forward_hook(put)
         yield
 
 

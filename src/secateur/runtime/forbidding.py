@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .undo import in_mode
+from .undo import Undo, in_mode, unhook_module
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,17 @@ def forbidding(model: nn.Module, places: Iterable[Forbidden]) -> Iterator[None]:
     if not mode.table:
         yield
         return
-    with ExitStack() as stack:
+    with Undo() as undo:
         for path, module in model.named_modules():
             inside = any(path == p or not p or path.startswith(f"{p}.") for p in mode.modules)
             if inside:  # what a module within one runs is not its own
-                enter = module.register_forward_pre_hook(partial(mode.enter, path))
-                stack.callback(enter.remove)
-                leave = module.register_forward_hook(mode.leave, always_call=True)
-                stack.callback(leave.remove)
-        stack.enter_context(in_mode(mode))
-        yield
+                enter, leave = partial(mode.enter, path), partial(mode.leave)
+                undo(partial(unhook_module, module, enter))
+                module.register_forward_pre_hook(enter)
+                undo(partial(unhook_module, module, leave))
+                module.register_forward_hook(leave, always_call=True)
+        with in_mode(mode):
+            yield
 
 
 class _Forbidding(TorchDispatchMode):

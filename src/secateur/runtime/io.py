@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -149,11 +150,26 @@ def write_tensors(
     with whole(path) as temporary:
         more = ({"text": text} if text else {}) | ({"sha256": BLANK} if seal else {})
         save_file(plain, temporary, metadata={"format": "pt"} | more)
+        if more:
+            _in_order(temporary)
         if seal:
             place, _, found = _seal(temporary)
             with temporary.open("rb+") as file:
                 file.seek(place)
                 file.write(found.encode())
+
+
+def _in_order(path: Path) -> None:
+    """Let a header's texts stand in the order of their names: the same contents, the same bytes."""
+    start = b'{"__metadata__":'
+    with path.open("rb+") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        assert header.startswith(start)
+        told, end = json.JSONDecoder().raw_decode(header.decode(), len(start))
+        again = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert len(again.encode()) == len(header.decode()[len(start) : end].encode())
+        file.seek(8 + len(start))
+        file.write(again.encode())
 
 
 BLANK = "0" * 64

@@ -9,6 +9,7 @@ change is registered before the change, stays registered until it ran whole, and
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -171,6 +172,22 @@ def unhook_module(module: nn.Module, hook: Any) -> None:
     before, after = module._forward_pre_hooks, module._forward_hooks
     unhook(before, hook, module._forward_pre_hooks_with_kwargs)
     unhook(after, hook, module._forward_hooks_with_kwargs, module._forward_hooks_always_called)
+
+
+def unhooked_with(owner: object, module: nn.Module, hook: Any) -> Callable[[], object]:
+    """Take a hook off a module when its owner is dropped, or what is returned is called.
+
+    Call it before the hook is registered.
+    """
+    end = weakref.finalize(owner, _unhook_if_there, weakref.ref(module), hook)
+    end.atexit = False
+    return end
+
+
+def _unhook_if_there(module: weakref.ref[nn.Module], hook: Any) -> None:
+    found = module()
+    if found is not None:
+        unhook_module(found, hook)
 
 
 def unhook_optimizer(optimizer: Any, hook: Any) -> None:

@@ -75,7 +75,7 @@ def _dimension(shapes: Mapping[str, tuple[Shape, Shape]], group: str) -> tuple[i
     """Return the sizes before and after of the dimension that a group is named after."""
     named, dim = _named(group)
     for name in (f"{named}.weight", named):
-        if name in shapes and dim < len(shapes[name][0]):
+        if name in shapes and dim < min(map(len, shapes[name])):
             return shapes[name][0][dim], shapes[name][1][dim]
     return None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -72,6 +73,8 @@ class _File(_Part):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+Table = Literal["shapes", "attributes", "replaced", "dropped", "taken", "tied", "buffers"]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 40)]
 FileName: TypeAlias = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 
 
@@ -91,6 +94,7 @@ class Document(_Part):
     tied: dict[str, str]
     buffers: dict[str, bool] = {}  # is it part of the state dict? Files of 0.1.0's start lack it
     files: dict[FileName, _File] = {}  # that it goes with; likewise
+    entries: dict[Table, Count] | None = None  # how many each of the tables above has
     sha256: str | None = None  # of all the rest, as ``signed`` has it; since schema 3
 
     @property
@@ -133,6 +137,24 @@ def understood(text: str, path: Path, *, verify: bool = True) -> Document:
     return document
 
 
+def counted(document: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many entries each table of a plan has, so that one that is left out is missed."""
+    return {name: len(document[name]) for name in get_args(Table) if name in document}
+
+
+def left_out(document: Document) -> list[str]:
+    """Return what tells that an entry of a plan was left out, or added: they are counted in it."""
+    if document.entries is None:  # of before they were counted
+        return []
+    said = {str(name): many for name, many in document.entries.items()}
+    found = {name: len(getattr(document, name)) for name in get_args(Table)}
+    return [
+        f"{PLAN} has {many} entries in {name!r}, and had {said.get(name, 0)} when it was saved"
+        for name, many in found.items()
+        if many != said.get(name, 0)
+    ]
+
+
 def signed(document: dict[str, Any]) -> str:
     """Return the text of a plan.json, with a digest of what it says, however that is laid out.
 
@@ -157,10 +179,24 @@ def unsigned(text: str, path: Path) -> dict[str, Any]:
     return said
 
 
-def _digest(text: str) -> str | None:
+BOUND = "plan.json without its digests has SHA-256 "
+"""What a file of tensors says in its header, before the digest, of the plan that it goes with."""
+
+
+def bound_to(text: str) -> str:
+    """Return what the files beside a plan.json say of it: they go with no plan that says another.
+
+    >>> bound_to('{"steps": []}') == bound_to('{"steps": [], "files": {}}')
+    True
+    """
+    return f"{BOUND}{_digest(text, 'files')}"
+
+
+def _digest(text: str, *without: str) -> str | None:
     """Return the SHA-256 of a document without its own; None where no JSON can say it."""
     try:
-        rest = {key: value for key, value in json.loads(text).items() if key != "sha256"}
+        left_out = {"sha256", *without}
+        rest = {key: value for key, value in json.loads(text).items() if key not in left_out}
         return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     except (ValueError, RecursionError):  # numbers of too many digits, or too deep
         return None

@@ -8,6 +8,7 @@ unpickled.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -29,9 +30,20 @@ from secateur.runtime.together import Seal, publish, seal_of
 from secateur.runtime.undo import Undo
 
 from .cut import Surgery
-from .document import PLAN, SCHEMA, Document, history_of, listed, read, seals_in, signed
+from .document import (
+    PLAN,
+    SCHEMA,
+    Document,
+    bound_to,
+    counted,
+    history_of,
+    listed,
+    read,
+    seals_in,
+    signed,
+)
 from .exports import remove_outdated
-from .fits import by_tensor, misfits, shape_of, tensors_of, ties
+from .fits import absent, by_tensor, misfits, shape_of, tensors_of, ties
 from .folder import BUFFERS, INDEX, WEIGHTS, is_weights, read_folder, same, weights_of
 from .history import HELD_AS, History
 from .older import outdate
@@ -117,10 +129,11 @@ def _save(
     with writing(folder), scratch(folder, PLAN) as made:
         if beside is not None:
             beside(made)
+        bound = bound_to(json.dumps(document))
         if weights and not any(is_weights(path.name) for path in made.iterdir()):
-            _write_weights(made / WEIGHTS, state, tied)
+            _write_weights(made / WEIGHTS, state, tied, bound)
         if others:
-            write_tensors(made / BUFFERS, others)
+            write_tensors(made / BUFFERS, others, text=bound)
         with alone_in(folder):
             _publish(folder, made, document, {k: v for k, v in state.items() if k not in tied})
     return folder
@@ -185,11 +198,13 @@ def _model_of(given: Any) -> nn.Module:
     return model
 
 
-def _write_weights(path: Path, state: Mapping[str, Any], tied: Mapping[str, str]) -> None:
+def _write_weights(
+    path: Path, state: Mapping[str, Any], tied: Mapping[str, str], bound: str
+) -> None:
     objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if objects:
         raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
-    write_tensors(path, {k: v for k, v in state.items() if k not in tied})
+    write_tensors(path, {k: v for k, v in state.items() if k not in tied}, text=bound)
 
 
 def _check_unchanged(tensors: Mapping[str, Tensor], history: History) -> None:
@@ -216,7 +231,7 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
         )
     state = model.state_dict().keys()
     taken = {path: {"size": n, "kept": list(kept)} for path, (n, kept) in history.taken.items()}
-    return {
+    told = {
         "format": "secateur.pruned",
         "schema": 2 if history.implied is None else SCHEMA,
         "secateur": version("secateur"),
@@ -230,6 +245,7 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
         "tied": tied,
         "buffers": {name: name in state for name in dict(model.named_buffers())},
     }
+    return {**told, "entries": counted(told)}
 
 
 def _number(history: History, name: str) -> dict[str, Any]:
@@ -298,7 +314,8 @@ def load_pruned(
     there = {name: tensor for name, tensor in saved.items() if name not in made}
     with Undo(lasting=True) as undo:
         undo(surgery.undo)
-        if wrong := [*found.wrong, *misfits(document, held, model, there, surgery)]:
+        wrong = [*found.wrong, *absent(document, saved)]
+        if wrong := [*wrong, *misfits(document, held, model, there, surgery)]:
             raise _misfit(folder, model, wrong)
         _repeat(surgery, history, there)
         for name in made:

@@ -11,7 +11,7 @@ from secateur.replacements import name_of, replacement_of
 
 from .agreeing import disagreements, unknown_groups
 from .cut import Surgery
-from .document import Document
+from .document import Document, left_out
 from .history import History, Shape
 from .numbers import other_values
 
@@ -39,7 +39,15 @@ def misfits(
         *_untied(document.tied, model),
         *_replaced(document.replaced, model, surgery),  # these have more attributes
         *other_values(history, model),
+        *left_out(document),
     ]
+
+
+def absent(document: Document, saved: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the buffers beside the state dict, which a save writes too, that are not there."""
+    for name, in_state in document.buffers.items():
+        if not in_state and name not in saved:
+            yield f"{name!r} is missing in the files"
 
 
 def _foreign(document: Document, model: nn.Module) -> Iterator[str]:

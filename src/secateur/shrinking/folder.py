@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from secateur.errors import FileError
-from secateur.runtime.io import read_tensors, read_text
+from secateur.runtime.io import read_tensors, read_text, read_text_of
 from secateur.runtime.together import sealed
 
-from .document import PLAN, Document, understood
+from .document import BOUND, PLAN, Document, bound_to, understood
 
 WEIGHTS, BUFFERS = "model.safetensors", "buffers.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,7 +64,8 @@ def read_folder(folder: Path, *, verify_digests: bool = True) -> Saved:
         save = _save(folder / PLAN)
         text = read_text(folder / PLAN)
         document = understood(text, folder / PLAN, verify=verify_digests)
-        saved = Saved(document, *_tensors(folder, document, verify_digests))
+        bound = bound_to(text) if verify_digests else None
+        saved = Saved(document, *_tensors(folder, document, bound))
         if saved.wrong and save == last:  # twice, with no save in between
             return saved
         if not saved.wrong and read_text(folder / PLAN) == text:
@@ -82,15 +83,24 @@ def _save(plan: Path) -> tuple[int, int] | None:
     return seen.st_ino, seen.st_mtime_ns
 
 
-def _tensors(folder: Path, document: Document, verify: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors of all files, and what is wrong with these."""
+def _tensors(
+    folder: Path, document: Document, bound: str | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of all files, and what is wrong with these.
+
+    Args:
+        bound: what those that name their plan say of it; None asks for no digests.
+    """
     seals = document.seals
     found: dict[str, Tensor] = {}
     wrong: list[str] = []
     for name in (name for name in seals if is_weights(name) or name == BUFFERS):
         try:
-            with sealed(folder, name, seals[name], verify=verify) as path:
+            with sealed(folder, name, seals[name], verify=bound is not None) as path:
                 _add(found, path)
+                said = read_text_of(path)
+            if bound is not None and said.startswith(BOUND) and said != bound:
+                wrong.append(f"{name} was saved with a {PLAN} that said something else")
         except FileError as error:
             wrong.append(str(error))
             with suppress(FileError):  # what does not fit, where it can be read, says more

@@ -8,7 +8,7 @@ those that go already.  The model is the user's, and left as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from typing import Any
@@ -24,6 +24,7 @@ from secateur.replacements.passing import Passing, argument, given, skipping
 from secateur.runtime.batches import call, padding
 from secateur.runtime.copying import copied
 from secateur.runtime.forward import evaluating, undisturbed
+from secateur.runtime.undo import Undo, unhook_module
 
 block_rankings = Registry("ranking of blocks")
 Skipped = Mapping[str, Passing]
@@ -42,12 +43,20 @@ def influence(
     Men et al., 2024, arXiv:2403.03853
     """
     meters = [_Meter(model, block) for block in blocks]
-    with undisturbed(model), evaluating(model), torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(skipping(model, skipped))
+    with (
+        undisturbed(model),
+        evaluating(model),
+        torch.no_grad(),
+        skipping(model, skipped),
+        Undo() as undo,
+    ):
         for meter, block in zip(meters, blocks, strict=True):
             module = model.get_submodule(block.name)
-            stack.callback(module.register_forward_pre_hook(meter.note, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(meter.measure).remove)
+            note, measure = meter.note, meter.measure
+            undo(partial(unhook_module, module, note))
+            module.register_forward_pre_hook(note, with_kwargs=True)
+            undo(partial(unhook_module, module, measure))
+            module.register_forward_hook(measure)
         for index, batch in enumerate(batches):
             masks = padding(model, batch)
             for meter in meters:

@@ -80,6 +80,8 @@ class PruningCallback(AfterOptimizerStep):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # with 16-mixed
         self.pruner.scaler = scaler or self.pruner.scaler
+        if self.distillation is not None:
+            self.distillation.forget()  # an earlier fit may have been stopped in a step
         super().on_train_start(trainer, pl_module)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -100,7 +102,7 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner.load_state_dict(state)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.distillation is not None:
-            self.distillation.close()
         if self.finish:
             self.result = self.pruner.finish()
+        if self.distillation is not None:  # last: a fit that is stopped before goes on with it
+            self.distillation.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from secateur.errors import ConfigError, FileError
@@ -144,10 +143,8 @@ class PruningCallback(AfterOptimizerStep):
         self.finish, self.resume_from = finish, resume_from
         self.result: Result | None = None
         self.distillation = taught(pruner.model, teacher, weight, temperature, hidden)
-        self._mixing: RemovableHandle | None = None
         if self.distillation is not None:
-            hook = _mixing(self.distillation)
-            self._mixing = pruner.model.register_forward_hook(hook, with_kwargs=True)
+            self.distillation.after_forward(_mix)
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         if self.distillation is not None and self.distillation.waits:
@@ -169,6 +166,8 @@ class PruningCallback(AfterOptimizerStep):
         self, args: Any, state: Any, *_: Any, optimizer: Any = None, **__: Any
     ) -> None:
         self.pruner.scaler = getattr(optimizer, "scaler", None) or self.pruner.scaler  # of fp16
+        if self.distillation is not None:
+            self.distillation.forget()  # an earlier training may have been stopped in a step
         if state.global_step:
             file = self._file(args, state, self.resume_from)
             if not file.is_file():
@@ -189,26 +188,21 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner.save(file)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        if self.distillation is not None and self._mixing is not None:
-            self._mixing.remove()
-            self.distillation.close()
         if self.finish:
             self.result = self.pruner.finish()
+        if self.distillation is not None:  # last: a training that is stopped before goes on with it
+            self.distillation.close()
 
     def _file(self, args: Any, state: Any, folder: str | None = None) -> Path:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         return Path(folder or checkpoint) / STATE
 
 
-def _mixing(distillation: Distillation) -> Callable[..., None]:
-    """Return a forward hook that mixes the teacher's loss with the one that a model returns."""
-
-    def mix(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, Mapping) else None
-        if loss is not None and distillation.waits:
-            output["loss"] = distillation(loss, _share(kwargs))
-
-    return mix
+def _mix(distillation: Distillation, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """Mix the teacher's loss with the one that a model returns."""
+    loss = output.get("loss") if isinstance(output, Mapping) else None
+    if loss is not None and distillation.waits:
+        output["loss"] = distillation(loss, _share(kwargs))
 
 
 def _share(inputs: Mapping[str, Any]) -> Tensor | float:

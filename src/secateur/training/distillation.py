@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from secateur.errors import ConfigError
 from secateur.runtime.batches import padding
 from secateur.runtime.copying import copied
+from secateur.runtime.undo import unhooked_with
 
 from .hidden import Hidden, shown
+
+Watcher: TypeAlias = "Callable[[Distillation, Any, Any, Any], None]"
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -104,9 +107,13 @@ class Distillation:
         self._pending: list[Tensor] = []
         self._hidden = Hidden(model, made, hidden) if hidden else None
         self._hidden_weight = hidden_weight
-        self._hooks = [model.register_forward_hook(_watcher(model, self), with_kwargs=True)]
+        self._model = weakref.ref(model)
+        self._ends: list[Callable[[], object]] = []
+        self.after_forward(_see)
         if self._hidden is not None:
-            self._hooks.append(model.register_forward_pre_hook(_opener(model, self._hidden)))
+            opener = _opener(model, self._hidden)
+            self._ends.append(unhooked_with(self, model, opener))
+            model.register_forward_pre_hook(opener)
 
     def __call__(self, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         """Return the mix of a loss that is multiplied by ``scale`` already; see the class."""
@@ -115,6 +122,19 @@ class Distillation:
     def add_to(self, loss: Tensor, scale: float = 1.0) -> None:
         """Turn a loss into the mix in place, for trainers that keep it; see ``__call__``."""
         loss.mul_(1 - self.weight).add_(self._taken().to(loss), alpha=self.weight * scale)
+
+    def after_forward(self, function: Watcher) -> None:
+        """Call a function after each forward of the model, until this is closed or dropped.
+
+        Args:
+            function: of this, the forward's positional and keyword arguments, and its output.
+        """
+        model = self._model()
+        if model is None:
+            return
+        hook = _hook(model, self, function)
+        self._ends.append(unhooked_with(self, model, hook))
+        model.register_forward_hook(hook, with_kwargs=True)
 
     @property
     def waits(self) -> bool:
@@ -139,10 +159,14 @@ class Distillation:
 
     def close(self) -> None:
         """Watch the model no longer, and forget what was seen."""
-        for hook in self._hooks:
-            hook.remove()
+        for end in self._ends:
+            end()
         if self._hidden is not None:
             self._hidden.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the forwards that no loss was mixed with, as a training leaves that is stopped."""
         self._pending.clear()
 
     @property
@@ -223,14 +247,20 @@ def logits_of(output: Any) -> Tensor:
     return found
 
 
-def _watcher(model: nn.Module, distillation: Distillation) -> Any:
+def _see(told: Distillation, args: Any, kwargs: Any, output: Any) -> None:
+    model = told._model()
+    if model is not None and model.training and torch.is_grad_enabled():
+        told._see(args, kwargs, output)
+
+
+def _hook(model: nn.Module, distillation: Distillation, function: Watcher) -> Any:
     """Return a forward hook: a function, which a deep copy of the model does not copy with it."""
     watched, to = weakref.ref(model), weakref.ref(distillation)
 
     def watch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         told = to()
-        if told is not None and module is watched() and module.training and torch.is_grad_enabled():
-            told._see(args, kwargs, output)
+        if told is not None and module is watched():
+            function(told, args, kwargs, output)
 
     return watch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError, did_you_mean
+from secateur.runtime.undo import unhooked_with
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,13 @@ class Hidden:
         self.matched: tuple[str, ...] | None = None
         self._sides = (_Side(), _Side())
         self._chosen = [name for name in known if any(fnmatchcase(name, w) for w in words)]
-        self._hooks = [
-            module.get_submodule(name).register_forward_hook(
-                _keeper(module.get_submodule(name), side, name)
-            )
-            for side, module in zip(self._sides, (model, teacher), strict=True)
-            for name in self._chosen
-        ]
+        self._ends: list[Callable[[], object]] = []
+        for side, module in zip(self._sides, (model, teacher), strict=True):
+            for name in self._chosen:
+                layer = module.get_submodule(name)
+                hook = _keeper(layer, side, name)
+                self._ends.append(unhooked_with(self, layer, hook))
+                layer.register_forward_hook(hook)
 
     def watch(self, side: int, on: bool) -> None:
         """Keep outputs of the model's (0) or the teacher's (1) layers, or no longer."""
@@ -81,8 +82,8 @@ class Hidden:
 
     def close(self) -> None:
         """Watch nothing any longer."""
-        for hook in self._hooks:
-            hook.remove()
+        for end in self._ends:
+            end()
 
     def _tell(self, alike: tuple[str, ...]) -> None:
         """Say so where no layer can be matched: at once, or when a cut has come to all."""
