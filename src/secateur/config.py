@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .costs import COSTS, amount_of
 from .errors import ConfigError, UnknownNameError, did_you_mean
-from .graph.kinds import kinds
+from .graph.kinds import EVERY_KIND, kinds
 from .registry import Registry
 from .runtime.io import write_text
 from .scoring.allocations import allocators
@@ -60,6 +60,8 @@ def _known(registry: Registry) -> AfterValidator:
 
 
 def _known_kinds(names: tuple[str, ...]) -> tuple[str, ...]:
+    if names == (EVERY_KIND,):
+        return tuple(sorted(kinds))
     for name in names:
         try:
             kinds[name]
@@ -127,7 +129,8 @@ class Target(BaseModel):
     exclude_types: Names = Field((), description="class names to leave alone, with all in them")
     what: Annotated[Names, AfterValidator(_known_kinds)] = Field(
         (),
-        description=f"kinds of groups: {', '.join(sorted(kinds))}; empty: all that are exact",
+        description=f"kinds of groups: {', '.join(sorted(kinds))}, or all of these; "
+        "empty: all that are exact",
     )
     parameters: Names = Field(("weight",), description="not for granularity 'group'")
     criterion: Annotated[str, _known(criteria)] = Field(

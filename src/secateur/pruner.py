@@ -44,6 +44,9 @@ from .selection.targets import Selectable, check_scorable
 from .selection.targets import selectables as _selectables
 from .shrinking import Plan, Result, cut_and_verify
 from .shrinking import shrink as shrink_masks
+from .shrinking.mixing import DEFAULTS as MIXED
+from .shrinking.mixing import Try, check_mixed, mixes, with_blocks
+from .shrinking.shallower import outermost, passing, writers
 from .structure import Structure, analyze
 from .training import named
 from .types import Example, Masks, Scores
@@ -120,6 +123,11 @@ class Pruner:
         config = config if isinstance(config, Config) else Config.from_dict(config)
         self.method = named(config.method, config.method_options)
         self.config = config.with_defaults(self.method.defaults)
+        self.mixes = mixes(self.config)
+        """Whether blocks go besides groups, under one budget."""
+        if self.mixes:
+            check_mixed(self.config, trained=trained)
+            self.config = self.config.with_defaults(MIXED)
         meet(f"with {self.config.model_dump(mode='json', exclude_defaults=True)}")
         self._joining = Joining(model)
         self.example = example
@@ -128,7 +136,8 @@ class Pruner:
             self.structure = structure or analyze(model, example)
             selectables = _selectables(model, self.config, self.structure)
         self.selectables = allotted(self.config, self.structure, selectables)
-        self.budget = Budget(self.config, self.structure, self.selectables, model, example, costs)
+        parts = self.config, self.structure, self.selectables, model, example, costs
+        self.budget = Budget(*parts, blocks=self._blocks())
         self.repairs: str | None = (
             None  # the repair that will follow, which error curves are measured after
         )
@@ -161,6 +170,13 @@ class Pruner:
     def notes(self) -> list[str]:
         """What a user should know about the last pruning step."""
         return self.decision.notes
+
+    @property
+    def plan(self) -> Plan:
+        """What is kept of each group, and which blocks go; of a pruner of groups alone."""
+        assert self.structure is not None
+        kept = Plan.from_keeps(self.structure, self.keeps)
+        return replace(kept, drop=self.decision.drop)
 
     @property
     def steps(self) -> int:
@@ -236,7 +252,7 @@ class Pruner:
             scores = self.scores(tensors, given)
             self.budget.known.error = self._error
             try:
-                made = decide(self.selectables, scores, self.budget, tensors, share, self._smaller)
+                made = self._decided(scores, tensors, share)
             finally:
                 self.budget.known.error = None  # what is dropped is gone at once: no cycle
             notes = [*made.notes, *self.statistics.notes]
@@ -246,6 +262,36 @@ class Pruner:
         self.decision = made
         self._goal = share == 1
         return made.masks
+
+    def _decided(
+        self, scores: Sequence[Tensor], tensors: Mapping[str, Tensor], share: float
+    ) -> Decision:
+        """Decide on groups, and on blocks where these go too."""
+        given = self.selectables, scores, self.budget, tensors, share, self._smaller
+        if not self.mixes:
+            return decide(*given)
+        assert self.structure is not None
+        self.budget.known.curves.clear()
+
+        def tried(drop: tuple[str, ...]) -> Try:
+            self.budget.without(drop)
+            made = decide(*given)
+            counts = {name: int(keep.sum()) for name, keep in made.keeps.items()}
+            return Try(drop, made, self.budget.over(counts))
+
+        def lost(each: Try) -> float:
+            return self._lost(each.decision.keeps, each.drop)
+
+        batches = self.budget.known.batches
+        made = with_blocks(self.model, self.structure, batches, tried, lost)
+        self.budget.without(made.drop)
+        return made
+
+    def _blocks(self) -> list[str]:
+        """Return the blocks that may go, the largest last; none where groups alone go."""
+        if not self.mixes or self.structure is None:
+            return []
+        return [b.name for b in sorted(outermost(self.structure.blocks), key=lambda b: b.params)]
 
     def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
         """Return the scores of each selectable: those that are given, and else the criterion's."""
@@ -316,7 +362,7 @@ class Pruner:
                 "data=… need loss=…, a function of (model, batch) that returns a loss: the "
                 "criterion needs gradients"
             )
-        if allocator.data and loss is None:
+        if (allocator.data or self.mixes) and loss is None:
             self.budget.known.batches = data = held(data)
         self.budget.known.labelled = loss is not None
         differentiated = self.observe if needed and loss is not None else None
@@ -399,10 +445,19 @@ class Pruner:
                 differentiable = self.method.learns_masks
                 undo(partial(masking.put_on, self.model, on, differentiable=differentiable))
                 masking.take_off(self.model, bake=False)
-            never = self._never_chosen(self.keeps)
+            besides = self._besides(self.keeps, self.decision.drop)
             with masking.zeroed(self.model, before):
                 masked = self.model, self.masks, self.structure
-                return repair(*masked, data, how, forbidden=never, given=given)
+                return repair(*masked, data, how, given=given, **besides)
+
+    def _besides(self, keeps: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Any]:
+        """Return what of a smaller model no mask says, as options of a repair."""
+        found: dict[str, Any] = {"forbidden": self._never_chosen(keeps)}
+        if drop and self.structure is not None:
+            blocks = [self.structure.block(name) for name in drop]
+            found["also"] = frozenset(writers(self.structure, blocks))
+            found["skipped"] = passing(block for block in blocks if not block.exact)
+        return found
 
     def _fill(self, values: Mapping[str, Tensor]) -> None:
         """Give what is kept of tensors its new values, until the call that does it fails."""
@@ -468,7 +523,12 @@ class Pruner:
 
         The model's own state, its optimizer's and the random generators' are your checkpoint's
         part.  Under FSDP2 all ranks must ask for it.
+
+        Raises:
+            ConfigError: blocks go too, which is one shot.
         """
+        if self.mixes:
+            raise ConfigError("what='depth' is decided in one shot: such a run has no state")
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             below = {n: whole(parameters[n].detach())[~m] for n, m in self._on().items()}
@@ -590,20 +650,19 @@ class Pruner:
 
     def _error(self, keeps: Mapping[int, Tensor]) -> float:
         """Return how far the output is off when some selectables keep such positions alone."""
+        return self._lost({self.selectables[i].name: keep for i, keep in keeps.items()})
+
+    def _lost(self, keeps: Mapping[str, Tensor], drop: tuple[str, ...] = ()) -> float:
+        """Return how far the output is off when groups keep such positions, and blocks go."""
         assert self.structure is not None
-        tensors, masks = self.tensors(), dict[str, Tensor]()
-        for i, keep in keeps.items():
-            for name, mask in self.selectables[i].masks(keep, tensors).items():
-                masks[name] = masks[name] & mask if name in masks else mask
-        named = {self.selectables[i].name: keep for i, keep in keeps.items()}
-        return output_error(
-            self.model,
-            masks,
-            self.structure,
-            self.budget.known.batches,
-            self.repairs,
-            forbidden=self._never_chosen(named),
-        )
+        tensors, masks = self.tensors(), dict(Plan({}, drop).masks(self.structure))
+        for each in self.selectables:
+            if each.name in keeps:
+                for name, mask in each.masks(keeps[each.name], tensors).items():
+                    masks[name] = masks[name] & mask if name in masks else mask
+        batches, how = self.budget.known.batches, self.repairs
+        besides = self._besides(keeps, drop)
+        return output_error(self.model, masks, self.structure, batches, how, **besides)
 
     def _smaller(self, keeps: Sequence[Tensor]) -> nn.Module:
         """Return a smaller model of what stays, to be measured and dropped."""
@@ -632,11 +691,10 @@ class Pruner:
             )
             result.notes[:0] = self.notes
             return result
-        plan = Plan.from_keeps(self.structure, self.keeps)
         return cut_and_verify(
             model,
             self.structure,
-            plan,
+            self.plan,
             on,  # what it was trained with stays masked, also where it cannot be cut
             self.example,
             notes=list(self.notes),

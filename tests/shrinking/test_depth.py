@@ -344,8 +344,7 @@ def test_prune_when_depth_is_asked_for_then_it_is_drop_blocks_by_error():
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "too little": ({"sparsity": 0.1}, "10% of 4 blocks is none: 0.25 is one"),
     "all": ({"sparsity": 1.0}, "4 blocks cannot go"),
-    "a criterion": ({"criterion": "l2"}, "goes alone, with a sparsity, without criterion"),
-    "another kind": ({"what": ["depth", "width"]}, "goes alone"),
+    "a criterion": ({"criterion": "l2"}, "the share of blocks, without criterion"),
     "no share": ({"sparsity": None, "threshold": 0.1}, "without threshold"),
     "in place": ({"inplace": True}, "cuts a copy"),
     "no data": ({"data": None}, "needs data"),
@@ -360,5 +359,8 @@ def test_prune_when_depth_does_not_go_with_a_setting_then_that_is_said(given, sa
 
 
 def test_pruner_when_depth_is_asked_for_then_it_says_who_removes_blocks():
-    with pytest.raises(sc.errors.NoMatchError, match="removes blocks, and no groups: by prune"):
-        sc.Pruner(encoder(), sc.Config(sparsity=0.5, **DEPTH), torch.randn(2, 3, 8))
+    config, x = sc.Config(sparsity=0.5, **DEPTH), torch.randn(2, 3, 8)
+    with pytest.raises(sc.errors.ConfigError, match=r"by prune\(\), in one shot"):
+        sc.Pruner(encoder(), config, x)
+    with pytest.raises(sc.errors.NoMatchError, match="no groups: alone it goes by prune"):
+        sc.Pruner(encoder(), config, x, trained=False)

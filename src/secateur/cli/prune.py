@@ -155,7 +155,7 @@ def _shallower(job: Job) -> None:
 def _plan(pruner: Pruner) -> Plan:
     assert pruner.structure is not None
     if all(each.group is not None for each in pruner.selectables):
-        return Plan.from_keeps(pruner.structure, pruner.keeps)
+        return pruner.plan
     return Plan.from_masks(pruner.structure, pruner.masks)
 
 

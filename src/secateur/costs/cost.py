@@ -21,7 +21,9 @@ from typing import ClassVar, TypeVar
 
 from torch import nn
 
+from secateur.errors import ConfigError
 from secateur.graph.axes import Atom
+from secateur.graph.blocks import Block
 from secateur.graph.cost import human
 from secateur.graph.infer import Inferred
 from secateur.runtime.measure import Latency
@@ -67,6 +69,17 @@ class Cost:
     def of(self, count: Count) -> float:
         """Return the cost when each axis keeps ``count(axis)`` positions."""
         raise NotImplementedError
+
+    def of_block(self, block: Block, count: Count) -> float:
+        """Return what goes with a block of which each axis keeps ``count(axis)`` positions.
+
+        Raises:
+            ConfigError: what goes with a block is not known of this cost.
+        """
+        known = ", ".join(n for n, k in COSTS.items() if k.of_block is not Cost.of_block)
+        raise ConfigError(
+            f"of={self.name()!r}: what a block that goes saves is not known of it, but of: {known}"
+        )
 
     @classmethod
     def shown(cls, amount: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.graph import cost as graph
+from secateur.graph.blocks import Block
 
 from .cost import Cost, Count, cost
 
@@ -15,3 +16,6 @@ class macs(Cost):
 
     def of(self, count: Count) -> float:
         return graph.macs(self.subject.inferred, count)
+
+    def of_block(self, block: Block, count: Count) -> float:
+        return block.cost(self.subject.inferred, count)[1]

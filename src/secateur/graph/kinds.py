@@ -18,7 +18,9 @@ from .program import Ref
 kinds = Registry("kind of group")
 ADDS = {"aten.add", "aten.add_"}
 DEPTH = "depth"
-"""The kind that is no group: it is asked for alone."""
+"""The kind that is no group: blocks go whole."""
+EVERY_KIND = "all"
+"""Stands for every kind."""
 
 
 @kinds.register
@@ -42,7 +44,7 @@ def experts(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 
 @kinds.register
 def depth(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
-    """Residual blocks, whole layers, which are no groups: alone, and in one shot."""
+    """Residual blocks, whole layers, which are no groups: in one shot."""
     return set()
 
 

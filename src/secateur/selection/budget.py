@@ -47,6 +47,7 @@ class Budget:
         goals: what is asked of costs; none where channels or single weights are asked for.
         unmet: what a user must know first, where the goal cannot be met; else "".
         known: data and errors that allocations may need.
+        drop: residual blocks that go besides.
 
     Raises:
         ConfigError: a budget that has no meaning for such selectables.
@@ -61,6 +62,7 @@ class Budget:
         model: nn.Module | None = None,
         example: Example = None,
         costs: dict[str, Cost] | None = None,
+        blocks: Sequence[str] = (),
     ):
         self.config = config
         self.structure = structure
@@ -73,7 +75,9 @@ class Budget:
         self._proof = Proof(structure, self.goals)
         self._widths = liked_by(self._proof.timed, structure, selectables, self._families)
         self._spread: Spread | None = None
+        self.drop: tuple[str, ...] = tuple(blocks[1:])
         self.unmet = self._short = self._shortfall(self.goals)
+        self.drop = ()
         if self.unmet and config.strict:
             raise GoalError(f"{self.unmet}{LESS}")
 
@@ -99,7 +103,7 @@ class Budget:
     def _beyond(self, goal: Goal, least: Mapping[str, int], groups: Sequence[Group]) -> list[str]:
         """Return that, and why, one goal is out of reach when as much goes as may go."""
         assert self.structure is not None  # of what groups are of
-        left = counts_of(goal, self.structure, least)
+        left = counts_of(goal, self.structure, least, self.drop)
         if left <= goal.allowed + 1e-9 * goal.dense:
             return []
         most, name, structure = 1 - left / goal.dense, goal.cost.name(), self.structure
@@ -108,7 +112,7 @@ class Budget:
             self.config,
             groups,
             most,
-            lambda keep: 1 - counts_of(goal, structure, keep) / goal.dense,
+            lambda keep: 1 - counts_of(goal, structure, keep, self.drop) / goal.dense,
         )
         said = f"{goal.share:.1%} of {name} cannot go, at most {most:.1%} can"
         if goal.asked.startswith("at most"):
@@ -124,7 +128,7 @@ class Budget:
             model: the smaller one.
         """
         wide = {name: counts.get(name, size) for name, size in self._whole().items()}
-        return [self._proof.told(goal, wide, model) for goal in self.goals]
+        return [self._proof.told(goal, wide, model, self.drop) for goal in self.goals]
 
     def _too_few(self, every: list[Request]) -> str:
         """Return that, and why, fewer channels can go than are asked for."""
@@ -179,9 +183,31 @@ class Budget:
             return self._balanced(requests, names)
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
+        idle = self._inside_dropped()
+        requests = [
+            replace(r, sparsity=0.0, fixed=True) if name in idle else r
+            for r, name in zip(requests, names, strict=True)
+        ]
         if not self._proof.timed or cut is None or share < 1:
             return self._met(requests, share)
         return self._confirmed(requests, cut)
+
+    def without(self, drop: Sequence[str]) -> None:
+        """Let blocks go besides, which costs nothing of what groups lose."""
+        if tuple(drop) != self.drop:
+            self.drop, self._spread = tuple(drop), None
+
+    def _inside_dropped(self) -> set[str]:
+        """Return the groups that go with the blocks, and that no other must be as wide as."""
+        if self.structure is None or not self.drop:
+            return set()
+        own = {n for name in self.drop for n in self.structure.block(name).own}
+        tied = {name for family in self._families for name in family}
+        return {
+            each.name
+            for each in self.selectables
+            if each.name not in tied and {part.tensor for part in each.parts} <= own
+        }
 
     def _confirmed(self, requests: list[Request], cut: Cut) -> tuple[list[Tensor], list[str]]:
         """Select, cut and measure, and do it again with what that said, until the goal is met."""
@@ -249,7 +275,9 @@ class Budget:
             left = 1 - asked(self.config.schedule, goal.share, share)
             allowed = goal.dense * left if goal.share else goal.allowed
             aim = AIM if isinstance(goal.cost, Timed) else 1.0
-            found.append(counts_of(goal, self.structure, counts) / (allowed * aim or 1e-9))
+            found.append(
+                counts_of(goal, self.structure, counts, self.drop) / (allowed * aim or 1e-9)
+            )
         return max(found)
 
     @property

@@ -21,7 +21,7 @@ from .targets import Selectable, scored
 class Decision:
     """What stays, by name of selectable and as masks of parameters; by default nothing is decided.
 
-    ``level`` is the largest score of what goes.
+    ``level`` is the largest score of what goes; ``drop`` names blocks that go as a whole.
 
     >>> import torch
     >>> Decision({"a": torch.tensor([True, False]), "b": torch.tensor([True, True])}).sparsity
@@ -32,6 +32,7 @@ class Decision:
     masks: Masks = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     level: float = 0.0
+    drop: tuple[str, ...] = ()
 
     @cached_property  # a logger asks at every step, and each answer would wait for a GPU
     def sparsity(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -84,9 +84,14 @@ def missed(goals: Sequence[Reached]) -> str:
     )
 
 
-def counts_of(goal: Goal, structure: Structure, counts: Mapping[str, int]) -> float:
-    """Return what is left of a goal's cost when groups keep so many positions."""
-    return goal.cost.of(structure.counter(counts))
+def counts_of(
+    goal: Goal, structure: Structure, counts: Mapping[str, int], drop: Iterable[str] = ()
+) -> float:
+    """Return what is left of a goal's cost when groups keep so many positions, and blocks go."""
+    count = structure.counter(counts)
+    return goal.cost.of(count) - sum(
+        goal.cost.of_block(structure.block(name), count) for name in drop
+    )
 
 
 def _check(config: Config, structure: Structure | None, selectables: Sequence[Selectable]) -> None:

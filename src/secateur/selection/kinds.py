@@ -47,7 +47,7 @@ def missing(structure: Structure, config: Config, target: Target) -> Iterator[st
     for kind in asked(target):
         named = sorted(_named(structure, [kind]))
         if kind == DEPTH:
-            yield f"what={kind!r} removes blocks, and no groups: by prune(), and alone"
+            yield f"what={kind!r} removes blocks, and no groups: alone it goes by prune()"
             continue
         if not named:
             there = [name for name in sorted(kinds) if _named(structure, [name])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -111,14 +111,16 @@ class Proof:
         nearest = min(tried.values(), key=lambda each: abs(each.worst - 1))
         return self._taken(nearest), [*tried.values()]
 
-    def told(self, goal: Goal, counts: Mapping[str, int], model: nn.Module) -> Reached:
+    def told(
+        self, goal: Goal, counts: Mapping[str, int], model: nn.Module, drop: Iterable[str] = ()
+    ) -> Reached:
         """Return what was asked and what is reached, by the time that settled these widths.
 
         Where none did (after a resume) it is measured now, in the same way.
         """
         assert self.structure is not None
         if not isinstance(goal.cost, Timed):
-            return reached(goal, counts_of(goal, self.structure, counts))
+            return reached(goal, counts_of(goal, self.structure, counts, drop))
         found = self._settled.get((goal.asked, _key(counts))) or _timed(goal, model)
         spread = goal.cost.told(found, self.structure.counter(counts))
         return reached(goal, found.median / 1000, spread)

@@ -23,16 +23,16 @@ def asks_for_depth(config: Config, *, plain: bool = True) -> bool:
     """Tell whether blocks are to go, and nothing else; ``plain``: of a copy, without a loss.
 
     Raises:
-        ConfigError: they are to go together with groups, or settings are given that are of groups.
+        ConfigError: settings are given that are of groups.
     """
-    if not any(DEPTH in target.what for target in (config, *config.targets)):
-        return False
+    if config.targets or config.what != (DEPTH,):
+        return False  # with groups besides it is ``mixing``
     others = sorted(config.model_fields_set - TAKEN)
-    if config.what != (DEPTH,) or others:
-        more = f", without {', '.join(others)}" if others else ""
+    if others:
         raise ConfigError(
-            f"what={DEPTH!r} goes alone, with a sparsity{more}: remove layers first, then prune "
-            "what is left"
+            f"what=[{DEPTH!r}] takes a sparsity, the share of blocks, without {', '.join(others)}; "
+            "with other kinds, as what=['all'], blocks and groups share a goal of parameters or "
+            "MACs"
         )
     if not plain:
         raise ConfigError(f"what={DEPTH!r} cuts a copy, and needs no loss: leave both out")

@@ -131,12 +131,12 @@ class Dropping:
         return []
 
 
-def _outermost(blocks: Sequence[Block]) -> list[Block]:
+def outermost(blocks: Sequence[Block]) -> list[Block]:
     """Return the blocks that lie in no other, or, where that is a single one, those within it."""
     names = [block.name for block in blocks]
     outer = [b for b in blocks if not any(_inside(b.name, n) for n in names)]
     within = [b for b in blocks if b not in outer]
-    return _outermost(within) if len(outer) == 1 and within else outer
+    return outermost(within) if len(outer) == 1 and within else outer
 
 
 def _named(names: object) -> list[str] | float:
@@ -164,7 +164,7 @@ def _chosen(
 ) -> dict[str, float]:
     """Return the blocks that matter least, with their scores."""
     rank = block_rankings[asked.by]
-    outer = _outermost(structure.blocks)
+    outer = outermost(structure.blocks)
     count = asked_for if isinstance(asked_for, int) else int(asked_for * len(outer) + 1e-9)
     if not count and asked_for:
         raise ConfigError(
@@ -183,7 +183,7 @@ def _chosen(
         ranked = sorted(zip(scores, left, strict=True), key=lambda pair: pair[0])
         for score, block in ranked[: 1 if asked.greedy else count]:
             chosen[block.name] = score
-            skipped |= _passing([block])
+            skipped |= passing([block])
     return chosen
 
 
@@ -195,8 +195,8 @@ def _repaired(
         return None
     blocks = [structure.block(name) for name in plan.drop]
     masks = plan.masks(structure)
-    also = frozenset(_writers(structure, blocks))
-    skipped = _passing([block for block in blocks if not block.exact])
+    also = frozenset(writers(structure, blocks))
+    skipped = passing([block for block in blocks if not block.exact])
     values, record = refit(model, masks, structure, batches, how, also=also, skipped=skipped)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in values.items():
@@ -204,7 +204,7 @@ def _repaired(
     return record
 
 
-def _writers(structure: Structure, blocks: Sequence[Block]) -> Iterator[str]:
+def writers(structure: Structure, blocks: Sequence[Block]) -> Iterator[str]:
     """Yield the weights behind the first dropped block whose outputs are added to a stream."""
     recording = structure.inferred.recording
     numbers = {id(op): i for i, op in enumerate(recording.ops)}
@@ -217,7 +217,8 @@ def _writers(structure: Structure, blocks: Sequence[Block]) -> Iterator[str]:
                 yield name
 
 
-def _passing(blocks: Sequence[Block]) -> dict[str, Passing]:
+def passing(blocks: Iterable[Block]) -> dict[str, Passing]:
+    """Return how each of some blocks passes its input on."""
     return {block.name: (block.position, block.returns) for block in blocks}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,12 +27,14 @@ class Known:
         labelled: the run has data, whose batches are what a loss takes.
         error: how far the model's output is from the dense one's when these positions are kept, by
             place of the selectable; after the repair that will follow, if one will.
+        curves: errors that were measured of these scores already, by places of selectables.
     """
 
     model: nn.Module | None = None
     batches: Sequence[Any] = ()
     labelled: bool = False
     error: Callable[[dict[int, Tensor]], float] | None = None
+    curves: dict[tuple[int, ...], list[tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass

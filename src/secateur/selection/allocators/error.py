@@ -31,7 +31,10 @@ def error(case: Case) -> Spread:
     """
     case.needs_data("error")
     assert case.known.error is not None
-    curves = [_curve(case, unit) for unit in shown(case.units, "error curves")]
+    known = case.known.curves
+    for unit in shown([u for u in case.units if tuple(u) not in known], "error curves"):
+        known[tuple(unit)] = _curve(case, unit)
+    curves = [known[tuple(unit)] for unit in case.units]
     ladders = [_ladder(case, unit) for unit in case.units]
     errors = [
         [_between(curve, share) for share in ladder]
