@@ -123,9 +123,7 @@ class Pruner:
         config = config if isinstance(config, Config) else Config.from_dict(config)
         self.method = named(config.method, config.method_options)
         self.config = config.with_defaults(self.method.defaults)
-        self.mixes = mixes(self.config)
-        """Whether blocks go besides groups, under one budget."""
-        if self.mixes:
+        if mixes(self.config):
             check_mixed(self.config, trained=trained)
             self.config = self.config.with_defaults(MIXED)
         meet(f"with {self.config.model_dump(mode='json', exclude_defaults=True)}")
@@ -155,6 +153,11 @@ class Pruner:
         self._unwatch: Callable[[], object] = (
             before_each_step(self._before_optimizer) if trained else lambda: None
         )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether blocks go besides groups, under one budget."""
+        return mixes(self.config)
 
     @property
     def masks(self) -> Masks:

@@ -270,6 +270,18 @@ def test_list_when_pattern_then_matching_names_and_near_ones_if_none(run: Run) -
     assert "Did you mean 'element'?" in run("list", "elements", code=cli.FAILED)
 
 
+def test_prune_when_all_kinds_are_asked_for_then_they_share_the_goal(
+    run: Run, tmp_path: Path
+) -> None:
+    words = [f"{NETWORKS}:encoder", "--input", "2,3,8", "--what", "all", "--sparsity", "0.5"]
+    words += ["--data", f"{NETWORKS}:sequences", "--allocate", "uniform", "--repair", "none"]
+    planned = run("prune", *words, "--dry-run", "--json")
+    run("prune", *words, "--out", tmp_path / "small")
+    facts = run("compare", f"{NETWORKS}:encoder", tmp_path / "small", "--input", "2,3,8", "--json")
+    assert facts["pruned"]["cost"]["params"] == planned["after"]["params"]
+    assert facts["pruned"]["cost"]["params"] * 2 <= facts["dense"]["cost"]["params"]
+
+
 def test_prune_when_depth_is_asked_for_then_layers_go_and_the_folder_loads(
     run: Run, tmp_path: Path
 ) -> None:

@@ -182,6 +182,9 @@ def _planned(structure: Structure, plan: Plan) -> Table:
         removal = "exact" if group.exact else f"inexact: {group.inexact}"
         per_position = human(structure.macs_per_index(group))
         table.add_row(name, str(group.size), str(count), per_position, removal)
+    for name in plan.drop:
+        block = structure.block(name)
+        table.add_row(name, "block", "dropped", human(block.macs), "exact" if block.exact else "")
     return table
 
 
@@ -190,4 +193,9 @@ def _planned_facts(structure: Structure, plan: Plan) -> dict[str, Any]:
 
     after = structure.cost(plan)
     left = {"params": after.params, "macs": after.macs, "peak_bytes": after.peak_bytes}
-    return {"after": left, "structure": structure_facts(structure, plan).model_dump(mode="json")}
+    gone: dict[str, Any] = {"drop": [*plan.drop]} if plan.drop else {}
+    return {
+        **gone,
+        "after": left,
+        "structure": structure_facts(structure, plan).model_dump(mode="json"),
+    }

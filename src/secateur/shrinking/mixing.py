@@ -44,7 +44,7 @@ def check_mixed(config: Config, *, trained: bool) -> None:
     """Refuse what one budget for blocks and groups does not go with.
 
     Raises:
-        ConfigError: it is no one-shot run of one target, or the goal is of another cost.
+        ConfigError: it is no one-shot run of one target.
     """
     alone = f"what={DEPTH!r} removes blocks, and masks of training do not:"
     if trained or config.steps > 1 or config.method is not None:
