@@ -152,6 +152,46 @@ def test_call_when_positions_come_first_then_padding_teaches_nothing_either() ->
         torch.testing.assert_close(a, b)
 
 
+class Translator(nn.Module):
+    """Has its outputs at the positions of its second input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        y: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        seen = self.encoder(x)
+        if attention_mask is not None:
+            seen = seen * attention_mask[..., None]
+        return self.head(torch.relu(self.decoder(y)) + seen.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("told", ["both", "encoder", "decoder"])
+def test_call_when_a_decoder_speaks_then_its_own_padding_counts(told: str) -> None:
+    draw = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(2, 4, 6, generator=draw) for _ in range(2))
+    heard, said = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]), torch.tensor([[1, 0, 0, 0], [1] * 4])
+    masks = {
+        **({} if told == "decoder" else {"attention_mask": heard}),
+        **({} if told == "encoder" else {"decoder_attention_mask": said}),
+    }
+    model = Translator()
+    dense = copy.deepcopy(model)
+    distillation = Distillation(model, weight=1.0)
+    moved(model)
+    mine = model(x, y=y, **masks)
+    where = said.bool() if told != "encoder" else torch.ones(2, 4, dtype=torch.bool)
+    expected = distillation_loss(mine[where], dense(x, y=y, **masks)[where], 4.0)
+    torch.testing.assert_close(distillation(torch.zeros(())), expected)
+
+
 def test_call_when_the_teachers_outputs_are_zero_then_they_have_no_share() -> None:
     model = Net()
     for parameter in model.blocks[0].down.parameters():

@@ -34,6 +34,8 @@ PADDING_IS_TRUE = (
     "memory_key_padding_mask",
 )
 """Arguments that say which positions are padding: those of Hugging Face, and those of torch."""
+OF_DECODERS = ("decoder_attention_mask", "tgt_key_padding_mask")
+"""Those of a decoder's positions, where a model that takes them has its outputs."""
 HIDDEN = -100.0
 """What is added to the score of a position that gets no attention: exp() of it is nothing."""
 SHORTEN = "where the rest are labels, pass (x for x, y in loader), or loss=… of a batch"
@@ -95,12 +97,15 @@ def call(
         ) from error
 
 
-def padding(model: nn.Module, batch: Any) -> list[Tensor]:
+def padding(model: nn.Module, batch: Any, *, of_outputs: bool = False) -> list[Tensor]:
     """Return the masks of padding that a batch's own arguments carry, on the model's device.
 
     They are found by name (``DATA_IS_TRUE``, ``PADDING_IS_TRUE``), also where they are passed by
     position, and in a mapping that is itself an argument.  A mask of more than two dimensions says
     what attends to what, and is none of them.
+
+    Args:
+        of_outputs: only of the model's outputs' positions: a decoder's, where it has one.
 
     Returns:
         Bool tensors (batch, positions), True where there is data, in the order of the arguments.
@@ -113,7 +118,10 @@ def padding(model: nn.Module, batch: Any) -> list[Tensor]:
     named = [*zip(names, args, strict=False), *kwargs.items()]
     named += [("", arg) for arg in args[len(names) :]]
     device = _device(model)
-    return [mask if device is None else mask.to(device) for mask in _masks(named)]
+    known: tuple[str, ...] = (*DATA_IS_TRUE, *PADDING_IS_TRUE)
+    if of_outputs and any(p.name in OF_DECODERS for p in _parameters(model)):
+        known = OF_DECODERS
+    return [mask if device is None else mask.to(device) for mask in _masks(named, known)]
 
 
 def checked(batches: Iterable[Any], what: str = "data") -> Iterator[Any]:
@@ -218,12 +226,12 @@ def _copied_fields(x: Any, device: torch.device | None, seen: dict[int, Tensor])
     return twin
 
 
-def _masks(named: Iterable[tuple[str, Any]]) -> Iterator[Tensor]:
-    """Yield the masks among named values, True where there is data."""
+def _masks(named: Iterable[tuple[str, Any]], known: tuple[str, ...]) -> Iterator[Tensor]:
+    """Yield the masks among named values, True where there is data; those of known names."""
     for name, value in named:
         if isinstance(value, Mapping):
-            yield from _masks((str(key), inner) for key, inner in value.items())
-        elif not isinstance(value, Tensor):
+            yield from _masks(((str(key), inner) for key, inner in value.items()), known)
+        elif not isinstance(value, Tensor) or name not in known:
             continue
         elif name in DATA_IS_TRUE and value.dim() == 2:
             yield value > HIDDEN if _is_added(value) else value != 0

@@ -191,13 +191,16 @@ class Distillation:
         if pair[0].shape != pair[1].shape:
             shapes = " and ".join(str(tuple(logits.shape)) for logits in pair)
             raise ConfigError(f"distillation: model and teacher differ in their logits: {shapes}")
-        masks = padding(self.teacher, (*args, kwargs))
-        where = shown(masks, pair[0].shape) if pair[0].ndim > 2 else None
+        inputs = (*args, kwargs)
+        spoken = padding(self.teacher, inputs, of_outputs=True)
+        where = shown(spoken, pair[0].shape) if pair[0].ndim > 2 else None
         if where is not None:  # of text: padding teaches nothing
             pair = pair[0][where], pair[1][where]
         found = distillation_loss(*pair, self.temperature)
         if self._hidden is not None:
-            found = found + self._hidden_weight * self._hidden.loss(masks).to(found)
+            found = found + self._hidden_weight * self._hidden.loss(
+                padding(self.teacher, inputs)
+            ).to(found)
         self._pending.append(found)
 
     def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -133,16 +133,15 @@ def _alike(mine: Tensor, told: Tensor) -> bool:
 
 
 def shown(masks: Sequence[Tensor], shape: Sequence[int]) -> Tensor | None:
-    """Return the mask that is of the first dimensions of a shape, in either order, or None.
+    """Return where all masks that are of the first two dimensions of a shape show data, or None.
 
-    >>> shown([torch.ones(2, 3)], (3, 2, 8)).shape
+    >>> shown([torch.ones(2, 3).bool()], (3, 2, 8)).shape
     torch.Size([3, 2])
     """
-    for mask in masks:
-        for one in (mask, mask.mT) if mask.ndim == 2 else (mask,):
-            if one.shape == tuple(shape[: one.ndim]):
-                return one
-    return None
+    wanted = tuple(shape[:2])
+    found = [mask if mask.shape == wanted else mask.mT for mask in masks]
+    fitting = [mask for mask in found if mask.shape == wanted]
+    return torch.stack(fitting).all(0) if fitting else None
 
 
 def _error(mine: Tensor, told: Tensor, masks: Sequence[Tensor]) -> Tensor:
