@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .config import Config
+from .defaults import USUAL, by_default, nearest, open_to_data
 from .errors import ConfigError
 from .pruner import Pruner
 from .repair import repairs
@@ -16,7 +17,6 @@ from .runtime.copying import copied
 from .runtime.ordinary import in_ordinary_mode
 from .runtime.ranks import on_all_ranks
 from .selection.calibration import Loss
-from .selection.tokens import random_tokens
 from .settings import pattern_share
 from .shrinking import Result
 from .shrinking.by_config import asks_for_depth, without_blocks
@@ -46,7 +46,9 @@ def prune(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         sparsity: the share to remove, of channels or of what ``of`` says.
         criterion: a name in ``secateur.criteria``.  If none is given, "activation" with ``data``
-            or, on random tokens, for a model that takes tokens; else "l2".
+            or, on random tokens, for a model that takes tokens; else "l2".  Where a cost is to go
+            (``of="macs"``, ``budget=…``), data to repair with chooses between that, layer by layer,
+            and "obs" between layers (``secateur.defaults.nearest``).
         config: all settings at once, instead of single ones.
         inplace: cut this very model; by default a deep copy.
         verify: compare the smaller with the masked model.
@@ -71,10 +73,19 @@ def prune(
     chosen = one_shot_config(config, {**settings, **given})
     if asks_for_depth(chosen, plain=not inplace and loss is None):
         return without_blocks(model, chosen, example_inputs, data, how, verify=verify)
-    if how is not None and data is not None:
-        data, model = held(data), model if inplace else copied(model)  # data is read twice
-    pruner = _decided(model, chosen, example_inputs, data, loss, how)
-    return _finished(pruner, data, how, inplace=inplace, verify=verify)
+    if how is None or data is None:
+        pruner = _decided(model, chosen, example_inputs, data, loss, how)
+        return pruner.finish(inplace=inplace, verify=verify)
+    data, noted = held(data), list[str]()  # it is read twice
+    if open_to_data(model, chosen, how):
+        best = nearest(model, chosen, example_inputs, data, how)
+        if not inplace:
+            return best.finish(verify=verify)
+        chosen, noted = best.config, best.notes[-1:]
+    pruner = _decided(model if inplace else copied(model), chosen, example_inputs, data, loss, how)
+    pruner.notes.extend(noted)
+    pruner.repair(data, how)
+    return pruner.finish(verify=verify)
 
 
 def _decided(
@@ -113,17 +124,6 @@ def prepared(
     return pruner, notes
 
 
-def _finished(pruner: Pruner, data: Any, how: str | None, *, inplace: bool, verify: bool) -> Result:
-    """Repair, if that was asked for, and cut; what is repaired is cut in place.
-
-    On failure the weights are as before.
-    """
-    if how is None:
-        return pruner.finish(inplace=inplace, verify=verify)
-    pruner.repair(data, how)
-    return pruner.finish(verify=verify)
-
-
 def repair_wanted(how: str | None, data: Any, loss: Loss | None) -> str | None:
     """Return the repair that was asked for, or None.
 
@@ -131,7 +131,7 @@ def repair_wanted(how: str | None, data: Any, loss: Loss | None) -> str | None:
         ConfigError: it needs data, and there is none, or labelled data.
     """
     if how in (None, "none"):
-        return "least_squares" if how is None and data is not None and loss is None else None
+        return USUAL if how is None and data is not None and loss is None else None
     assert how is not None
     repairs[how]
     if data is None:
@@ -142,48 +142,6 @@ def repair_wanted(how: str | None, data: Any, loss: Loss | None) -> str | None:
             "takes: use Pruner, whose calibrate() and repair() take batches of their own"
         )
     return how
-
-
-WITH_DATA = "activation"
-"""The criterion where there is data and none is named."""
-
-
-def has_criterion(config: Config) -> bool:
-    """Tell whether a criterion was named, or single weights are pruned: then it is the config's."""
-    return any(
-        "criterion" in target.model_fields_set or target.granularity != "group"
-        for target in (config, *config.targets)
-    )
-
-
-def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
-    """Return the pruner that scores as well as can be where no criterion is named, and a note.
-
-    With data that is ``activation``.  Without, a model that takes tokens is watched on random ones:
-    that was better than weights alone on all three measured (benchmarks/results/defaults.md).
-    """
-    if has_criterion(pruner.config):
-        return pruner, []
-    assert pruner.structure is not None
-    tokens = [] if has_data else random_tokens(pruner.example, pruner.structure)
-    if not has_data and not tokens:
-        return pruner, []
-    config = pruner.config.replace(criterion=WITH_DATA)
-    watching = Pruner(
-        pruner.model,
-        config,
-        pruner.example,
-        structure=pruner.structure,
-        trained=False,
-        costs=pruner.budget.costs,
-    )
-    if has_data:
-        return watching, []
-    try:
-        watching.calibrate(tokens)
-    except ConfigError as error:
-        return pruner, [f"scored by weights alone: on random tokens the model fails ({error})"]
-    return watching, ["scored on random tokens: data=[batches of real ones] says more"]
 
 
 def one_shot_config(

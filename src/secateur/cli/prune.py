@@ -13,9 +13,10 @@ from rich.table import Table
 from torch import nn
 
 from secateur.config import Config
+from secateur.defaults import by_default
 from secateur.errors import ConfigError
 from secateur.graph.cost import human
-from secateur.one_shot import by_default, repair_wanted
+from secateur.one_shot import repair_wanted
 from secateur.pruner import Pruner
 from secateur.runtime.copying import copied
 from secateur.shrinking import Plan, Result

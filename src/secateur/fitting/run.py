@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from secateur.config import Config
+from secateur.defaults import BETWEEN
 from secateur.errors import ConfigError
 
 from .deadline import Deadline
@@ -18,7 +19,7 @@ from .rounds import Fitted
 OURS = ("schedule", "steps", "every", "start")
 """Settings of ``Config`` that a fit makes of its budget."""
 
-REPAIRED = {"criterion": "obs", "scope": "global", "normalize": "output", "max_sparsity": 0.75}
+REPAIRED = BETWEEN
 """How to choose what goes where a repair follows: best of what was measured on a ResNet-20."""
 UNREPAIRED = {"criterion": "taylor", "scope": "global"}
 

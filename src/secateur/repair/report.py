@@ -45,6 +45,19 @@ class Distance:
     error: float
     kl: float | None = None
 
+    def nearer_than(self, other: Distance) -> bool:
+        """Compare predictions where there are any, and outputs elsewhere.
+
+        >>> Distance(0.2, 0.01).nearer_than(Distance(0.1, 0.02))
+        True
+        """
+        if self.kl is not None and other.kl is not None:
+            return self.kl < other.kl
+        return self.error < other.error
+
+    def __str__(self) -> str:
+        return f"error {self.error:.3g}" + ("" if self.kl is None else f", KL {self.kl:.3g}")
+
 
 @dataclass(frozen=True)
 class Repair:

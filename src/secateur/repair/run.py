@@ -145,19 +145,12 @@ def _norms(
                 if buffer.is_floating_point():
                     buffer.copy_(reduced(buffer, "mean"))
         then = _distance(dense, pruned, judged)
-    if _better(then, now):
+    if then.nearer_than(now):
         return [f"{path}.{n}" for path, norm in norms for n, _ in norm.named_buffers()], then
     with torch.no_grad():
         for name, tensor in pruned.named_buffers():
             tensor.copy_(old[name])
     return [], now
-
-
-def _better(then: Distance, now: Distance) -> bool:
-    """Compare predictions where there are any, and outputs elsewhere."""
-    if then.kl is not None and now.kl is not None:
-        return then.kl < now.kl
-    return then.error < now.error
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from secateur.config import Config
+from secateur.defaults import WITH_DATA, has_criterion
 from secateur.errors import ConfigError
 from secateur.graph.kinds import DEPTH
-from secateur.one_shot import WITH_DATA, has_criterion
 from secateur.scoring.allocations import allocators
 from secateur.selection.allocation import allotted
 from secateur.selection.budget import Budget
