@@ -19,7 +19,7 @@ from secateur.repair import Distance
 class Narrowing(nn.Module):
     """Its second layer's units are nearly all copies of two: it can lose more than the first."""
 
-    def __init__(self, copies: bool):
+    def __init__(self, copies: bool) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 32)
         self.c, self.d = nn.Linear(32, 32), nn.Linear(32, 8)
@@ -28,18 +28,18 @@ class Narrowing(nn.Module):
                 self.b.weight.copy_(self.b.weight[:2].repeat(16, 1))
                 self.b.bias.copy_(self.b.bias[:2].repeat(16))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return self.d(self.c(self.b(self.a(x).tanh()).relu()).tanh())
 
 
 class Residual(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 24, 3, padding=1)
         self.norm, self.down = nn.BatchNorm2d(24), nn.Conv2d(24, 8, 3, padding=1)
         self.head = nn.Linear(8, 5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         x = self.stem(x)
         return self.head((x + self.down(self.norm(self.up(x)).relu())).relu().mean((2, 3)))
 
@@ -81,9 +81,11 @@ def test_prune_when_a_cost_goes_then_it_is_the_way_that_held_out_data_is_nearer_
     assert found.repair is not None
     assert found.repair.after in [each.repair and each.repair.after for each in every]
     first, second = every
-    assert first.repair and second.repair
+    assert first.repair is not None
+    assert second.repair is not None
     best = second if second.repair.after.nearer_than(first.repair.after) else first
     assert kept(found) == kept(best)
+    assert found.verification is not None
     assert found.verification.exact
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     (told,) = [note for note in found.notes if note.startswith("what goes is shared out")]
@@ -124,7 +126,9 @@ def test_prune_when_it_is_in_place_then_it_is_the_same_model() -> None:
     ],
     ids=str,
 )
-def test_prune_when_something_of_it_is_said_then_nothing_is_tried(said: Any, monkeypatch) -> None:
+def test_prune_when_something_of_it_is_said_then_nothing_is_tried(
+    said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nearest(*given: Any) -> Any:
         raise AssertionError("tried")
 
@@ -157,7 +161,9 @@ def failing(monkeypatch: Any) -> Iterator[None]:
         yield
 
 
-def test_prune_when_one_way_is_refused_then_the_other_is_taken_and_it_says_so(monkeypatch) -> None:
+def test_prune_when_one_way_is_refused_then_the_other_is_taken_and_it_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, x, data = made("linear")
     with failing(monkeypatch):
         found = sc.prune(model, x, 0.5, of="macs", data=data)
@@ -165,7 +171,9 @@ def test_prune_when_one_way_is_refused_then_the_other_is_taken_and_it_says_so(mo
     assert kept(found) == kept(sc.prune(model, x, 0.5, "activation", of="macs", data=data))
 
 
-def test_prune_when_only_one_way_meets_the_goal_then_it_is_taken(monkeypatch) -> None:
+def test_prune_when_only_one_way_meets_the_goal_then_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, x, data = made("linear")
     monkeypatch.setattr(Distance, "nearer_than", lambda self, other: self is not other)
     goal: dict[str, Any] = {"sparsity": 0.9, "of": "params", "strict": False, "round_to": 1}

@@ -46,11 +46,10 @@ def prune(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         sparsity: the share to remove, of channels or of what ``of`` says.
         criterion: a name in ``secateur.criteria``.  If none is given, "activation" with ``data``
-            or, on random tokens, for a model that takes tokens; else "l2".  Where a cost is to go
-            (``of="macs"``, ``budget=…``), data to repair with chooses between that, layer by layer,
-            and "obs" between layers (``secateur.defaults.nearest``).
+            or, on random tokens, for a model that takes tokens; else "l2".  Where a cost goes, data
+            to repair with may choose "obs" between layers (``defaults.nearest``).
         config: all settings at once, instead of single ones.
-        inplace: cut this very model; by default a deep copy.
+        inplace: cut this very model and no deep copy.
         verify: compare the smaller with the masked model.
         data: batches of inputs, each as ``example_inputs`` is; see ``Pruner.calibrate``.
         loss: ``(model, batch) → scalar`` for criteria of gradients, of whatever batches it takes.
@@ -69,23 +68,34 @@ def prune(
     """
     given = {n: v for n, v in (("sparsity", sparsity), ("criterion", criterion)) if v is not None}
     data = batches if data is None else data
-    how = repair_wanted(repair, data, loss)
-    chosen = one_shot_config(config, {**settings, **given})
+    how, chosen = repair_wanted(repair, data, loss), one_shot_config(config, {**settings, **given})
     if asks_for_depth(chosen, plain=not inplace and loss is None):
         return without_blocks(model, chosen, example_inputs, data, how, verify=verify)
-    if how is None or data is None:
-        pruner = _decided(model, chosen, example_inputs, data, loss, how)
-        return pruner.finish(inplace=inplace, verify=verify)
-    data, noted = held(data), list[str]()  # it is read twice
-    if open_to_data(model, chosen, how):
-        best = nearest(model, chosen, example_inputs, data, how)
+    if how is not None and data is not None:
+        return _repaired(model, chosen, example_inputs, data, how, inplace).finish(verify=verify)
+    pruner = _decided(model, chosen, example_inputs, data, loss, how)
+    return pruner.finish(inplace=inplace, verify=verify)
+
+
+def _repaired(
+    model: nn.Module,
+    config: Config,
+    example: Example,
+    data: Iterable[Any],
+    how: str,
+    inplace: bool,
+) -> Pruner:
+    """Return a pruner that has decided, and made up for it: of the model, or of a copy."""
+    data, noted = held(data), list[str]()  # it is read more than once
+    if open_to_data(model, config, how):
+        best = nearest(model, config, example, data, how)
         if not inplace:
-            return best.finish(verify=verify)
-        chosen, noted = best.config, best.notes[-1:]
-    pruner = _decided(model if inplace else copied(model), chosen, example_inputs, data, loss, how)
+            return best
+        config, noted = best.config, best.notes[-1:]
+    pruner = _decided(model if inplace else copied(model), config, example, data, None, how)
     pruner.notes.extend(noted)
     pruner.repair(data, how)
-    return pruner.finish(verify=verify)
+    return pruner
 
 
 def _decided(

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur import cli
 from secateur.cli.data import read_data
+from secateur.cli.models import load
+from secateur.cli.options import Given
 from secateur.errors import ConfigError, FileError
+from secateur.graph.cost import human
 from secateur.runtime.batches import call, checked
 from tests import zoo
 from tests.cli import networks
@@ -337,6 +341,23 @@ def test_prune_when_there_are_inputs_then_what_stays_makes_up_for_what_goes(
     assert "repair" in printed
     page = (tmp_path / "small" / "report.html").read_text()
     assert "What stays makes up for it" in page
+
+
+def test_prune_when_nobody_says_how_a_cost_is_shared_then_the_data_does_as_in_python(
+    tmp_path: Path, images: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--of", "macs", "--data", images, "--batch-size", "8"]
+    facts = repaired(tmp_path, *words)
+    assert "is shared out" in " ".join(capsys.readouterr().out.split())
+    saved = load_file(tmp_path / "small" / "model.safetensors")
+    source = load(CONV[0], Given(input=[CONV[2]]))
+    data = list(load_file(images)["input"].split(8))
+    result = sc.prune(source.model, source.example, 0.5, of="macs", data=data)
+    assert result.repair is not None
+    assert facts["after"]["error"] == pytest.approx(result.repair.after.error, rel=1e-4)
+    torch.testing.assert_close(saved, dict(result.model.state_dict()))
+    assert cli.main(["prune", *CONV, "--sparsity", "0.5", *words, "--dry-run"]) == cli.DONE
+    assert f"→ {human(result.after.params)} params" in " ".join(capsys.readouterr().out.split())
 
 
 def test_prune_when_no_repair_is_asked_for_then_weights_stay_as_they_are(

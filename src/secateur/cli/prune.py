@@ -13,11 +13,12 @@ from rich.table import Table
 from torch import nn
 
 from secateur.config import Config
-from secateur.defaults import by_default
+from secateur.defaults import by_default, nearest, open_to_data
 from secateur.errors import ConfigError
 from secateur.graph.cost import human
 from secateur.one_shot import repair_wanted
 from secateur.pruner import Pruner
+from secateur.runtime.batches import held
 from secateur.runtime.copying import copied
 from secateur.shrinking import Plan, Result
 from secateur.shrinking.by_config import asks_for_depth, without_blocks
@@ -121,12 +122,15 @@ def prune(
 def _narrower(job: Job) -> None:
     """Save a model without the positions that matter least, or show what would go."""
     loaded, calibration, training = job.loaded, job.calibration, job.training
-    dense = loaded.model if job.out is None else copied(loaded.model)
     pruner = Pruner(loaded.model, job.config, loaded.example, trained=False)
     notes, trains = list[str](), training.train is not None
     if not trains:
         pruner, notes = by_default(pruner, has_data=calibration.data is not None)
     how = pruner.repairs = repair_asked(pruner, calibration, trains=trains)
+    if how is not None and not trains and open_to_data(loaded.model, job.config, how):
+        _by_data(job, how)
+        return
+    dense = loaded.model if job.out is None else copied(loaded.model)
     batches = calibrate(pruner, calibration, loaded.source.model, again=how is not None)
     history = decided(pruner, None if job.out is None else training.train)
     pruner.notes.extend(notes)
@@ -136,6 +140,21 @@ def _narrower(job: Job) -> None:
     if how is not None and batches is not None:
         pruner.repair(batches, how)
     job.save(pruner.finish(), dense, history)
+
+
+def _by_data(job: Job, how: str) -> None:
+    """Save or show a model whose layers share what goes as held-out data says."""
+    loaded, calibration = job.loaded, job.calibration
+    assert calibration.data is not None
+    place = loaded.source.model
+    batches = held(
+        read_data(calibration.data, loaded.model, place, calibration.batch_size), "--data"
+    )
+    pruner = nearest(loaded.model, job.config, loaded.example, batches, how)
+    if job.out is None:
+        _show_plan(pruner, job.as_json)
+    else:
+        job.save(pruner.finish(), loaded.model, [])
 
 
 def _shallower(job: Job) -> None:
