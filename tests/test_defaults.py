@@ -138,6 +138,13 @@ def test_prune_when_something_of_it_is_said_then_nothing_is_tried(
     assert "is shared out" not in str(found.notes)
 
 
+def test_open_when_blocks_go_too_then_their_budget_is_shared_by_error_anyway() -> None:
+    model = made("linear")[0]
+    for what, is_open in ((["width", "depth"], False), (["all"], False), (["width"], True)):
+        config = sc.Config(sparsity=0.5, of="params", what=what)
+        assert open_to_data(model, config, "least_squares") == is_open
+
+
 def test_open_when_second_moments_would_fill_the_memory_then_one_way_is_taken() -> None:
     config = sc.Config(sparsity=0.5, of="macs")
     with torch.device("meta"):

@@ -15,6 +15,7 @@ from .pruner import Pruner
 from .repair import Distance
 from .runtime.copying import copied
 from .selection.tokens import random_tokens
+from .shrinking.mixing import mixes
 from .types import Example
 
 USUAL = "least_squares"
@@ -75,7 +76,9 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
 
 def open_to_data(model: nn.Module, config: Config, how: str) -> bool:
     """Tell whether a cost is to be shared out, nobody said how, and ``nearest`` may find out."""
-    if how != USUAL or _says(config, SHARING) or (config.of == "channels" and not config.budget):
+    if how != USUAL or _says(config, SHARING) or mixes(config):
+        return False
+    if config.of == "channels" and not config.budget:
         return False
     features = (prod(p.shape[1:]) for p in model.parameters() if p.dim() > 1)
     return sum(4 * n**2 for n in features) <= MOMENTS
