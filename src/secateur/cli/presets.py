@@ -38,7 +38,7 @@ def with_preset(name: str | None, settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     given = {key: value for key, value in settings.items() if value is not None}
     own = dict(preset(name).settings)
-    if DEPTH in (given.get("what") or ()):  # whole layers: what is left has its sizes
+    if [*(given.get("what") or ())] == [DEPTH]:  # whole layers alone: what is left has its sizes
         own = {}
     return {**settings, **own, **given}
 
