@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -201,7 +201,7 @@ class Structure(Shown):
     def __repr__(self) -> str:
         return f"Structure({self.model}: {len(self.groups)} groups, {len(self.frozen)} frozen)"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def rows(self, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield self._table(options.max_width)
         if self.uncounted:
             yield f"[yellow]not in the MACs[/]: {', '.join(self.uncounted)}"

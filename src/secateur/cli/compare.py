@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from os.path import isdir  # which takes any text
 from pathlib import Path
 
 from rich.table import Table
@@ -84,7 +85,7 @@ def compare(
 
 def size_of(name: str, loaded: Loaded) -> int:
     """Return the bytes of the weights: of the file where there is one, else of the tensors."""
-    files = list(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
+    files = list(Path(name).glob("*.safetensors")) if isdir(name) else []
     return sum(file.stat().st_size for file in files) or state_bytes(loaded.model)
 
 

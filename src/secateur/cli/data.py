@@ -9,6 +9,7 @@ import inspect
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from os.path import isfile  # which takes any text
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
@@ -62,7 +63,7 @@ def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[
 def _arrays(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
     """Read arrays of numpy."""
     numpy = library("numpy", "numpy", f"--data {path}")
-    if not path.is_file():
+    if not isfile(path):
         raise FileError(f"{path} cannot be read: there is no such file")
     if not is_zipfile(path):  # numpy would try to unpickle it
         raise FileError(f"{path} is damaged, or no .npz file")

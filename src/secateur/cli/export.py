@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from os.path import isdir  # which takes any text
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,7 @@ def export(
     if not (onnx or torch_export):
         raise ConfigError("say what to write: --onnx, --torch-export, or both")
     loaded = load(model, given)
-    folder = out or (Path(model) if Path(model).is_dir() else Path())
+    folder = out or (Path(model) if isdir(model) else Path())
     example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
     shapes = _first_varies(example) if dynamic_batch else None
     written = {}

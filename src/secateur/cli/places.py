@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from os.path import isfile  # which takes any text
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def imported(place: str) -> Any:
 
 
 def _from_file(path: Path) -> Any:
-    if not path.is_file():
+    if not isfile(path):
         raise ConfigError(f"there is no file {path}")
     path = path.resolve()
     name = f"secateur_model_{path.stem}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isdir, isfile  # which take any text
 from pathlib import Path
 from typing import Annotated
 
@@ -44,13 +45,13 @@ def report(
     if as_json or markdown:
         show(to_markdown(found), found.model_dump(mode="json", by_alias=True), as_json=as_json)
         return
-    path = write_page(out or (Path(model) if Path(model).is_dir() else Path()), found)
+    path = write_page(out or (Path(model) if isdir(model) else Path()), found)
     print(path)
     open_page(path)
 
 
 def _facts(model: str, given: Given) -> Report:
     folder = Path(model)
-    if folder.is_dir() and (folder / FACTS).is_file():
+    if isfile(folder / FACTS):
         return read(folder)
     return report_on(load(model, given), folder)

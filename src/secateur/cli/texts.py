@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import chain
+from os.path import isfile  # which takes any text
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _ids(texts: list[str], tokenizer: Any) -> list[int]:
 
 def _tokenizer(path: Path, folder: str) -> Any:
     """Return the tokenizer of a Hugging Face folder."""
-    if not any((Path(folder) / name).is_file() for name in ("config.json", "tokenizer.json")):
+    if not any(isfile(Path(folder) / name) for name in ("config.json", "tokenizer.json")):
         raise ConfigError(
             f"--data {path}: a text needs a tokenizer, which {folder} has none of: give a Hugging "
             "Face folder for MODEL, or --data module:function"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isfile  # which takes any text
 from pathlib import Path
 
 from secateur.report import Report, report_of
@@ -20,7 +21,7 @@ def report_on(loaded: Loaded, folder: Path) -> Report:
         folder: where it was read from, if it was saved.
     """
     structure = analyze(loaded.model, loaded.example)
-    what = "what is left" if (folder / PLAN).is_file() else "what can be removed"
+    what = "what is left" if isfile(folder / PLAN) else "what can be removed"
     notes = [f"this is {what}: nothing was pruned for this page", *structure.notes]
     result = Result(loaded.model, Plan({}), {}, structure, None, notes=notes)
     told = report_of(result, loaded.model)

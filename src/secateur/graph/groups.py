@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Literal
 
+from secateur.errors import printable
+
 from .axes import Atom, Axis, Product, atoms, find, parts_of
 from .choices import forbids
 from .conditions import zero_when_masked
@@ -72,7 +74,7 @@ class Group:
     def __str__(self) -> str:
         state = f"frozen: {self.frozen}" if self.frozen else ""
         state = state or (f"inexact: {self.inexact}" if self.inexact else "exact")
-        return f"{self.name} ({self.size}, {len(self.members)} slices, {state})"
+        return printable(f"{self.name} ({self.size}, {len(self.members)} slices, {state})")
 
 
 def find_groups(inferred: Inferred) -> tuple[list[Group], list[Group]]:

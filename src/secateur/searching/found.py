@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -148,7 +148,7 @@ class Search(Shown):
         best = f", best {self.best.value:.5g}" if self.whole else ""
         return f"Search({self.study.study_name}: {len(self.trials)} trials{best})"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def rows(self, options: ConsoleOptions) -> Iterator[RenderableType]:
         for warning in self.warnings:
             yield f"[bold yellow]warning[/] {escape(warning)}"
         yield self.table(MOST_SHOWN)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Result(Shown):
         loader = loader if is_pretrained(self.model) else ""
         return f"{model}(config) with {numbers or 'its own config'}{loader} ({seen})"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def rows(self, options: ConsoleOptions) -> Iterator[RenderableType]:
         removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
         total = sum(self.structure[n].size for n in self.plan.counts)
         share = f"{removed / total:.0%} of the units" if total else "nothing"
