@@ -106,7 +106,7 @@ class _Pair:
         self.batch = batch
         self.pruned = Turns(lambda meet: self._forward(pruned, meet, before=True))
         self.dense = Turns(lambda meet: self._forward(dense, meet, before=False))
-        self.dense_model = dense
+        self.weights = dict(named_weights(dense))  # in a forward names may stand for others
         self._others: dict[int, Tensor] = {}  # of the pruned forward: the latest other summands
         self._behind: Seen | None = None
 
@@ -153,7 +153,7 @@ class _Pair:
                 per_system(parts, x, y, where)
             return
         reader.unlike = True
-        weight = reader.arrangement.of(self.dense_model.get_parameter(reader.tensor).detach())
+        weight = reader.arrangement.of(self.weights[reader.tensor].detach())
         for where, x, _ in reading.chunks():
             per_system(parts, x, torch.matmul(x, weight[where].mT.to(x.dtype)), where)
 

@@ -16,6 +16,7 @@ from secateur.graph.sums import products, sum_behind
 from secateur.replacements.passing import Passing
 from secateur.runtime.batches import call, padding
 from secateur.runtime.model import scale_of_norm
+from secateur.runtime.state import State
 from secateur.scoring.arrangement import Arrangement
 from secateur.scoring.readings import Reading
 from secateur.scoring.watching import Watch
@@ -46,6 +47,9 @@ class Reader:
     mask: Tensor  # bool (systems, out, features)
     fit: Sequence[Sums] = ()
     held: Sequence[Sums] = ()
+    unsteady: bool = False
+    """The forward holds something else there than before and after it: a swapped weight, a note of
+    the input.  Another forward must not come in between."""
     unlike: bool = False
     """The dense model's rows were others."""
     other: int | None = None
@@ -97,9 +101,10 @@ def scout(
     """
     seen: dict[Arrangement, Reading] = {}
     times: Counter[Arrangement] = Counter()
+    unsteady: set[Arrangement] = set()
     weights = {name for name, p in named_weights(model) if name in masks}
     for batch in batches:
-        for arrangement, count in _read(model, batch, seen).items():
+        for arrangement, count in _read(model, batch, seen, unsteady).items():
             times[arrangement] = max(times[arrangement], count)
         if weights <= {arrangement.name for arrangement in seen}:
             break
@@ -120,17 +125,24 @@ def scout(
                 chosen,
                 reading.view.original,
                 mask,
+                unsteady=arrangement in unsteady,
             )
             found.append(made)
     return found
 
 
-def _read(model: nn.Module, batch: Any, seen: dict[Arrangement, Reading]) -> Counter[Arrangement]:
+def _read(
+    model: nn.Module, batch: Any, seen: dict[Arrangement, Reading], unsteady: set[Arrangement]
+) -> Counter[Arrangement]:
     """Add a batch's readings to those seen, without their inputs; return how many there were."""
     times: Counter[Arrangement] = Counter()
+    before = State()
+    before.keep(model)
 
     def look(reading: Reading, _: Tensor) -> None:
         times[reading.arrangement] += 1
+        if before.changed():
+            unsteady.add(reading.arrangement)
         if reading.arrangement not in seen:
             seen[reading.arrangement] = reading
             reading.source = torch.empty(0)

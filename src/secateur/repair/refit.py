@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 from math import nan
 from typing import Any
 
@@ -72,6 +72,9 @@ class Refitting:
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
+    _old: dict[str, Tensor] = field(init=False)
+    _new: dict[str, Tensor] = field(init=False)
+    _intercepts: Intercepts = field(init=False)
 
     def run(self, batches: Sequence[Batch]) -> None:
         """Refit all readers."""
@@ -81,6 +84,7 @@ class Refitting:
                 stack.enter_context(evaluating(model))
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
+            self._old, self._new = _held(self.dense), _held(self.pruned)
             readers = scout(self.dense, (batch.inputs for batch in batches), self.masks, self.also)
             beside(self.dense, self.recording, readers, self.skipped)
             later, self._able = postponed(self.structure, readers)
@@ -90,19 +94,21 @@ class Refitting:
                     columns = reader.mask.any(1, keepdim=True)
                     reader.mask = columns.expand(reader.mask.shape).clone()
             for reader in readers:
-                dense = self.dense.get_parameter(reader.tensor).detach()
+                dense = self._old[reader.tensor]
                 reader.begin(dense if self.means_only else None)
             for alone, stage in groupby(readers, key=self._alone):
                 self._stage([*stage], alone, batches)
-            values = {name: _named(self.pruned, name).clone() for name in self.moved}
+            values = {name: self._new[name].clone() for name in self.moved}
+        now = _held(self.pruned)
         with torch.no_grad():  # what was undisturbed has its old values again
             for name, value in values.items():
-                _named(self.pruned, name).copy_(value)
+                now[name].copy_(value)
         self._mask(list(self.masks))
 
     def _alone(self, reader: Reader) -> tuple[bool, int]:
         """Tell whether a reader needs passes of its own, and which."""
-        again = self.frugal or reader.times > 1 or self.structure.inferred.recording.stateful
+        stateful = self.structure.inferred.recording.stateful
+        again = self.frugal or reader.times > 1 or reader.unsteady or stateful
         return again, reader.order if again else 0
 
     def _stage(
@@ -126,7 +132,7 @@ class Refitting:
     def _refit(self, reader: Reader) -> None:
         """Solve a reader whose moments are summed, and give the pruned model its new weights."""
         arrangement = reader.arrangement
-        dense = self.dense.get_parameter(reader.tensor).detach()
+        dense = self._old[reader.tensor]
         device = dense.device
         fit = [part.reduced(device) for part in reader.fit]
         held = [part.reduced(device) for part in reader.held]
@@ -148,10 +154,10 @@ class Refitting:
             new[i][:, part.kept] = solved.weight.to(new.dtype)
             shift.append(solved.shift * masks[i].any(1))
         if not why:
-            arrangement.put(self.pruned.get_parameter(reader.tensor).data, new)
+            arrangement.put(self._new[reader.tensor], new)
             self.moved.add(reader.tensor)
             if intercept is not None:
-                tensor = _named(self.pruned, intercept.tensor)
+                tensor = self._new[intercept.tensor]
                 tensor += intercept.sign * torch.cat(shift).to(tensor)
                 self.moved.add(intercept.tensor)
         self.refits.append(_told(reader, done, fit, why))
@@ -260,7 +266,10 @@ def _told(reader: Reader, done: Sequence[_Solved], fit: Sequence[Sums], why: str
     return Refit(reader.tensor, before, after, damping, sum(p.rows for p in fit), why)
 
 
-def _named(model: nn.Module, name: str) -> Tensor:
-    path, _, last = name.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(path), last)
-    return tensor.data
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model that is not running.
+
+    Within a forward a name may stand for another tensor: ``functional_call`` sees to that.
+    """
+    named = model.named_parameters(remove_duplicate=False), model.named_buffers()
+    return {name: tensor.data for name, tensor in chain(*named)}

@@ -278,9 +278,14 @@ def reads(names: str) -> Callable[[Reader], Reader]:
 
 
 def reading(func: Any, args: Sequence[Any], kwargs: dict[str, Any], find: Find) -> Reading | None:
-    """Return how an operation reads a parameter, or None where it contracts none."""
+    """Return how an operation reads a parameter, or None where it contracts none.
+
+    A complex product is no such reading: what is summed of rows is summed of real ones.
+    """
     function = READERS.get(func.overloadpacket)
-    return None if function is None else function(find, *args, **kwargs)
+    if function is None or any(isinstance(x, Tensor) and x.is_complex() for x in args):
+        return None
+    return function(find, *args, **kwargs)
 
 
 @reads("mm mv bmm")
