@@ -109,7 +109,7 @@ def my_llama(shared_data: ModuleType, tmp_path: Path, monkeypatch: pytest.Monkey
     )
     tokenizer.save_pretrained(tmp_path / "my-llama")
     tokens = np.load(source / "tokens.npz")
-    for name, ids in (("text", tokens["train"][:16].ravel()), ("test", tokens["test"][:1500])):
+    for name, ids in (("text", tokens["train"][: 8 * 512]), ("test", tokens["test"][:1500])):
         (tmp_path / f"{name}.txt").write_text(tokenizer.decode(ids.tolist()))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -244,7 +244,9 @@ class Config(Target):
         description=f"what the sparsity is a share of: channels, {', '.join(sorted(COSTS))}",
     )
     budget: Annotated[tuple[str, ...], BeforeValidator(_stored_budget)] = Field(
-        (), description="amounts to be met, in place of a sparsity: '12 ms', '300 M MACs', '20 MB'"
+        (),
+        description="amounts to be met, in place of a sparsity: '12 ms', '300 M MACs', '20 MB', or "
+        "'80 % params' of the dense model's",
     )
     latency_table: str | None = Field(
         None, description="JSON file of measured latencies of operations: read, and added to"

@@ -334,3 +334,32 @@ def test_macs_when_experts_are_stacked_then_they_count_as_routed(implementation)
     others = tokens * wide * (4 + 32)  # the router and the head
     rope = structure.cost().macs - experts - attention - others
     assert 0 <= rope <= 2 * 8 * 8  # positions by frequencies are a product, too
+
+
+@pytest.mark.parametrize(
+    ("written", "of"), [("80 % params", "params"), ("80% MACs", "macs"), ("80 % bytes", "bytes")]
+)
+def test_prune_when_a_percentage_may_stay_then_it_is_the_share_that_goes(net, written, of):
+    result = sc.prune(net, X, budget=written)
+    other = sc.prune(net, X, sparsity=0.2, of=of)
+    assert result.plan == other.plan
+    (goal,) = result.goals
+    assert (goal.of, goal.asked, goal.met) == (of, f"at most {written}", True)
+    both = sc.prune(net, X, budget=[written, "1 M params"])
+    assert [each.met for each in both.goals] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("120 % params", "above 0 and below 100 %"),
+        ("0 % params", "above 0 and below 100 %"),
+        ("80 %", "write a number and a unit"),
+        ("80 % M params", "unknown unit 'M params'"),
+        ("80 % parms", "Did you mean 'params'?"),
+    ],
+)
+def test_budget_when_a_percentage_makes_no_sense_then_says_what_to_write(written, why):
+    with pytest.raises(ConfigError) as caught:
+        sc.Config(budget=written)
+    assert why in str(caught.value)

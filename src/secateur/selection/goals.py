@@ -50,7 +50,9 @@ def goals_of(
     of = config.of if not goals else "channels"
     for written in config.budget:
         amount = amount_of(written, of)
-        goals.append(goal(amount.of, amount.value, f"at most {amount.written}"))
+        asked, value = f"at most {amount.written}", amount.value
+        fixed = (None, asked, 1 - value) if amount.relative else (value, asked)
+        goals.append(goal(amount.of, *fixed))
     return tuple(goals)
 
 
