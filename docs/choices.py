@@ -119,6 +119,32 @@ def choose() -> str:
     return "\n".join(lines) + "\n"
 
 
+RECIPES = {
+    "bert": ("minilm", "feed-forward and heads −50 %", "elimination, repaired", "l2"),
+    "llama": ("docs llama", "feed-forward −20 %", "activation, repaired", "l2"),
+    "cnn": ("resnet56", "50 % of MACs kept, all groups", "obs, between layers, repaired", "l2"),
+}
+"""Recipe → what its settings were measured on, and the way that it is held against."""
+
+
+def expected(recipe: str) -> str:
+    """Return what a recipe leaves of a real model, in a paragraph."""
+    model, setting, way, plain = RECIPES[recipe]
+    rows = [row for row in measured("repair") if row["model"] == model]
+    (dense,) = (row["quality"] for row in rows if row["way"] == "dense")
+    made = {
+        name: [row for row in rows if (row["setting"], row["way"]) == (setting, name)]
+        for name in (way, plain)
+    }
+    best, other = (mean(row["quality"] for row in made[name]) for name in (way, plain))
+    seconds = mean(row["seconds"] for row in made[way])
+    return (
+        f"**What you will get.** {NAMES[model]}; {setting}: {best:.4g}, where the dense model has "
+        f"{dense:.4g} and `{plain}` leaves {other:.4g}; without training, in {seconds:.0f} seconds "
+        "of processor time (`benchmarks/repair.py`).\n"
+    )
+
+
 def gallery() -> str:
     """Return for each model what each setting left of it: without data, and at best with it."""
     rows = measured("repair")

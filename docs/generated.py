@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from choices import choose, gallery
+from choices import RECIPES, choose, expected, gallery
 from figures import RESULTS, cifar_figure, methods_figure, movement_figure
 
 from secateur import Config, criteria, methods, schedules
@@ -54,6 +54,8 @@ def write_all(folder: Path) -> None:
     (folder / "config.md").write_text(config_table(), encoding="utf-8")
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
+    for recipe in RECIPES:
+        (folder / f"get-{recipe}.md").write_text(expected(recipe), encoding="utf-8")
     (folder / "choose.md").write_text(choose(), encoding="utf-8")
     (folder / "gallery.md").write_text(gallery(), encoding="utf-8")
     (folder / "front.md").write_text(front(), encoding="utf-8")
