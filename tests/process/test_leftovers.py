@@ -113,3 +113,16 @@ def test_hook_of_optimizers_when_a_pruner_dies_in_a_step_then_the_step_goes_on()
     prune_in_place(model())
     gc.collect()
     assert process_state()["hooks of optimizers"] <= before
+
+
+@pytest.mark.parametrize("hidden", [(), ("0",)])
+def test_hooks_when_a_teacher_is_dropped_then_the_model_has_none(hidden: tuple[str, ...]) -> None:
+    net = model().train()
+    told = sc.Distillation(net, hidden=hidden)
+    loss = told(net(X).sum())
+    teacher = weakref.ref(told.teacher)
+    assert net._forward_hooks
+    del told, loss
+    gc.collect()
+    assert teacher() is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
