@@ -53,6 +53,11 @@ class Case:
     test: tuple[Tensor, Tensor]
     speedup: float
     clock: Clock
+    graphed: bool
+
+    def loop(self, model: nn.Module, teacher: nn.Module | None) -> Loop:
+        """Return what trains a model, with a teacher or without."""
+        return Loop(model, teacher, self.images, self.clock, self.graphed)
 
     @property
     def model(self) -> nn.Module:
@@ -69,7 +74,7 @@ class Case:
 
 def dense(case: Case) -> tuple[nn.Module, int]:
     """Train the dense model as long again."""
-    loop = Loop(case.model, None, case.images, case.clock)
+    loop = case.loop(case.model, None)
     loop.capture()
     loop.until(1)
     return loop.model, loop.steps
@@ -94,7 +99,7 @@ def penalised(method: str) -> Callable[[Case], tuple[nn.Module, int]]:
 
     def make(case: Case) -> tuple[nn.Module, int]:
         settings: dict[str, Any] = {"of": "macs", "sparsity": case.goal, "criterion": "l1"}
-        loop = Loop(case.model, case.dense, case.images, case.clock)
+        loop = case.loop(case.model, case.dense)
         config = Config(method=method, start=STAGES - 1, **settings)
         pruner = Pruner(loop.model, config, case.example)
         for stage in range(STAGES):
@@ -116,7 +121,7 @@ def torch_pruning(case: Case) -> tuple[nn.Module, int]:
     import torch_pruning as tp
 
     model, example = case.model, case.example
-    loop = Loop(model, case.dense, case.images, case.clock)
+    loop = case.loop(model, case.dense)
     inner = [m for n, m in model.named_modules() if n.endswith(("conv2", "linear"))]
     pruner = tp.pruner.GroupNormPruner(
         model,
@@ -167,6 +172,7 @@ def prepared(options: argparse.Namespace) -> Case:
         test=(splits["test"][0], splits["test"][1]),
         speedup=1.0,
         clock=Clock(0.0),
+        graphed=not options.eager,
     )
 
 
@@ -185,6 +191,7 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any
         "asked": case.clock.seconds,
         "steps": steps,
         "batch": options.batch,
+        "graphed": options.device.type == "cuda" and case.graphed,
         "seed": options.seed,
         "before": accuracy(case.dense, *case.test),
         "accuracy": accuracy(model, *case.test),
@@ -206,6 +213,7 @@ def main() -> int:
     parser.add_argument(
         "--smoke", action="store_true", help="tiny, of lossless images: does it run?"
     )
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     if options.smoke:

@@ -85,8 +85,16 @@ class Clock:
 class Loop:
     """Training until a share of the time is over, on a GPU as one graph for each step."""
 
-    def __init__(self, model: nn.Module, teacher: nn.Module | None, images: Images, clock: Clock):
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        images: Images,
+        clock: Clock,
+        graphed: bool = True,
+    ):
         self.model, self.teacher, self.images, self.clock = model, teacher, images, clock
+        self.graphed = graphed and images.labels.is_cuda
         self.penalise: Callable[[], object] | None = None
         self.steps = 0
         self.start()
@@ -99,7 +107,7 @@ class Loop:
     def capture(self) -> None:
         """Make a graph of the step as it is now; its first steps are made as usual."""
         self._graph = None
-        if self.images.labels.device.type != "cuda" or self.penalise is not None:
+        if not self.graphed or self.penalise is not None:
             return
         self.model.train()
         side = torch.cuda.Stream()
@@ -116,9 +124,10 @@ class Loop:
         self._graph = graph
 
     def until(self, progress: float) -> None:
-        """Train until so much of the time is over."""
+        """Train until so much of the time is over; one step is always made."""
         self.model.train()
-        while (now := self.clock.progress) < progress:
+        last = self.steps
+        while (now := self.clock.progress) < progress or self.steps == last:
             self.optimizer.share.fill_(rate(now))
             if self._graph is None:
                 self._step()

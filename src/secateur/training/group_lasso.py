@@ -77,9 +77,11 @@ class GroupLasso(Method):
 
     def _shares(self, norms: Tensor, stays: Tensor) -> Tensor:
         """Return gamma, between 1 and ``2 ** alpha``; 0 for what is masked."""
-        low, high = norms.where(stays, torch.inf).amin(), norms.where(stays, -torch.inf).amax()
+        gone = ~stays  # filled, not chosen: a scalar to choose would be copied to the device
+        low = norms.masked_fill(gone, torch.inf).amin()
+        high = norms.masked_fill(gone, -torch.inf).amax()
         span = (high - low).clamp(min=torch.finfo(norms.dtype).tiny)
-        return torch.exp2(self.alpha * (high - norms) / span).where(stays, 0.0)
+        return torch.exp2(self.alpha * (high - norms) / span).masked_fill(gone, 0.0)
 
     def _parameters(self) -> dict[str, Tensor]:
         used = {part.tensor for each in self._run.selectables for part in each.parts}
