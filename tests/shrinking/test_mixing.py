@@ -101,6 +101,13 @@ def test_prune_when_no_layer_is_worth_it_then_none_goes():
         assert mixed.plan == narrow.plan
 
 
+def test_prune_when_there_are_no_blocks_then_the_other_kinds_meet_the_goal_and_a_note_says_so():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    result = sc.prune(net, X, 0.3, **ALL, data=data())
+    assert result.goals[0].met
+    assert "Sequential has no blocks that can go" in result.notes
+
+
 @SLOW
 def test_prune_when_depth_and_experts_share_a_goal_then_both_are_weighed():
     net = nn.Sequential(mixture(), nn.Linear(3, 3)).eval()

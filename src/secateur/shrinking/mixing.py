@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.config import Config
@@ -21,6 +20,7 @@ from secateur.selection.decision import Decision
 from secateur.structure import Structure
 from secateur.types import Factored
 
+from .plan import Plan
 from .rankings import block_rankings
 from .shallower import outermost, passing
 
@@ -95,6 +95,9 @@ def with_blocks(
             "without a loss"
         )
     outer = outermost(structure.blocks)
+    if not outer:
+        made = decided(()).decision
+        return replace(made, notes=[*made.notes, f"{structure.model} has no blocks that can go"])
     tried = list[Try]()
     drop: tuple[str, ...] = ()
     for left in range(len(outer), 0, -1):
@@ -108,17 +111,9 @@ def with_blocks(
         drop = (*drop, _next(model, structure, drop, batches))
     met = [each for each in tried if each.over <= MET] or tried[-1:]
     best = min(met, key=lambda each: each.error if isfinite(each.error) else inf)
-    notes = [_said(each, best) for each in tried if each.error < inf]
-    gone = torch.zeros((), dtype=torch.bool)
-    zeros = {
-        name: gone.expand(structure.tensor(name).shape)
-        for block in map(structure.block, best.drop)
-        for name in block.masks or ()
-    }
-    made = best.decision
-    return replace(
-        made, masks=Factored(made.masks, zeros), notes=[*made.notes, *notes], drop=best.drop
-    )
+    made, notes = best.decision, [_said(each, best) for each in tried if each.error < inf]
+    masks = Factored(made.masks, Plan({}, best.drop).masks(structure))
+    return replace(made, masks=masks, notes=[*made.notes, *notes], drop=best.drop)
 
 
 def _worse(tried: Sequence[Try]) -> bool:
