@@ -155,7 +155,7 @@ class Job:
         args, kwargs = call_arguments(self.example)
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         tokens = not any(x.is_floating_point() for x in given)
-        return AdamW(parameters, lr=5e-5 if tokens else 3e-4)
+        return AdamW(parameters, lr=5e-5 if tokens else 1e-3)
 
     # measuring
 

@@ -30,7 +30,7 @@ class Options:
         rounds: prunings on the way to the goal.
         loss: ``(model, batch) → scalar``; by default the cross entropy of pairs, and of dicts the
             ``loss`` that the model returns.
-        optimizer: ``(parameters) → optimizer``; by default AdamW, at a rate of 3e-4 or, for models
+        optimizer: ``(parameters) → optimizer``; by default AdamW, at a rate of 1e-3 or, for models
             that take tokens, 5e-5.
         repair: after each pruning: a name in ``secateur.repairs``, or "none".
         weight: of the dense model's outputs in the loss; see ``Distillation``.
