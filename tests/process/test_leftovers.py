@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +129,20 @@ def test_hooks_when_a_teacher_is_dropped_then_the_model_has_none(hidden: tuple[s
     gc.collect()
     assert teacher() is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_math_when_a_forward_imports_a_module_then_it_keeps_the_real_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_late.py").write_text("from math import gcd, isqrt, log\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Late(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            import imported_late  # type: ignore[import-not-found]
+
+            return super().forward(x) / imported_late.log(x.shape[1] + 1)
+
+    sc.prune(nn.Sequential(Late(8, 16), nn.ReLU(), nn.Linear(16, 4)), X, 0.5)
+    late = sys.modules.pop("imported_late")
+    assert [late.gcd, late.isqrt, late.log] == [math.gcd, math.isqrt, math.log]

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dis
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial, wraps
+from types import FunctionType
 from typing import Any, Protocol
 
 from secateur.runtime.undo import Undo
@@ -296,12 +297,22 @@ def watched_functions() -> Iterator[None]:
     # torch imports it at the first operation in a mode: it keeps math's functions by what they are
     import torch._dynamo  # noqa: F401
 
+    made = {_telling(function): function for function in (getattr(math, name) for name in _READ)}
     with Undo() as undo:
-        for name in _READ:
-            function = getattr(math, name)
-            undo(partial(setattr, math, name, function))
-            setattr(math, name, _telling(function))
+        undo(partial(_put_back, set(sys.modules), made))
+        for telling, function in made.items():
+            undo(partial(setattr, math, function.__name__, function))
+            setattr(math, function.__name__, telling)
         yield
+
+
+def _put_back(known: Set[str], made: Mapping[Any, Any]) -> None:
+    """Give modules that were first imported meanwhile (``from math import log``) the real ones."""
+    for name, module in list(sys.modules.items()):
+        held = {} if name in known else getattr(module, "__dict__", {})
+        for key, value in list(held.items()):
+            if isinstance(value, FunctionType) and value in made:
+                held[key] = made[value]
 
 
 _READ = ("comb", "factorial", "gcd", "isqrt", "lcm", "log", "log10", "log2", "perm")
