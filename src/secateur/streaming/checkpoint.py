@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from secateur.errors import FileError, ModelError, did_you_mean
+from secateur.runtime.drawing import keep_generators
 from secateur.runtime.extras import library
-from secateur.runtime.forward import random_kept
 from secateur.runtime.io import read_text, understood
 from secateur.runtime.undo import Undo
 
@@ -121,7 +121,8 @@ def on_meta(folder: Path) -> tuple[nn.Module, Any]:
 
 def built(kind: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     """Return what a class of transformers makes of a config, without weights but with buffers."""
-    with random_kept(), parameters_on_meta():
+    with Undo() as undo, parameters_on_meta():
+        keep_generators(undo, named=False)
         model: nn.Module = kind._from_config(config, dtype=dtype)
     return model.eval()
 

@@ -2,7 +2,7 @@
 
 It is analysed without its weights.  Memory holds the embeddings while what blocks are given is
 found, then one block and its copies, one batch and the moments of one layer; streams between blocks
-are files.
+are files.  No call that is undone as one spans several blocks, as what would put them back is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from secateur.errors import ConfigError, WriteError
 from secateur.one_shot import one_shot_config, repair_wanted
 from secateur.runtime.batches import held
 from secateur.runtime.io import write_tensors
-from secateur.runtime.ordinary import in_ordinary_mode
 from secateur.runtime.progress import shown
 from secateur.runtime.scratch import alone_in
 from secateur.runtime.together import seal_of
@@ -48,7 +47,6 @@ WORK = ".streaming"
 """The folder, in the one that is written to, that holds what is not finished."""
 
 
-@in_ordinary_mode
 def prune_checkpoint(
     directory: str | os.PathLike[str],
     out: str | os.PathLike[str],
