@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.repair import repairs
+from secateur.repair import Distance, repairs
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), (8,)),
@@ -86,3 +86,51 @@ def test_repair_when_the_first_batch_reaches_one_expert_then_the_other_is_refitt
     result = sc.prune(Halves(), batches[1], 0.5, "activation", data=batches)
     done = {refit.tensor for refit in result.repair.refits if refit.damping is not None}
     assert done == {"experts.0.2.weight", "experts.1.2.weight"}
+
+
+class Waves(nn.Module):
+    """What a few rows say of it is of no use elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c((6 * self.b((6 * self.a(x)).sin())).sin())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_prune_when_data_says_too_little_then_a_repair_that_loses_more_is_left(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Waves().eval()
+    data = [torch.randn(3, 4) for _ in range(6)]
+    repaired = sc.prune(model, data[0], 0.4, "activation", data=data)
+    plain = sc.prune(model, data[0], 0.4, "activation", data=data, repair="none")
+    assert repaired.repair is not None
+    before, after = repaired.repair.before, repaired.repair.after
+    assert after.error <= before.error or after.nearer_than(before)
+    left = any("all new weights together" in note for note in repaired.repair.notes)
+    same = [torch.equal(a, b) for a, b in zip(*states(repaired.model, plain.model), strict=True)]
+    assert left == all(same)
+    assert left == (before == after)
+    assert left or seed != 5
+
+
+def states(*models: nn.Module) -> list[list[Tensor]]:
+    return [list(model.state_dict().values()) for model in models]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Distance(0.1), Distance(0.2)),
+        (Distance(0.2, 0.1), Distance(0.1, 0.2)),
+        (Distance(0.2), Distance(float("nan"))),
+        (Distance(float("nan"), 0.1), Distance(0.1, float("nan"))),
+    ],
+    ids=str,
+)
+def test_distance_when_one_is_nearer_then_the_other_is_not(one: Distance, other: Distance) -> None:
+    assert one.nearer_than(other)
+    assert not other.nearer_than(one)
+    assert not one.nearer_than(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isnan
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ class Distance:
     kl: float | None = None
 
     def nearer_than(self, other: Distance) -> bool:
-        """Compare predictions where there are any, and outputs elsewhere.
+        """Compare predictions where there are any, and outputs elsewhere; no number is farthest.
 
         >>> Distance(0.2, 0.01).nearer_than(Distance(0.1, 0.02))
         True
         """
+        one, two = self.error, other.error
         if self.kl is not None and other.kl is not None:
-            return self.kl < other.kl
-        return self.error < other.error
+            one, two = self.kl, other.kl
+        return one < two or isnan(two) > isnan(one)
 
     def __str__(self) -> str:
         return f"error {self.error:.3g}" + ("" if self.kl is None else f", KL {self.kl:.3g}")

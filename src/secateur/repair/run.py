@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from .table import repairs
 
 HELD = 4
 """Every so many-th batch judges, and fits nothing."""
+WORSE = "on the batches that judge, all new weights together bring the outputs farther from dense"
 
 
 def repair(
@@ -80,6 +82,9 @@ def repair(
         after = _distance(model, pruned, judged)
         norms, after = _norms(model, pruned, batches, judged, after)
     values = {name: _value(pruned, name) for name in (*job.moved, *norms)}
+    if values and before.nearer_than(after) and not after.error < before.error:
+        refits = [replace(r, after=r.before, damping=None, why=r.why or WORSE) for r in job.refits]
+        values, norms, after, job.refits = {}, [], before, refits
     notes = _notes(job, batches)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
 
