@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from secateur.runtime.io import read_tensors, read_text_of, write_tensors
+from secateur.runtime.io import BOUND, read_tensors, read_text_of, write_tensors
 from secateur.runtime.together import seal_of
-from secateur.shrinking.document import BOUND, PLAN, bound_to, signed
+from secateur.shrinking.document import PLAN, bound_to, signed
 
 CALLS = ("open", "os.", "shutil.", "tempfile.", "fcntl.")
 KILLED, DONE, FAILED = 9, 0, 1

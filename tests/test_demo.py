@@ -28,7 +28,8 @@ def test_run_when_hardly_trained_then_same_network_is_saved_and_loss_of_accuracy
     assert record.predictions_that_differ == 0
     assert record.output_difference < tour.SAME
     assert (record.points_lost > tour.POINTS_LOST) == any("accuracy" in p for p in record.problems)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "plan.json"]
+    saved = ["model.safetensors", "plan.json", "record.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == saved
     after = record.report.after
     assert after.scores["accuracy, %"] == record.rows["fine-tuned"].accuracy
     assert [row["step"] for row in record.report.history] == [1, 2, 3]

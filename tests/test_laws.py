@@ -34,6 +34,8 @@ EXACT = 1e-9
 SLOW = {"apoz", "elimination", "energy", "fluctuation", "mean_activation", "obs"}
 """Criteria that ask for what others ask for too, or for what takes long."""
 
+LONG = {("densenet121", each) for each in criteria if each != "l2"}
+
 
 def matrix(quick_scope: str) -> pytest.MarkDecorator:
     """Every model × criterion × scope; by default four models, in one scope for each law."""
@@ -43,7 +45,10 @@ def matrix(quick_scope: str) -> pytest.MarkDecorator:
             criterion,
             scope,
             marks=()
-            if model in QUICK and scope == quick_scope and criterion not in SLOW
+            if model in QUICK
+            and scope == quick_scope
+            and criterion not in SLOW
+            and (model, criterion) not in LONG
             else pytest.mark.slow,
         )
         for model in zoo.TORCHVISION

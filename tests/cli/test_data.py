@@ -169,6 +169,18 @@ def test_read_data_when_the_file_will_not_do_then_one_error_says_why(
     assert name in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("rows", "size", "batches"),
+    [(16, None, 8), (100, None, 13), (3, None, 3), (16, 8, 2), (24, None, 8), (1, None, 1)],
+)
+def test_read_data_when_no_size_is_said_then_there_are_batches_enough_to_judge(
+    tmp_path: Path, rows: int, size: int | None, batches: int
+) -> None:
+    place = written(tmp_path, ".npz", x=np.zeros((rows, 4), dtype=np.float32))
+    found = read_data(place, nn.Linear(4, 2), "", size)
+    assert len(list(found)) == batches
+
+
 def test_read_data_when_batches_would_be_empty_then_error() -> None:
     with pytest.raises(ConfigError, match="--batch-size 0"):
         read_data("a.npz", nn.Linear(3, 1), "", 0)

@@ -321,6 +321,7 @@ def test_auto_set_when_convolutions_are_grouped_then_each_group_loses_the_same_s
             assert (kept.mean(1) == 0.5).all(), name
 
 
+@pytest.mark.slow  # a model of many grouped convolutions
 def test_auto_set_when_convolutions_are_grouped_then_the_smaller_model_is_exact():
     dense, small, example, speedup = pruned("resnext50_32x4d", 0.5)
     assert small.layer1[0].conv3.out_channels == 128
@@ -328,6 +329,7 @@ def test_auto_set_when_convolutions_are_grouped_then_the_smaller_model_is_exact(
     assert output_gap(dense, small, example, speedup) < 1e-5
 
 
+@pytest.mark.slow  # a model of many grouped convolutions
 def test_auto_set_when_convolutions_are_grouped_then_they_really_lose_the_share():
     dense, small, _, _ = pruned("resnext50_32x4d", 0.5)
     for path, before in dense.named_modules():

@@ -115,7 +115,10 @@ def test_speedup_model_after_compress_and_unwrap_then_equals_the_masked_model(ne
         assert params(model) < 0.9 * before
 
 
-@pytest.mark.parametrize("kind", PRUNERS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if i else ()) for i, kind in enumerate(PRUNERS)],
+)
 def test_speedup_model_when_masks_are_still_on_then_the_result_is_the_same(network, kind):
     model, example = network
     pruner = kind(model, CONVS)

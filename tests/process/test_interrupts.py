@@ -114,7 +114,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("job", ["repair", "fold"])
+@pytest.mark.parametrize("job", ["repair", pytest.param("fold", marks=pytest.mark.slow)])
 def test_interrupt_when_it_comes_at_a_drawn_line_then_model_and_process_are_as_before(
     job: str,
 ) -> None:

@@ -34,7 +34,7 @@ def shown() -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252", "utf-16"])
-@pytest.mark.parametrize("width", [1, 20, 100])
+@pytest.mark.parametrize("width", [2, 20, 100])  # rich takes one off for old Windows
 def test_print_when_the_console_cannot_say_a_name_then_it_is_escaped(
     encoding: str, width: int
 ) -> None:

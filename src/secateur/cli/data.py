@@ -22,28 +22,28 @@ from secateur.runtime.extras import library
 from secateur.runtime.io import read_tensors
 
 from .places import called
-from .texts import MOST_TOKENS, TEXTS, is_text, text_batches, text_tokens
+from .texts import MOST_TOKENS, TEXTS, batch_of, is_text, text_batches, text_tokens
 
 MOST_ROWS = 1 << 30
 """More rows than a file has: all of it is one batch."""
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy")
 
 
-def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[Any]:
+def read_data(place: str, model: nn.Module, folder: str, size: int | None) -> Iterable[Any]:
     """Return the batches that ``--data`` stands for.
 
     Args:
         place: a file of arrays or of text, or module:function.
         model: what takes the batches.
         folder: where MODEL was read from, for its tokenizer.
-        size: samples of a batch that is made from a file.
+        size: samples of a batch that is made from a file, by default as ``batch_of`` says.
 
     Raises:
         ConfigError: it is none of these, or holds what is no input of the model.
         FileError: the file cannot be read.
         MissingExtraError: it needs a library that is not installed.
     """
-    if size < 1:
+    if size is not None and size < 1:
         raise ConfigError(f"--batch-size {size}: a batch has one sample at least")
     ending = Path(place).suffix.lower()
     if is_text(Path(place)):
@@ -60,7 +60,7 @@ def read_data(place: str, model: nn.Module, folder: str, size: int) -> Iterable[
     raise ConfigError(f"--data {place!r}: give module:function, or a file that ends in {ENDINGS}")
 
 
-def _arrays(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
+def _arrays(path: Path, model: nn.Module, folder: str, size: int | None) -> list[Any]:
     """Read arrays of numpy."""
     numpy = library("numpy", "numpy", f"--data {path}")
     if not isfile(path):
@@ -80,7 +80,7 @@ def _arrays(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
     return _batches(path, tensors, model, size)
 
 
-def _tensors(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
+def _tensors(path: Path, model: nn.Module, folder: str, size: int | None) -> list[Any]:
     """Read a safetensors file."""
     return _batches(path, read_tensors(path), model, size)
 
@@ -110,7 +110,7 @@ def read_tokens(place: str, model: nn.Module, folder: str) -> tuple[Tensor, int]
     return ids.flatten(), ids.shape[1] if ids.ndim == 2 else MOST_TOKENS
 
 
-READERS: dict[str, Callable[[Path, nn.Module, str, int], list[Any]]] = {
+READERS: dict[str, Callable[[Path, nn.Module, str, int | None], list[Any]]] = {
     ".npz": _arrays,
     ".safetensors": _tensors,
 }
@@ -120,7 +120,9 @@ WIDEST = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "c": "complex
 """Kind of an array's numbers → as what they are read, before the model's own precision."""
 
 
-def _batches(path: Path, tensors: Mapping[str, Tensor], model: nn.Module, size: int) -> list[Any]:
+def _batches(
+    path: Path, tensors: Mapping[str, Tensor], model: nn.Module, size: int | None
+) -> list[Any]:
     """Split tensors of one sample per row into batches.
 
     They are keyword arguments, but positional ones where they have no names of their own (numpy's
@@ -133,6 +135,7 @@ def _batches(path: Path, tensors: Mapping[str, Tensor], model: nn.Module, size: 
             f"--data {path} holds {held}: give arrays of one sample per row, with as many rows each"
         )
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    size = batch_of(min(lengths.values()), size)
     parts = {name: _as_read(t, dtype).split(size) for name, t in tensors.items()}
     batches = [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
     nameless = all(re.fullmatch(r"arr_\d+", name) for name in parts)

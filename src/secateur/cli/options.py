@@ -77,7 +77,8 @@ class Calibration:
         .npz or .safetensors (a sample is a row of each array), .txt or .jsonl (MODEL has a
         tokenizer; of JSON lines the field "text" is read, or that of texts.jsonl:field).
     batch_size
-        Samples of a batch that is made from a file.
+        Samples of a batch that is made from a file. By default 8, or fewer where that leaves
+        fewer than 8 batches: one of four judges a repair.
     loss
         module:function of (model, batch) that returns a loss. By default model(**batch).loss for
         dicts, and the cross entropy of model(inputs) for (inputs, labels).
@@ -87,7 +88,7 @@ class Calibration:
     """
 
     data: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     loss: str | None = None
     repair: str | None = None
 

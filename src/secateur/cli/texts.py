@@ -25,6 +25,19 @@ LINES = re.compile(r"(?P<path>.*\.jsonl)(?::(?P<field>[^:/\\]+))?", re.IGNORECAS
 FIELD = "text"
 
 
+SEVERAL, LARGEST = 8, 8
+"""Batches that are made where there are samples enough, and samples of one at most."""
+
+
+def batch_of(samples: int, asked: int | None) -> int:
+    """Return how many samples make a batch: a repair needs several, as one of four judges.
+
+    >>> batch_of(1000, None), batch_of(16, None), batch_of(3, None), batch_of(16, 8)
+    (8, 2, 1, 8)
+    """
+    return asked or max(1, min(LARGEST, samples // SEVERAL))
+
+
 def is_text(path: Path) -> bool:
     """Tell whether ``--data`` names a text.
 
@@ -34,7 +47,7 @@ def is_text(path: Path) -> bool:
     return path.suffix.lower() == ".txt" or LINES.fullmatch(str(path)) is not None
 
 
-def text_batches(path: Path, model: nn.Module, folder: str, size: int) -> list[Any]:
+def text_batches(path: Path, model: nn.Module, folder: str, size: int | None) -> list[Any]:
     """Return batches of a text, read by the model's tokenizer.
 
     A model that writes text itself is given windows of all of it, so that nothing is padded; any
@@ -45,7 +58,7 @@ def text_batches(path: Path, model: nn.Module, folder: str, size: int) -> list[A
         path: of the text.
         model: what reads it.
         folder: where MODEL was read from, for its tokenizer.
-        size: windows or samples of a batch.
+        size: windows or samples of a batch, by default as ``batch_of`` says.
 
     Raises:
         ConfigError: there is no text in it, or the model reads none.
@@ -64,12 +77,14 @@ def text_batches(path: Path, model: nn.Module, folder: str, size: int) -> list[A
         raise ConfigError(f"--data {path}: there is no text in it")
     longest = _longest(own.config, tokenizer)
     if own.can_generate() or tokenizer.pad_token is None:
-        windows = _windows(_ids(texts, tokenizer), longest).split(size)
+        windows = _windows(_ids(texts, tokenizer), longest)
         extra = {"use_cache": False} if hasattr(own.config, "use_cache") else {}
-        return [{"input_ids": part, **extra} for part in windows]
+        parts = windows.split(batch_of(len(windows), size))
+        return [{"input_ids": part, **extra} for part in parts]
     options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
     if "attention_mask" in inspect.signature(model.forward).parameters:
         options["return_attention_mask"] = True  # a few tokenizers leave it out
+    size = batch_of(len(samples), size)
     starts = range(0, len(samples), size)
     return [dict(tokenizer(samples[start : start + size], **options)) for start in starts]
 

@@ -10,6 +10,7 @@ import torch
 
 from secateur.graph.cost import human_bytes
 from secateur.graph.lengths import now
+from secateur.runtime.io import BOUND
 
 from .cost import Cost, Count, Subject, cost
 
@@ -59,7 +60,8 @@ class FileBytes(Cost):
 
     def _header(self, shapes: dict[str, tuple[int, ...]]) -> int:
         """Return the length of the header: JSON, padded to a multiple of 8."""
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        said = {"format": "pt", "text": f"{BOUND}{'0' * 64}"}
+        entries: dict[str, Any] = {"__metadata__": said}
         start = 0
         # the file's order: wide numbers first, then by name
         for name in sorted(shapes, key=lambda n: (-self.saved[n].element_size(), n)):

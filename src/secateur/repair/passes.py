@@ -186,7 +186,7 @@ class _Pair:
             others.update(dict.fromkeys(those, made))
 
         wanted = {at: partial(noted, those) for at, those in orders.items()}
-        program = next((r.program for r in self.readers.values()), ())
+        program = next((r.program for r in self.readers.values() if r.program), ())
         watch = Watch(named_weights(model), seen, due, program=program, wanted=wanted)
         inputs = self.batch.pruned if before else self.batch.inputs
         watch.start(padding(model, inputs))

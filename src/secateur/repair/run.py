@@ -26,7 +26,7 @@ from .norms import norms_of, reestimate_norms
 from .passes import Batch
 from .quality import distance
 from .refit import Refitting
-from .report import Distance, Repair
+from .report import Distance, Refit, Repair
 from .table import repairs
 
 HELD = 4
@@ -72,21 +72,22 @@ def repair(
     with without(unrepaired, skipped or {}, forbidden):
         before = _distance(model, unrepaired, judged)
     del unrepaired
-    only, skips = how in repairs.means_only, skipped or {}
-    seen = _recorded(model, structure, batches[0].inputs)
-    asked = structure, masks, solve, only, also, skips
+    skips, seen = skipped or {}, _recorded(model, structure, batches[0].inputs)
+    asked = structure, masks, solve, how in repairs.means_only, also, skips
     job = Refitting(model, pruned, *asked, recording=seen, frugal=given is not None)
     with during("repairing"), without(pruned, skips, forbidden, copies=False):  # a copy: an op more
         job.run(batches)
     with without(pruned, skips, forbidden):
-        after = _distance(model, pruned, judged)
-        norms, after = _norms(model, pruned, batches, judged, after)
+        norms, after = _norms(model, pruned, batches, judged, _distance(model, pruned, judged))
     values = {name: _value(pruned, name) for name in (*job.moved, *norms)}
     if values and before.nearer_than(after) and not after.error < before.error:
-        refits = [replace(r, after=r.before, damping=None, why=r.why or WORSE) for r in job.refits]
-        values, norms, after, job.refits = {}, [], before, refits
+        values, norms, after, job.refits = {}, [], before, [_left(r, WORSE) for r in job.refits]
     notes = _notes(job, batches)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
+
+
+def _left(refit: Refit, why: str) -> Refit:
+    return replace(refit, after=refit.before, damping=None, why=refit.why or why)
 
 
 @contextmanager

@@ -122,6 +122,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
             raise FileError(f"{path} is no text: {error.reason} at {error.start}") from error
 
 
+BOUND = "plan.json without its digests has SHA-256 "
+"""What a file of tensors says in its header, before the digest, of the plan that it goes with."""
+
+
 def write_tensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.errors import FileError, PlanError
-from secateur.runtime.io import read_text
+from secateur.runtime.io import BOUND, read_text
 from secateur.runtime.together import Seal
 from secateur.settings import problems_in
 
@@ -177,10 +177,6 @@ def unsigned(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(said, dict) or said.get("sha256") is None or said["sha256"] != _digest(text):
         raise FileError(f"{path} is damaged, or was edited: its SHA-256 is another")
     return said
-
-
-BOUND = "plan.json without its digests has SHA-256 "
-"""What a file of tensors says in its header, before the digest, of the plan that it goes with."""
 
 
 def bound_to(text: str) -> str:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from secateur.errors import FileError
-from secateur.runtime.io import read_tensors, read_text, read_text_of
+from secateur.runtime.io import BOUND, read_tensors, read_text, read_text_of
 from secateur.runtime.together import sealed
 
-from .document import BOUND, PLAN, Document, bound_to, understood
+from .document import PLAN, Document, bound_to, understood
 
 WEIGHTS, BUFFERS = "model.safetensors", "buffers.safetensors"
 INDEX = "model.safetensors.index.json"
