@@ -36,7 +36,7 @@ MOST_BESIDE = 2**26
 """Bytes of such a file."""
 OURS = ("plan.json", "record.json", "report.json", DENSE)
 CODE = ("auto_map", "attn_implementation", "experts_implementation")
-"""Keys of a config that may name code to fetch."""
+"""What is in the keys of a config that may name code to fetch."""
 
 
 def is_pretrained(model: nn.Module) -> bool:
@@ -185,11 +185,36 @@ def _ordinary(folder: Path, seals: dict[str, Seal], verify: bool) -> nn.Module:
         for name, seal in seals.items():
             stack.enter_context(sealed(folder, name, seal, verify=verify))
         told = read_text(folder / CONFIG)
-        kind = _class_of(told, folder / CONFIG)
+        kind, config = _class_of(told, folder / CONFIG), _config(told, folder / CONFIG)
         model: nn.Module = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder, config=config, local_files_only=True, use_safetensors=True
         )
     return model.eval()
+
+
+def _config(text: str, path: Path) -> Any:
+    """Return the config that a file describes, without what of it names code to fetch.
+
+    Raises:
+        FileError: it describes none.
+    """
+    transformers = library("transformers", "transformers", f"loading {path.parent}", "hf")
+    try:
+        return transformers.AutoConfig.for_model(**_without_code(json.loads(text)))
+    except Exception as wrong:  # a class may refuse anything that a damaged config says
+        raise FileError(f"{path} describes no model: {wrong}") from wrong
+
+
+def _without_code(told: Any) -> Any:
+    """Return a config's entries without those that name code, in the configs inside it too.
+
+    >>> _without_code({"text_config": {"attn_implementation": "somebody/kernel", "hidden_size": 8}})
+    {'text_config': {'hidden_size': 8}}
+    """
+    if not isinstance(told, dict):
+        return told
+    plain = [key for key in told if not any(word in key for word in CODE)]
+    return {key: _without_code(told[key]) for key in plain}
 
 
 def _class_of(text: str, path: Path) -> Any:
@@ -208,10 +233,9 @@ def _class_of(text: str, path: Path) -> Any:
 def _skeleton(text: str, folder: Path) -> nn.Module:
     """Return the dense model that a config describes, on ``torch.device("meta")``."""
     kind = _class_of(text, folder / DENSE)
-    told = {key: value for key, value in json.loads(text).items() if key not in CODE}
+    config = _config(text, folder / DENSE)
     transformers = library("transformers", "transformers", f"loading {folder}", "hf")
     try:
-        config = transformers.AutoConfig.for_model(**told)
         with torch.device("meta"):
             model: nn.Module = kind._from_config(config, dtype=config.dtype)
     except Exception as wrong:  # a class may refuse anything that a damaged config says

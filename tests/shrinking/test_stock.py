@@ -1,0 +1,75 @@
+"""A folder of a model of transformers is data: no code that its config names is fetched or run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import secateur as sc
+from secateur.errors import FileError
+from secateur.runtime.together import seal_of
+from secateur.shrinking.stock import CONFIG, _config
+from tests import faults, zoo
+
+FORMS: dict[str, Any] = {
+    "attn_implementation": "somebody/kernel",
+    "_attn_implementation": "somebody/kernel",
+    "_attn_implementation_internal": "somebody/kernel",
+    "experts_implementation": "somebody/kernel",
+    "auto_map": {"AutoConfig": "somebody/code--config.Config"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    zoo.torchvision_models()  # transformers imports torchvision, which may need help
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    example = {"input_ids": torch.arange(1, 7)[None], "use_cache": False}
+    result = sc.prune(transformers.LlamaForCausalLM(config), example, 0.25, what=["width"])
+    place: Path = tmp_path_factory.mktemp("stock") / "small"
+    result.save(place)
+    return place
+
+
+@pytest.mark.parametrize("within", [(), ("text_config",), ("a", "b")], ids=str)
+@pytest.mark.parametrize("key", FORMS)
+def test_config_when_it_names_code_then_that_is_left_out(
+    folder: Path, key: str, within: tuple[str, ...]
+) -> None:
+    told = json.loads((folder / CONFIG).read_text())
+    inner = told
+    for name in within:
+        inner = inner.setdefault(name, {})
+    inner[key] = FORMS[key]
+    config = _config(json.dumps(told), folder / CONFIG)
+    assert "somebody" not in str(vars(config))
+    assert config.intermediate_size == 18
+
+
+def test_from_pretrained_when_a_forged_config_names_code_then_it_is_the_model_all_the_same(
+    folder: Path,
+) -> None:
+    expected = sc.from_pretrained(folder).state_dict()
+    told = json.loads((folder / CONFIG).read_text()) | FORMS
+    (folder / CONFIG).write_text(json.dumps(told))
+    seal = asdict(seal_of(folder / CONFIG))
+    faults.resign(folder, lambda document: document["files"].__setitem__(CONFIG, seal))
+    found = sc.from_pretrained(folder)
+    assert "somebody" not in str(vars(found.config))
+    assert found.state_dict().keys() == expected.keys()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"model_type": "no such"}', "{", "1e999"])
+def test_config_when_it_is_of_no_model_then_the_error_says_so(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(FileError, match="describes no model"):
+        _config(text, tmp_path / CONFIG)
