@@ -57,6 +57,8 @@ UNEVEN = torch.tensor([2, 0, 0, 1, 1, 1, 2, 3])
         pytest.param([SINGLE, SINGLE], 7, id="two readers"),
         pytest.param([UNEVEN, torch.arange(4)], 4, id="two readers of different widths"),
         pytest.param([PAIRS, 3 + PAIRS], 6, id="groups, each of its own units"),
+        pytest.param([torch.tensor([3, 0, 1, 3, 2])], 3, id="features of no unit"),
+        pytest.param([UNEVEN, torch.tensor([4, 4, 1, 3])], 4, id="of no unit in one reader"),
     ],
 )
 def test_eliminate_when_all_units_go_in_turn_then_errors_are_those_of_every_subset(units, count):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROUNDS = 64
@@ -22,7 +23,8 @@ class Remaining:
     """What is left of one reader's inputs: ``weight`` multiplies them, refitted to what stays.
 
     ``weight`` is ``(out, features)``, ``inverse`` the inverse of the second moments of the
-    features, and ``units`` says which unit each feature belongs to.
+    features, and ``units`` says which unit each feature belongs to; what belongs to none that may
+    go has the number behind the last, and stays.
     """
 
     weight: Tensor
@@ -32,7 +34,8 @@ class Remaining:
     def costs(self, count: int) -> Tensor:
         """Return the error that each of ``count`` units would leave if it went next, float64."""
         found = self.weight.new_zeros(count)
-        sizes = torch.bincount(self.units, minlength=count)
+        sizes = torch.bincount(self.units, minlength=count)[: count + 1]
+        sizes[count:] = 0
         for size in sizes[sizes > 0].unique().tolist():
             members = (sizes[self.units] == size).nonzero()[:, 0]
             members = members[self.units[members].argsort(stable=True)].reshape(-1, size)
@@ -44,12 +47,16 @@ class Remaining:
 
     def among(self, units: Tensor) -> Remaining:
         """Return what is left of some units' features, by a bool for each unit."""
-        f = units[self.units].nonzero()[:, 0]
+        f = self._which(units).nonzero()[:, 0]
         return Remaining(self.weight[:, f], self.inverse[f][:, f], self.units[f])
+
+    def _which(self, units: Tensor) -> Tensor:
+        """Return a bool for each feature: whether its unit is one of these."""
+        return F.pad(units, (0, 1))[self.units]
 
     def drop(self, gone: Tensor) -> None:
         """Take units away, and let the others make up for them; ``gone`` is bool, by unit."""
-        leaves = gone[self.units]
+        leaves = self._which(gone)
         out, stay = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
         if not len(out):
             return

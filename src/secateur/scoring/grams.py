@@ -70,12 +70,16 @@ class Gram(Statistic):
 
 
 class Laid:
-    """Rows laid out as the weight that they are of, and which row each place of it belongs to."""
+    """Rows laid out as the weight that they are of, and which row each place of it belongs to.
+
+    Rows may be of a part of the weight: the other places are zero, and belong to no row, which is
+    called by the number behind the last.
+    """
 
     def __init__(self, granularity: Granularity, weight: Tensor, rows: Tensor):
         places = granularity.rows(torch.arange(weight.numel()).reshape(weight.shape))
         places = places.to(rows.device)
-        units = torch.empty(weight.numel(), dtype=torch.long, device=rows.device)
+        units = torch.full((weight.numel(),), len(places), device=rows.device)
         units[places] = torch.arange(len(places), device=rows.device)[:, None].expand(places.shape)
         given = torch.zeros(weight.numel(), dtype=torch.float64, device=rows.device)
         given[places] = rows.double()
