@@ -87,3 +87,17 @@ def test_eliminate_when_units_are_many_then_it_takes_as_many_rounds_and_twins_go
     assert sum(whole) == 2 * twins
     assert int((errors < 1e-3).sum()) == twins
     assert bool(((errors < 1e-3).view(2, twins).sum(0) == 1).all()), "of each pair one goes free"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("count", [3, 3 * ROUNDS])
+def test_eliminate_when_moments_overflow_then_it_ends(value, count):
+    units = torch.arange(count)
+    inverse = torch.eye(count, dtype=torch.float64)
+    inverse[1, 1] = value
+    found = eliminate([Remaining(torch.ones(2, count).double(), inverse, units)], count)
+    assert found.shape == (count,)
+    broken = torch.full((count, count), value).double()
+    found = eliminate([Remaining(torch.ones(2, count).double(), broken, units)], count)
+    assert found.shape == (count,)
+    assert value == value or not found.isfinite().any()  # an inverse of what overflows is NaN

@@ -88,8 +88,8 @@ def eliminate(readers: Sequence[Remaining], count: int) -> Tensor:
 
     def cheapest(parts: Sequence[Remaining], among: Tensor, many: int) -> tuple[Tensor, Tensor]:
         costs = torch.stack([part.costs(count) for part in parts]).sum(0)
-        order = costs.masked_fill(~among, torch.inf).argsort(stable=True)[:many]
-        return costs, order[among[order]]
+        left = among.nonzero()[:, 0]  # of what overflows, too, somebody goes
+        return costs, left[costs[left].argsort(stable=True)[:many]]
 
     while alive.any():
         near, gone = torch.zeros_like(alive), torch.zeros_like(alive)
