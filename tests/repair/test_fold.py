@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -130,3 +131,43 @@ def test_shrink_when_a_constant_changes_from_call_to_call_then_it_is_masked_and_
     assert not result.folded
     assert any("which no bias can take over" in note for note in result.notes)
     assert result.warnings
+
+
+class Windows(nn.Module):
+    """Pads its input to whole windows of 4, with what a masked channel does not emit there."""
+
+    def __init__(self, rank: int, pads: bool) -> None:
+        super().__init__()
+        conv = CONVOLUTIONS[rank]
+        self.a, self.b = conv(3, 8, 1), conv(8, 6, 4, stride=4)
+        self.rank, self.pads = rank, pads
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if self.pads:
+            amounts = [[0, -n % 4] for n in reversed(y.shape[2:])]
+            y = torch.nn.functional.pad(y, sum(amounts, []))
+        return self.b(y)
+
+
+@pytest.mark.parametrize("pads", [True, False])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_shrink_when_other_lengths_are_padded_then_a_constant_is_masked_and_said(rank, pads):
+    torch.manual_seed(0)
+    model = Windows(rank, pads).eval()
+    with torch.no_grad():
+        model.a.bias.fill_(1.0)
+    mask = torch.ones_like(model.a.weight, dtype=torch.bool)
+    mask[:3] = False
+    example = torch.randn(2, 3, *[8] * rank)
+    result = shrink(model, {"a.weight": mask}, example)
+    assert result.model.a.out_channels == 5
+    assert ("masked too" in str(result.notes)) == pads
+    given = copy.deepcopy(model)
+    with torch.no_grad():
+        given.a.weight.mul_(mask)
+        if pads:
+            given.a.bias[:3] = 0
+        for length in (8, 11, 5):
+            x = torch.randn(2, 3, *[length] * rank)
+            torch.testing.assert_close(result.model(x), given(x), rtol=1e-4, atol=1e-5)

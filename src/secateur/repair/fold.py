@@ -9,7 +9,7 @@ constant stops at the border, and no bias can say that: there the mean over all 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,24 +41,30 @@ class Folding:
     inputs: Inputs | None = None  # of a forward under the masks, if there was one
 
     def amounts(
-        self, model: nn.Module, structure: Structure, example: Example
+        self,
+        model: nn.Module,
+        structure: Structure,
+        example: Example,
+        others: Iterable[Example] = (),
     ) -> tuple[dict[str, Tensor], list[str]]:
         """Return what to add to which tensors once the masks are complete, and notes.
 
-        The model is masked only by what was given, so that it still emits the constants.
+        The model is masked only by what was given, so that it still emits the constants.  Of
+        ``others``, inputs of other lengths, the first that it takes is looked at as well: what is
+        constant in the example may end where a length is padded.
         """
         inputs = self.inputs
         stateful = structure.inferred.recording.stateful
         if inputs is None or stateful:
-            args, kwargs = call_arguments(example)
-            with (
-                undisturbed(model, example),
-                evaluating(model),
-                torch.no_grad(),
-                watching(model) as inputs,
-            ):
-                for _ in range(2 if stateful else 1):  # what it keeps may change what is constant
-                    model(*args, **kwargs)
+            # what it keeps may change what is constant
+            inputs = _read(model, *[example] * (2 if stateful else 1))
+        for other in others:
+            try:
+                more = _read(model, other)
+            except Exception:  # what a model says of a length that it does not take is its own
+                continue
+            inputs = {path: [*read, *more.get(path, ())] for path, read in inputs.items()}
+            break
         with torch.no_grad():
             return self._amounts(model, structure, inputs)
 
@@ -99,6 +105,19 @@ class Folding:
                     f"{reader}: zero padding stops a constant at the border; its mean is folded"
                 )
         return added, notes
+
+
+def _read(model: nn.Module, *examples: Example) -> Inputs:
+    """Return what each layer that can fold reads in forwards, one after the other."""
+    with (
+        undisturbed(model, examples),
+        evaluating(model),
+        torch.no_grad(),
+        watching(model) as inputs,
+    ):
+        for args, kwargs in map(call_arguments, examples):
+            model(*args, **kwargs)
+    return inputs
 
 
 @contextmanager

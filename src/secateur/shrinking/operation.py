@@ -24,7 +24,7 @@ from .history import Changes
 from .locate import first_difference
 from .plan import Plan
 from .rescale import unrounded
-from .trials import Trial
+from .trials import Trial, uneven
 from .verify import Check, Verification
 
 
@@ -224,7 +224,8 @@ class Operation:
             return {}, []
         constants = {n: c for n, c in self.folding.constants.items() if n in plan.keep}
         folding = replace(self.folding, constants=constants, completed=completed)
-        return folding.amounts(self.model, self.structure, self.example)
+        others = uneven(self.example, self.structure)
+        return folding.amounts(self.model, self.structure, self.example, others)
 
     def _exact(self, part: Plan) -> bool:
         """Tell whether the check must find nothing; a block equals one that is skipped."""

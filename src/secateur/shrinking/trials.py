@@ -108,6 +108,13 @@ def _lengths(example: Example, others: Sequence[Varying]) -> list[Trial]:
     return found
 
 
+def uneven(example: Example, structure: Structure) -> Iterator[Example]:
+    """Yield the example with lengths that no window, patch or stride divides, if it has any."""
+    others = [v for v in varying(structure) if not v.first]
+    for way in _ways(example, others, lambda n: [n + 1, n - 1]):
+        yield way.make()
+
+
 def _few(example: Example, batches: Sequence[Varying], others: Sequence[Varying]) -> list[Trial]:
     """As little as can be: other values with the first sizes, another batch with the second."""
     larger, smaller = _lengths(example, others)
