@@ -31,8 +31,7 @@ from torch import Tensor, nn
 import secateur
 from benchmarks.record import table, write
 from secateur.errors import SecateurError
-from secateur.shrinking.document import signed as sign
-from tests.faults import edited, flipped, kills, truncated
+from tests.faults import edited, flipped, forge, kills, truncated
 from tests.process.interrupts import drawn, interrupted
 
 KINDS = ("whole", "refused", "changed", "raw")
@@ -103,7 +102,7 @@ def spoilt(
 
 
 def edited_plans(signed: bool, times: int, draw: random.Random) -> Iterator[str]:
-    """One part of plan.json is another, with the digest of before or with its own."""
+    """One part of plan.json is another, with the digests of before or with its own, everywhere."""
     result = cut(0, 0.5)
     for _ in range(times):
         with tempfile.TemporaryDirectory() as name:
@@ -112,8 +111,9 @@ def edited_plans(signed: bool, times: int, draw: random.Random) -> Iterator[str]
             plan = folder / "plan.json"
             less = 0 if signed else 0.1
             document = edited(json.loads(plan.read_text()), draw, less)
-            again = signed and isinstance(document, dict)
-            plan.write_text(sign(document) if again else json.dumps(document))
+            plan.write_text(json.dumps(document))
+            if signed and isinstance(document, dict):
+                forge(folder, document)
             target = net(7)
             before = contents(target)
             found = judged(
