@@ -99,8 +99,14 @@ class Waves(nn.Module):
         return self.c((6 * self.b((6 * self.a(x)).sin())).sin())
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_prune_when_data_says_too_little_then_a_repair_that_loses_more_is_left(seed: int) -> None:
+def test_prune_when_data_says_too_little_then_a_repair_that_loses_more_is_left() -> None:
+    left = [left_as_it_was(seed) for seed in range(20)]
+    assert any(left)
+    assert not all(left)
+
+
+def left_as_it_was(seed: int) -> bool:
+    """Prune on a few rows, and return whether the repair was left; it is said if so."""
     torch.manual_seed(seed)
     model = Waves().eval()
     data = [torch.randn(3, 4) for _ in range(6)]
@@ -111,9 +117,8 @@ def test_prune_when_data_says_too_little_then_a_repair_that_loses_more_is_left(s
     assert after.error <= before.error or after.nearer_than(before)
     left = any("all new weights together" in note for note in repaired.repair.notes)
     same = [torch.equal(a, b) for a, b in zip(*states(repaired.model, plain.model), strict=True)]
-    assert left == all(same)
-    assert left == (before == after)
-    assert left or seed != 5
+    assert left == all(same) == (before == after)
+    return left
 
 
 def states(*models: nn.Module) -> list[list[Tensor]]:
