@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 import secateur as sc
+from secateur.cli.models import load
+from secateur.cli.options import Given
 from secateur.errors import FileError
+from secateur.runtime.configs import check_no_code
 from secateur.runtime.together import seal_of
 from secateur.shrinking.stock import CONFIG, _config
 from tests import faults, zoo
@@ -53,6 +57,38 @@ def test_config_when_it_names_code_then_that_is_left_out(
     config = _config(json.dumps(told), folder / CONFIG)
     assert "somebody" not in str(vars(config))
     assert config.intermediate_size == 18
+
+
+def asks(folder: Path, out: Path) -> None:
+    example = {"input_ids": torch.arange(1, 7)[None]}
+    sc.prune_checkpoint(folder, out, example, 0.25, repair="none")
+
+
+def loads(folder: Path, _: Path) -> None:
+    load(str(folder), Given())
+
+
+@pytest.mark.parametrize("ask", [asks, loads])
+@pytest.mark.parametrize("within", [(), ("text_config",)], ids=str)
+@pytest.mark.parametrize("key", [key for key in FORMS if key != "auto_map"])
+def test_folder_when_its_config_names_a_kernel_then_it_is_refused_before_anything(
+    folder: Path, tmp_path: Path, ask: Any, key: str, within: tuple[str, ...]
+) -> None:
+    dense = tmp_path / "dense"
+    shutil.copytree(folder, dense, ignore=shutil.ignore_patterns("plan.json", "record.json"))
+    told = json.loads((dense / CONFIG).read_text())
+    inner = told
+    for name in within:
+        inner = inner.setdefault(name, {})
+    for value in (FORMS[key], {"": FORMS[key]}):
+        inner[key] = value
+        (dense / CONFIG).write_text(json.dumps(told))
+        with pytest.raises(FileError, match="names code to fetch"):
+            ask(dense, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    inner[key] = "sdpa" if "attn" in key else "eager"
+    (dense / CONFIG).write_text(json.dumps(told))
+    check_no_code(dense / CONFIG)
 
 
 def test_from_pretrained_when_a_forged_config_names_code_then_it_is_the_model_all_the_same(

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import ConfigError, did_you_mean
+from secateur.runtime.configs import check_no_code
 from secateur.runtime.extras import library
 from secateur.types import Example
 
@@ -80,6 +81,8 @@ def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module
         REMOTE: False,
         **arguments,
     }  # unsaid, transformers would ask whoever is at the terminal
+    if not given[REMOTE]:
+        check_no_code(folder / "config.json")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **given)
     classes = [getattr(transformers, str(n), None) for n in config.architectures or ()]
     models = (c for c in classes if isinstance(c, type) and issubclass(c, nn.Module))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from secateur.errors import FileError
+from secateur.runtime.configs import without_code
 from secateur.runtime.extras import library
 from secateur.runtime.forward import random_kept
 from secateur.runtime.io import read_text, write_text
@@ -35,8 +36,6 @@ BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 MOST_BESIDE = 2**26
 """Bytes of such a file."""
 OURS = ("plan.json", "record.json", "report.json", DENSE)
-CODE = ("auto_map", "attn_implementation", "experts_implementation")
-"""What is in the keys of a config that may name code to fetch."""
 
 
 def is_pretrained(model: nn.Module) -> bool:
@@ -200,21 +199,9 @@ def _config(text: str, path: Path) -> Any:
     """
     transformers = library("transformers", "transformers", f"loading {path.parent}", "hf")
     try:
-        return transformers.AutoConfig.for_model(**_without_code(json.loads(text)))
+        return transformers.AutoConfig.for_model(**without_code(json.loads(text)))
     except Exception as wrong:  # a class may refuse anything that a damaged config says
         raise FileError(f"{path} describes no model: {wrong}") from wrong
-
-
-def _without_code(told: Any) -> Any:
-    """Return a config's entries without those that name code, in the configs inside it too.
-
-    >>> _without_code({"text_config": {"attn_implementation": "somebody/kernel", "hidden_size": 8}})
-    {'text_config': {'hidden_size': 8}}
-    """
-    if not isinstance(told, dict):
-        return told
-    plain = [key for key in told if not any(word in key for word in CODE)]
-    return {key: _without_code(told[key]) for key in plain}
 
 
 def _class_of(text: str, path: Path) -> Any:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from secateur.errors import FileError, ModelError, did_you_mean
+from secateur.runtime.configs import check_no_code
 from secateur.runtime.drawing import keep_generators
 from secateur.runtime.extras import library
 from secateur.runtime.io import read_text, understood
@@ -104,8 +105,10 @@ def on_meta(folder: Path) -> tuple[nn.Module, Any]:
     Raises:
         MissingExtraError: transformers is not installed.
         ModelError: its config names no class that is known.
+        FileError: it names code to fetch.
     """
     transformers = library("transformers", "transformers", "a Hugging Face folder", "hf")
+    check_no_code(folder / CONFIG)
     config = transformers.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
