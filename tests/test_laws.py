@@ -34,7 +34,10 @@ EXACT = 1e-9
 SLOW = {"apoz", "elimination", "energy", "fluctuation", "mean_activation", "obs"}
 """Criteria that ask for what others ask for too, or for what takes long."""
 
-LONG = {("densenet121", each) for each in criteria if each != "l2"}
+FEW = ("activation", "l2", "taylor")
+LONG = {(model, each) for model in QUICK[1:] for each in criteria if each not in FEW}
+LONG |= {("densenet121", "activation"), ("densenet121", "taylor")}
+"""The first model is tried with all criteria, the others with one of each kind."""
 
 
 def matrix(quick_scope: str) -> pytest.MarkDecorator:

@@ -50,8 +50,10 @@ class Sliced(nn.Module):
 
 
 MODELS = {Beside: (6,), Dense: (3, 6, 6), Sliced: (6,)}
+MATRICES = ("elimination", "obs", "activation")
+"""Criteria that lay rows out as the weights that they are of, and the default."""
 CRITERIA = [
-    name
+    pytest.param(name, marks=() if name in MATRICES else pytest.mark.slow)
     for name in criteria
     if not criteria.facts[name].experts and not criteria.asks(name, "backward")
 ]
