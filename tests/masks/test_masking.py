@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from secateur.errors import MaskError
 from secateur.masks.classes import mask_of
@@ -382,3 +383,42 @@ def test_save_pretrained_when_masks_are_on_then_it_loads_elsewhere_with_the_same
     ids = torch.arange(8)[None]
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+TAKES = {
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "prune by rows": lambda layer: prune.ln_structured(layer, "weight", 0.5, 1, 0),
+    "prune globally": lambda layer: prune.global_unstructured(
+        [(layer, "weight")], prune.L1Unstructured, amount=0.5
+    ),
+    "parametrize": lambda layer: parametrize.register_parametrization(
+        layer, "weight", nn.Identity()
+    ),
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "del": lambda layer: delattr(layer, "weight"),
+}
+
+
+@pytest.mark.parametrize("how", TAKES)
+def test_what_takes_a_masked_parameter_away_is_refused(
+    model: nn.Module, masks: dict[str, Tensor], example: Tensor, how: str
+) -> None:
+    put_on(model, masks)
+    before, output = state(model), model(example)
+    with pytest.raises(MaskError, match="'weight' of Linear is masked.*finish"):
+        TAKES[how](model[2])
+    assert_equal(state(model), before)
+    assert torch.equal(model(example), output)
+    take_off(model)
+    TAKES[how](model[2])  # as ever, once no mask is on
+
+
+def test_a_parameter_taken_out_of_the_dict_is_told(
+    model: nn.Module, masks: dict[str, Tensor], example: Tensor
+) -> None:
+    put_on(model, masks)
+    del model[2]._parameters["weight"]
+    with pytest.raises(MaskError, match="'weight' of Linear is masked"):
+        model(example)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import MaskError
 from secateur.runtime.distributed import sharded, whole
 
 
@@ -58,8 +59,10 @@ def _reader(tensor: str) -> property:
     attribute = attribute_of(tensor)
 
     def read(self: nn.Module) -> Tensor | None:
-        parameter = self._parameters[tensor]
         mask = getattr(self, attribute)
+        if tensor not in self._parameters:  # taken out of the dict itself, past all that is below
+            raise _replaced(self, tensor)
+        parameter = self._parameters[tensor]
         if mask is None or parameter is None or sharded(parameter):
             return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
         return parameter * mask
@@ -67,10 +70,29 @@ def _reader(tensor: str) -> property:
     return property(read)
 
 
+def _replaced(module: nn.Module, tensor: str) -> MaskError:
+    return MaskError(
+        f"{tensor!r} of {type(module).__name__} is masked, and what takes the parameter away, as "
+        "torch.nn.utils.prune and parametrizations do, loses its mask: finish() the pruner first, "
+        "or do that before the masks are put on"
+    )
+
+
 class _Masked(nn.Module):
     """What a class with masks does otherwise than the class that it is made from."""
 
     _masked_names: tuple[str, ...] = ()
+
+    def __delattr__(self, name: str) -> None:
+        if mask_of(self, name) is not None:
+            raise _replaced(self, name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        moved = name.removesuffix("_orig")  # torch.nn.utils.prune moves what it reads, masked
+        if moved != name and mask_of(self, moved) is not None:
+            raise _replaced(self, moved)
+        super().register_parameter(name, param)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
