@@ -91,6 +91,129 @@ def test_config_when_not_verified_then_it_says_that_only_shapes_agree():
     assert result.loads_with == "Net(config) with inner=12 (the shapes agree)"
 
 
+@dataclass
+class Many:
+    """Numbers of more kinds of widths than can be tried in all combinations."""
+
+    width: int = 8
+    a: int = 24
+    b: int = 48
+    c: int = 16
+    d: int = 12
+    e: int = 36
+    f: int = 20
+    unread: int = 24
+
+
+@dataclass
+class Outer:
+    """A config that holds configs, as those of models of words and pictures do."""
+
+    text: Sizes
+    image: Sizes
+    text_width: int = 8
+
+
+class Widths(nn.Module):
+    """A residual block for each number of its config, with layers named as in OPT: fc1, fc2."""
+
+    def __init__(self, config: Many):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(6, config.width)
+        inner = [getattr(config, name) for name in "abcdef"]
+        self.blocks = nn.ModuleList(Wide(config.width, n) for n in (*inner, *inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Wide(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
+class Both(nn.Module):
+    """Two parts, each of which is built from a config within the model's."""
+
+    def __init__(self, config: Outer):
+        super().__init__()
+        self.config = config
+        self.image, self.text = Net(config.image), Net(config.text)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.text(x) + self.image(x)
+
+
+def test_config_when_many_kinds_of_widths_change_then_each_of_its_integers_follows():
+    torch.manual_seed(0)
+    shares = dict(zip("abcdef", (0.5, 0.25, 0.5, 0.5, 0.25, 0.5), strict=True))
+    targets = [
+        {"names": [f"blocks.{i}.fc1", f"blocks.{i + 6}.fc1"], "sparsity": share}
+        for i, share in enumerate(shares.values())
+    ]
+    result = sc.prune(Widths(Many()), torch.randn(4, 6), targets=targets)
+    assert result.config == {
+        n: (getattr(Many, n), round(getattr(Many, n) * (1 - share))) for n, share in shares.items()
+    }
+    assert result.rebuilt
+
+
+@pytest.mark.parametrize("parts", [("text",), ("image",), ("text", "image")], ids=str)
+def test_config_when_it_holds_others_then_the_one_that_was_cut_says_it(parts, tmp_path):
+    def build() -> Both:
+        torch.manual_seed(0)
+        return Both(Outer(Sizes(), Sizes()))
+
+    names = [f"{part}.up*" for part in parts]
+    result = sc.prune(build(), torch.randn(4, 6), sparsity=0.5, names=names, uniform=True)
+    assert result.config == {f"{part}.inner": (24, 12) for part in parts}
+    assert result.rebuilt
+    assert [result.model.config.text.inner, result.model.config.image.inner] == [
+        12 if part in parts else 24 for part in ("text", "image")
+    ]
+    result.save(tmp_path)
+    assert sc.load_pruned(tmp_path, build()).config == result.model.config
+
+
+def test_config_when_heads_or_their_width_would_do_then_the_one_that_the_forward_reads_is_said():
+    @dataclass
+    class Heads:
+        heads: int = 4
+        head: int = 8
+
+    class Attention(nn.Module):
+        def __init__(self, config: Heads):
+            super().__init__()
+            self.config = config
+            self.heads, self.head = config.heads, config.head
+            self.q, self.k, self.v = (nn.Linear(6, self.heads * self.head) for _ in range(3))
+            self.out = nn.Linear(self.heads * self.head, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                f(x).view(*x.shape[:2], self.heads, self.head).transpose(1, 2)
+                for f in (self.q, self.k, self.v)
+            )
+            x = (q @ k.transpose(2, 3) / 10).softmax(-1) @ v
+            return self.out(x.transpose(1, 2).reshape(*x.shape[:1], -1, self.heads * self.head))
+
+    found = {}
+    for grid in ("coarse", "fine"):
+        torch.manual_seed(0)
+        model, x = Attention(Heads()), torch.randn(2, 5, 6)
+        found[grid] = sc.prune(model, x, sparsity=0.5, grid=grid, uniform=True).config
+    assert found["coarse"] == {"heads": (4, 2)}
+    assert found["fine"] == {"head": (8, 4)}
+
+
 class Picky(Net):
     def __init__(self, config: Sizes, extra: int):
         super().__init__(config)
@@ -100,6 +223,24 @@ def test_config_when_the_class_is_built_from_more_then_only_our_loader_is_named(
     model = Picky(Sizes(), 1)
     result = sc.prune(model, torch.randn(4, 6), sparsity=0.5, names=["up*"], uniform=True)
     assert result.config is None
+
+
+def test_pretrained_when_layers_are_numbered_in_their_names_then_the_stock_loader_takes_it(
+    tmp_path,
+):
+    """What are called fc1 and fc2 are not one kind of layer in places 1 and 2."""
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.OPTConfig(
+        vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.OPTForCausalLM(config).eval()
+    result = sc.prune(model, INPUTS, sparsity=0.5, what=["width"], uniform=True)
+    assert result.config == {"ffn_dim": (48, 24)}
+    result.save(tmp_path)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(stock(**INPUTS).logits, result.model(**INPUTS).logits)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.graph.origins import Attribute
 
-from .expressed import built, is_config
+from .configured import built, changed, configs_in, is_config
 from .history import Change, Changes, Taken
 
 MOST_BUILDS = 24
@@ -51,7 +51,7 @@ def counted(model: nn.Module, taken: Mapping[str, Taken]) -> Changes | None:
 def _candidates(config: Any, taken: Taken) -> Iterator[Changes]:
     """Yield what may say the new length: all lists of values shorter first, then none of them."""
     size, kept = taken
-    for prefix, held in _configs("config", config):
+    for prefix, held in configs_in("config", config):
         lists = dict(_lists(prefix, held, size, kept))
         for attribute, value in _numbers(prefix, held):
             if value == size:
@@ -60,13 +60,6 @@ def _candidates(config: Any, taken: Taken) -> Iterator[Changes]:
                 if lists:
                     yield from (number | {k: v for k, v in lists.items() if k != n} for n in lists)
                     yield number
-
-
-def _configs(name: str, config: Any) -> Iterator[tuple[str, Any]]:
-    yield name, config
-    for key, value in vars(config).items():
-        if not key.startswith("_") and is_config(value):
-            yield from _configs(f"{name}.{key}", value)
 
 
 def _numbers(prefix: str, config: Any) -> Iterator[tuple[Attribute, int]]:
@@ -90,22 +83,3 @@ def _lists(
             continue
         if all(each is None or isinstance(each, (str, int, float)) for each in value):
             yield f"{prefix}.{key}", (tuple(value), tuple(value[i] for i in kept))
-
-
-def changed(config: Any, changes: Changes) -> Any:
-    """Return a copy of a config that says other numbers, past what validates them one by one."""
-    config = copy.deepcopy(config)
-    for text, (_, after) in changes.items():
-        attribute = Attribute.parse(text, ())
-        _, *way, name = attribute.name.split(".")
-        held = vars(config)
-        for step in way:
-            held = vars(held[step])
-        value: Any = after
-        if isinstance(attribute.index, int):
-            value = [*held[name]]
-            value[attribute.index] = after
-        if isinstance(value, (list, tuple)):
-            value = type(held[name])(value)
-        held[name] = value
-    return config

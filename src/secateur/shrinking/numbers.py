@@ -13,9 +13,8 @@ from secateur.graph.attributes import followed_in
 from secateur.graph.origins import Attribute
 from secateur.replacements import replacement_of
 
-from .counted import changed
+from .configured import built, changed
 from .describe import says_size
-from .expressed import built
 from .history import Changes, History, Number
 from .implied import Implied
 

@@ -24,8 +24,9 @@ from secateur.runtime.forward import random_kept
 from secateur.runtime.io import read_text, write_text
 from secateur.runtime.together import Seal, sealed
 
+from .configured import is_config
 from .document import PLAN, seals_in
-from .expressed import MOST_BYTES, is_config
+from .expressed import MOST_BYTES
 from .files import load_pruned
 from .folder import same
 from .history import History
