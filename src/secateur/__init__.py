@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from .streaming import prune_checkpoint as prune_checkpoint
     from .structure import Structure as Structure
     from .structure import analyze as analyze
+    from .trainers.peft import keep_zeros as keep_zeros
+    from .trainers.peft import merge as merge
     from .training import Distillation as Distillation
     from .training import distillation_loss as distillation_loss
     from .training import methods as methods
@@ -79,6 +81,7 @@ _HOMES = {
     ),
     "streaming": ("prune_checkpoint",),
     "structure": ("Structure", "analyze"),
+    "trainers.peft": ("keep_zeros", "merge"),
     "training": ("Distillation", "distillation_loss", "methods"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

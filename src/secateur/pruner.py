@@ -313,7 +313,18 @@ class Pruner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored and masked by name: the parameters, without their masks."""
+        self._check_names()
         return {n: whole(p.detach()) for n, p in self.model.named_parameters()}
+
+    def _check_names(self) -> None:
+        names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        lost = [p.tensor for s in self.selectables for p in s.parts if p.tensor not in names]
+        if lost:
+            raise ConfigError(
+                f"the model has no parameter {lost[0]!r} any more: something has replaced its "
+                "layers since the pruner was made.  Take adapters off before the pruner goes on "
+                "(secateur.merge adds what they learned), or finish() it before they come"
+            )
 
     def put_on(self) -> None:
         """Put the masks on the model as they are now."""
@@ -634,6 +645,7 @@ class Pruner:
             raise ConfigError("nothing is masked yet: call step() before finish()")
         if self.structure is None:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
+        self._check_names()
         model = self.model if inplace else copied(self.model, borrowing=True)
         on = masking.masks_on(model)
         with Undo(lasting=True) as undo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -399,6 +400,52 @@ TAKES = {
     "orthogonal": parametrizations.orthogonal,
     "del": lambda layer: delattr(layer, "weight"),
 }
+
+
+WRITES = {
+    "in place": lambda layer: layer.weight.mul_(2),
+    "chained": lambda layer: layer.weight.detach().clamp_(-0.01, 0.01),
+    "data in place": lambda layer: layer.weight.data.copy_(torch.ones_like(layer.weight)),
+    "data": lambda layer: setattr(layer.weight, "data", torch.ones_like(layer.weight)),
+    "data +=": lambda layer: setattr(layer.weight, "data", layer.weight.data + 1),
+    "initialised": lambda layer: nn.init.normal_(layer.weight),
+    "an element": lambda layer: layer.weight.__setitem__(0, 1.0),
+    "an operator": lambda layer: layer.weight.__itruediv__(2),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@torch.no_grad()
+def test_writing_to_what_a_masked_parameter_reads_as_is_refused(model, masks, example, write):
+    put_on(model, masks)
+    expected = model(example)
+    with pytest.raises(MaskError, match="'weight' of Linear is masked.*lost.*named_parameters"):
+        write(model[2])
+    assert torch.equal(model(example), expected)
+    take_off(model)
+    before = model(example)
+    write(model[2])  # and where no mask is on, it is written
+    assert not torch.equal(model(example), before)
+
+
+def test_what_a_masked_parameter_reads_as_computes_as_a_plain_tensor(model, masks):
+    put_on(model, masks)
+    read = model[2].weight
+    for made in (read * 2, read.clone(), read.t(), read[0], torch.stack([read]), read.float() + 1):
+        assert type(made) is Tensor
+    assert torch.equal(copy.deepcopy(read.detach()), read)
+    assert type(copy.deepcopy(read.detach())) is Tensor
+    file = io.BytesIO()
+    torch.save(read.detach(), file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True), read)
+
+
+def test_type_of_a_masked_layer_when_it_makes_another_then_that_is_plain(model, masks):
+    put_on(model, masks)
+    made = type(model[2])(3, 2)
+    assert type(made) is nn.Linear
+    assert list(made.state_dict()) == ["weight", "bias"]
 
 
 @pytest.mark.parametrize("how", TAKES)

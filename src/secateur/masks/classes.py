@@ -65,7 +65,10 @@ def _reader(tensor: str) -> property:
         parameter = self._parameters[tensor]
         if mask is None or parameter is None or sharded(parameter):
             return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
-        return parameter * mask
+        value = parameter * mask
+        if type(value) is Tensor and not torch.compiler.is_compiling():
+            return _Read.of(value, f"{tensor!r} of {type(self).__name__}")
+        return value
 
     return property(read)
 
@@ -78,10 +81,70 @@ def _replaced(module: nn.Module, tensor: str) -> MaskError:
     )
 
 
+class _Read(Tensor):
+    """What a masked parameter reads as: a product, in which whatever is written would be lost.
+
+    What is computed with it is a plain tensor, as with a ``Parameter``.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _of = ""  # the parameter, in words
+
+    @classmethod
+    def of(cls, value: Tensor, name: str) -> Tensor:
+        made = cast("_Read", value)
+        made.__class__ = cls
+        made._of = name
+        return made
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.as_subclass(Tensor).__deepcopy__(memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def detach(self) -> Tensor:
+        return self.of(super().detach(), self._of)
+
+    @property
+    def data(self) -> Tensor:
+        return self.of(super().data, self._of)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise self.lost("data =")
+
+    def lost(self, how: str) -> MaskError:
+        return MaskError(
+            f"{self._of} is masked, and what {how!r} writes to what it reads as is lost: write to "
+            "the parameter of named_parameters(), or finish() the pruner first; secateur.merge() "
+            "adds what PEFT's adapters learned"
+        )
+
+
+def _refusing(name: str) -> Any:
+    def refuse(self: _Read, *args: Any, **kwargs: Any) -> Tensor:
+        raise self.lost(name)
+
+    return refuse
+
+
+UNWRITTEN = {"requires_grad_", "share_memory_"}
+"""Methods that end like those which write to a tensor, and do not."""
+for _name in dir(Tensor):
+    _ends = _name.endswith("_") and not _name.startswith("_") and _name not in UNWRITTEN
+    _operator = _name.startswith("__i") and hasattr(Tensor, f"__{_name[3:]}")
+    if _ends or _operator or _name == "__setitem__":
+        setattr(_Read, _name, _refusing(_name))
+
+
 class _Masked(nn.Module):
     """What a class with masks does otherwise than the class that it is made from."""
 
     _masked_names: tuple[str, ...] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return class_below(_made(cls))(*args, **kwargs)  # a layer like this one has no masks
 
     def __delattr__(self, name: str) -> None:
         if mask_of(self, name) is not None:
@@ -127,8 +190,12 @@ class _Masked(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         with torch.no_grad():  # what it reads of itself, as an RNN its weights, has no graph
             reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
-        made = next(kind for kind in type(self).__mro__ if _Masked in kind.__bases__)
-        return (_rebuilt, (class_below(made), self._masked_names), *reduced[2:])
+        return (_rebuilt, (class_below(_made(type(self))), self._masked_names), *reduced[2:])
+
+
+def _made(kind: type) -> type:
+    """Return the class with masks itself, of one that others (FSDP2) have made from it."""
+    return next(each for each in kind.__mro__ if _Masked in each.__bases__)
 
 
 def masked_class(kind: Any, names: tuple[str, ...]) -> Any:
