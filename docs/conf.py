@@ -15,8 +15,10 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 import generated  # noqa: E402  (beside this file)
+import notebooks  # noqa: E402
 
 generated.write_all(HERE / "_generated")
+notebooks.write_all(HERE / "recipes", HERE / "_generated" / "recipes")
 
 project = "secateur"
 author = copyright = "secateur contributors"
@@ -46,6 +48,13 @@ def show_bare_types(app: Any, tree: nodes.document) -> None:
             annotation.children = [nodes.Text(bare)]
 
 
+def offer_notebook(app: Any, name: str, source: list[str]) -> None:
+    """Let a page that was made a notebook link to it."""
+    if (HERE / "_generated" / f"{name}.ipynb").is_file():
+        source[0] = notebooks.offered(source[0], f"/_generated/{name}.ipynb")
+
+
 def setup(app: Any) -> None:
     """Called by sphinx."""
+    app.connect("source-read", offer_notebook)
     app.connect("doctree-read", show_bare_types)

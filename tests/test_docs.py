@@ -180,6 +180,63 @@ def test_page_when_it_names_a_file_or_folder_of_ours_then_it_is_there(
 
 
 @pytest.fixture
+def notebooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the module that makes notebooks of pages."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("notebooks")
+
+
+RECIPES = [page for page in PAGES if page.parent.name == "recipes" and blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=named)
+def test_notebook_of_a_recipe_then_its_code_is_that_of_the_page_after_an_install(
+    page: Path, notebooks: ModuleType
+) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    made = notebooks.notebook(page.read_text(encoding="utf-8"))
+    nbformat.validate(nbformat.from_dict(made))
+    install, *code = [c["source"] for c in made["cells"] if c["cell_type"] == "code"]
+    assert install.startswith("%pip install")
+    assert code == [code.strip("\n") for _, code in blocks(page, "python")]
+    prose = "\n".join(c["source"] for c in made["cells"] if c["cell_type"] == "markdown")
+    assert prose.startswith("# ")
+    assert not re.search(r"```\{|<!--|```python|\.md\)", prose)
+    words = re.sub(r"\s", "", notebooks.UNSHOWN.sub("", page.read_text(encoding="utf-8")))
+    left = re.sub(r"\s", "", "".join(c["source"] for c in made["cells"][2:]))
+    assert len(left) > 0.8 * len(words)  # what is missing are fences, links' targets and the title
+
+
+@pytest.mark.parametrize("recipe", ["criterion", "layer"])
+def test_notebook_of_a_recipe_when_its_cells_run_then_nothing_fails(
+    recipe: str, notebooks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    notebooks.write_all(ROOT / "docs" / "recipes", tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.ipynb")} == {page.stem for page in RECIPES}
+    cells = json.loads((tmp_path / f"{recipe}.ipynb").read_text())["cells"]
+    module = ModuleType(f"notebook_{recipe}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    known = dict(criteria._functions)
+    try:
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+            for cell in cells:
+                if cell["cell_type"] == "code" and not cell["source"].startswith("%pip"):
+                    exec(compile(cell["source"], cell["id"], "exec"), module.__dict__)
+    finally:
+        criteria._functions = known
+    assert "sc" in vars(module)
+
+
+def test_page_of_a_recipe_when_it_is_built_then_it_offers_its_notebook_below_its_heading(
+    notebooks: ModuleType,
+) -> None:
+    made = notebooks.offered("<!-- slow -->\n# A title\n\nText\n# no title\n", "/a.ipynb")
+    first, second = made.split("\n\n")[:2]
+    assert (first, "</a.ipynb>" in second) == ("<!-- slow -->\n# A title", True)
+    assert made.count("</a.ipynb>") == 1
+
+
+@pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """Return the module that draws the figures, reading results from an empty folder."""
     monkeypatch.syspath_prepend(ROOT / "docs")
