@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from .streaming import prune_checkpoint as prune_checkpoint
     from .structure import Structure as Structure
     from .structure import analyze as analyze
+    from .trainers.merging import merge as merge
     from .trainers.peft import keep_zeros as keep_zeros
-    from .trainers.peft import merge as merge
     from .training import Distillation as Distillation
     from .training import distillation_loss as distillation_loss
     from .training import methods as methods
@@ -81,7 +81,8 @@ _HOMES = {
     ),
     "streaming": ("prune_checkpoint",),
     "structure": ("Structure", "analyze"),
-    "trainers.peft": ("keep_zeros", "merge"),
+    "trainers.merging": ("merge",),
+    "trainers.peft": ("keep_zeros",),
     "training": ("Distillation", "distillation_loss", "methods"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

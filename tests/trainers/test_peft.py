@@ -268,6 +268,55 @@ def test_merge_when_the_tuner_is_another_then_zeros_stay(config):
     assert all(torch.equal(zeros(merged)[name], before[name]) for name in before)
 
 
+def test_merge_when_an_adapter_is_not_active_then_it_is_said_and_two_active_ones_are_merged():
+    case = CASES["linear"]
+    model = pruner(case, case.model()).finish().model
+    wrapped = adapted(case, model)
+    for name in ("second", "idle"):
+        config = peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False)
+        wrapped.add_adapter(name, config)
+    wrapped.base_model.set_adapter(["default", "second"])
+    sc.keep_zeros(wrapped)
+    expected = case.output(wrapped)
+    merged = sc.merge(wrapped)
+    torch.testing.assert_close(case.output(merged.model), expected)
+    assert merged.notes == ["adapter 'idle' was not active, and is gone"]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.experts = nn.Parameter(torch.randn(3, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.attention(x, x, x, need_weights=False)[0]
+        return (h.unsqueeze(1) @ self.experts).sum(1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["attention"]},
+        {"target_modules": [], "target_parameters": ["experts"]},
+    ],
+    ids=["fused attention", "stacked experts"],
+)
+def test_merge_when_whole_parameters_are_adapted_then_zeros_stay(options):
+    case = Case(Attention, torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 16), [])
+    holder = nn.Sequential(case.model())  # PEFT replaces what is in a module, never a model
+    with torch.no_grad():
+        for parameter in holder.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(torch.rand(parameter.shape) > 0.5)
+    before = zeros(holder)
+    wrapped = adapted(case, holder, **options)
+    train(case, wrapped)
+    merged = sc.merge(wrapped)
+    assert max(merged.left_out.values()) > 0
+    assert all(torch.equal(zeros(merged.model)[name], zero) for name, zero in before.items())
+
+
 def test_merge_when_a_tensor_was_zero_throughout_then_it_is_learned_and_said():
     case = Case(Words, TOKENS, ["up"])
     model = case.model()
@@ -286,6 +335,17 @@ def _tied(case: Case) -> nn.Module:
     model.head = nn.Linear(16, 12, bias=False)
     model.head.weight = model.words.weight
     return adapted(case, model, target_modules=["words"])
+
+
+def _shared(case: Case) -> nn.Module:
+    """The layer is in two places, of which PEFT finds one."""
+    model = case.model()
+    model.again = model.up
+    return adapted(case, model)
+
+
+def _begun(case: Case) -> nn.Module:
+    return adapted(case, case.model(), init_lora_weights="olora")
 
 
 def _quantised(case: Case) -> nn.Module:
@@ -328,6 +388,8 @@ def _prompts(case: Case) -> nn.Module:
 
 REFUSED: dict[Callable[[Case], nn.Module], str] = {
     _tied: r"'weight' of 'words' is shared with another layer.*untie",
+    _shared: r"of 'up' is shared with another layer",
+    _begun: r"init_lora_weights='olora', which has changed the base weights, zeros too",
     _quantised: r"'weight' of 'up' is quantised.*floating point",
     _merged: r"merged at 'up': unmerge_adapter\(\) first",
     _disabled: r"disabled at 'up': enable_adapter_layers\(\) first",
@@ -360,6 +422,8 @@ def test_keep_zeros_when_a_layer_has_no_plain_lora_then_it_is_refused_and_none_i
         sc.keep_zeros(model)
     with pytest.raises(ModelError, match="Words is none"):
         sc.keep_zeros(case.model())
+    with pytest.raises(ModelError, match="'up' is quantised"):
+        sc.keep_zeros(_quantised(case))
     whole = {"target_modules": [], "target_parameters": ["up.weight"]}
     with pytest.raises(ModelError, match="'up' is adapted by PEFT's ParamWrapper"):
         sc.keep_zeros(adapted(case, case.model(), **whole))
