@@ -96,16 +96,13 @@ def merge(model: nn.Module) -> Merged:
     """
     check_model(model)
     tuner = tuner_of(model)
-    idle = sorted(set(model.peft_config) - set(tuner.active_adapters))  # type: ignore[arg-type]
+    idle = sorted(set(tuner.peft_config) - set(tuner.active_adapters))
     layers = dict(layers_of(tuner.model))
     _check_shared(tuner.model, layers)
     changes = {path: _tried(path, layer) for path, layer in layers.items()}
     with Undo(lasting=True):
         masked = {path: _bare(layer) for path, layer in layers.items()}
-        try:
-            merged = Merged(tuner.merge_and_unload())
-        except REFUSED as error:
-            raise ModelError(f"PEFT cannot merge this model: {error}") from error
+        merged = Merged(_without_adapters(tuner))
     for path, found in changes.items():
         module = merged.model.get_submodule(path)
         _make_zeros(module, found)
@@ -213,6 +210,15 @@ def _tried(path: str, layer: Any) -> dict[str, _Change]:
         for name, value in after.named_parameters()
         if name in before
     }
+
+
+def _without_adapters(tuner: Any) -> nn.Module:
+    made: nn.Module
+    try:
+        made = tuner.merge_and_unload()
+    except REFUSED as error:
+        raise ModelError(f"PEFT cannot merge this model: {error}") from error
+    return made
 
 
 def _unwrapped(layer: Any) -> nn.Module:
