@@ -40,6 +40,6 @@ def test_error_when_experts_are_weighed_then_it_is_that_of_the_smaller_model():
     pruner.decide()
     keep = pruner.keeps["router"]
     pruner.budget.known.batches = data
-    found = pruner._error({0: keep})
+    found = pruner.candidates.error({0: keep})
     small = pruner.finish(inplace=False).model
     assert found == pytest.approx(distance(model, small, data).kl, rel=1e-3)

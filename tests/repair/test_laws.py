@@ -73,10 +73,11 @@ def test_repair_when_inputs_are_scaled_then_weights_are_by_its_inverse(
         cross=system.cross * scale,
     )
     new, other = (repairs[name](each, damping=damping) for each in (system, scaled))
-    gap = other * scale - new  # where inputs hardly vary, roundings alone choose a weight
-    assert gap.abs().max() <= 1e-3 * (1 + new.abs().max())
+    gap = other * scale - new
     power = (new @ system.gram * new).sum() + (system.weight @ system.gram * system.weight).sum()
-    assert (gap @ system.gram * gap).sum() <= 1e-10 * power
+    # roundings may choose which step of a polish is the last, one that takes off 1e-8 of the energy
+    held = (gap @ system.gram * gap).sum() + system.ridge(damping) * gap.square().sum()
+    assert held <= 1e-6 * (power + system.energy.sum())
 
 
 @every_repair

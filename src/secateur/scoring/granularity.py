@@ -107,7 +107,7 @@ def _in_channel(setting: object, transposed: bool) -> Granularity | None:
 
 @form(
     "n:m",
-    "Single weights, n of every m consecutive ones along the input, such as 2:4.",
+    "Single weights: n of every m consecutive ones along the input go: 2:4, or 1:4 (three stay).",
     "'n:m' such as '2:4'",
 )
 def _pattern(setting: object, transposed: bool) -> Granularity | None:

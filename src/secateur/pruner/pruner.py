@@ -5,53 +5,54 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from .config import Config
-from .costs import Cost
-from .errors import ConfigError
-from .masks import masking
-from .masks.classes import fill
-from .masks.optimizers import LastStep, Scaler, add_gradient, before_each_step, sweep
-from .masks.resume import read_state, write_state
-from .repair import Repair, output_error, repair, repairs
-from .runtime.batches import held
-from .runtime.copying import copied, own
-from .runtime.distributed import check_same, restoring, sharded, whole
-from .runtime.forbidding import Forbidden, forbidding
-from .runtime.joining import Joining
-from .runtime.model import check_model
-from .runtime.ordinary import in_ordinary_mode
-from .runtime.ranks import meet, on_all_ranks, rank
-from .runtime.undo import Undo, undoable
-from .scoring.allocations import allocators
-from .scoring.schedules import schedules
-from .selection.allocation import allotted
-from .selection.budget import Budget
-from .selection.calibration import Loss, observe_forwards
-from .selection.decision import Decision, decide
-from .selection.goals import missed
-from .selection.restored import SCHEMA, Stateful, check_decision, check_form, loaded_or_put_back
-from .selection.running import RunningScores
-from .selection.targets import Selectable, check_scorable
-from .selection.targets import selectables as _selectables
-from .shrinking import Plan, Result, cut_and_verify
-from .shrinking import shrink as shrink_masks
-from .shrinking.mixing import DEFAULTS as MIXED
-from .shrinking.mixing import Try, check_mixed, mixes, with_blocks
-from .shrinking.shallower import outermost, passing, writers
-from .structure import Structure, analyze
-from .training import named
-from .types import Example, Masks, Scores
+from secateur.config import Config
+from secateur.costs import Cost
+from secateur.errors import ConfigError
+from secateur.masks import masking
+from secateur.masks.optimizers import Scaler, before_each_step, sweep
+from secateur.masks.resume import read_state, write_state
+from secateur.repair import Repair, repairs
+from secateur.runtime.batches import held
+from secateur.runtime.copying import copied, own
+from secateur.runtime.distributed import check_same
+from secateur.runtime.forbidding import forbidding
+from secateur.runtime.joining import Joining
+from secateur.runtime.model import check_model
+from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.ranks import meet, on_all_ranks, rank
+from secateur.runtime.undo import Undo, undoable
+from secateur.scoring.allocations import allocators
+from secateur.scoring.schedules import schedules
+from secateur.selection.allocation import allotted
+from secateur.selection.budget import Budget
+from secateur.selection.calibration import Loss, observe_forwards
+from secateur.selection.decision import Decision, decide
+from secateur.selection.goals import missed
+from secateur.selection.running import RunningScores
+from secateur.selection.targets import Selectable, check_scorable
+from secateur.selection.targets import selectables as _selectables
+from secateur.shrinking import Plan, Result
+from secateur.shrinking.mixing import DEFAULTS as MIXED
+from secateur.shrinking.mixing import check_mixed, mixes
+from secateur.structure import Structure, analyze
+from secateur.training import named
+from secateur.types import Example, Masks, Scores
 
-log = logging.getLogger(__name__)
+from .candidates import Candidates, blocks_that_may_go
+from .optimizing import Optimizing
+from .repairing import check_repairable, fill_kept, repaired
+from .run import masks_on
+from .state import state_of, take_over
+
+log = logging.getLogger("secateur.pruner")
 
 
 class Pruner:
@@ -135,29 +136,45 @@ class Pruner:
             selectables = _selectables(model, self.config, self.structure)
         self.selectables = allotted(self.config, self.structure, selectables)
         parts = self.config, self.structure, self.selectables, model, example, costs
-        self.budget = Budget(*parts, blocks=self._blocks())
-        self.repairs: str | None = (
-            None  # the repair that will follow, which error curves are measured after
-        )
+        self.budget = Budget(*parts, blocks=blocks_that_may_go(self.config, self.structure))
+        decided_on = self.structure, self.selectables, self.budget
+        self.candidates = Candidates(model, self.config, example, *decided_on)
         self.statistics = RunningScores(self.selectables, self.structure)
-        self.scaler = scaler
+        self.optimizing = Optimizing(model, self.method, self.statistics, scaler)
         self.decision = Decision()
         self._goal = False  # it was decided for the whole goal
         self.repaired: Repair | None = None
-        self._before: Masks | None = {}  # what was masked before the last decision; None: repaired
+        self.before: Masks | None = {}  # what was masked before the last decision; None: repaired
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
         self.calls = 0
-        self._optimizer = LastStep()
         self.method.attach(weakref.proxy(self))  # no cycle: what is dropped stops watching at once
         sweep()
         self._unwatch: Callable[[], object] = (
-            before_each_step(self._before_optimizer) if trained else lambda: None
+            before_each_step(self.optimizing.before) if trained else lambda: None
         )
 
     @property
     def mixes(self) -> bool:
         """Whether blocks go besides groups, under one budget."""
-        return mixes(self.config)
+        return self.candidates.mixes
+
+    @property
+    def repairs(self) -> str | None:
+        """The repair that will follow, which error curves are measured after."""
+        return self.candidates.repairs
+
+    @repairs.setter
+    def repairs(self, how: str | None) -> None:
+        self.candidates.repairs = how
+
+    @property
+    def scaler(self) -> Scaler | None:
+        """The ``GradScaler`` of the loop, if there is one."""
+        return self.optimizing.scaler
+
+    @scaler.setter
+    def scaler(self, scaler: Scaler | None) -> None:
+        self.optimizing.scaler = scaler
 
     @property
     def masks(self) -> Masks:
@@ -177,9 +194,7 @@ class Pruner:
     @property
     def plan(self) -> Plan:
         """What is kept of each group, and which blocks go; of a pruner of groups alone."""
-        assert self.structure is not None
-        kept = Plan.from_keeps(self.structure, self.keeps)
-        return replace(kept, drop=self.decision.drop)
+        return self.candidates.plan(self.decision)
 
     @property
     def steps(self) -> int:
@@ -235,7 +250,7 @@ class Pruner:
         return metrics
 
     def _watch(self) -> None:
-        self._learn()
+        self.optimizing.learn()
         undoable(partial(vars(self).update, dict(vars(self))))
         self.calls += 1
 
@@ -253,48 +268,18 @@ class Pruner:
         with torch.no_grad():
             given = self.method.scores()
             scores = self.scores(tensors, given)
-            self.budget.known.error = self._error
+            self.budget.known.error = self.candidates.error
             try:
-                made = self._decided(scores, tensors, share)
+                made = self.candidates.decided(scores, tensors, share)
             finally:
                 self.budget.known.error = None  # what is dropped is gone at once: no cycle
             notes = [*made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)
-        self._before = {name: mask.clone() for name, mask in self._on().items()}
+        self.before = {name: mask.clone() for name, mask in masks_on(self).items()}
         self.decision = made
         self._goal = share == 1
         return made.masks
-
-    def _decided(
-        self, scores: Sequence[Tensor], tensors: Mapping[str, Tensor], share: float
-    ) -> Decision:
-        """Decide on groups, and on blocks where these go too."""
-        given = self.selectables, scores, self.budget, tensors, share, self._smaller
-        if not self.mixes:
-            return decide(*given)
-        assert self.structure is not None
-        self.budget.known.curves.clear()
-
-        def tried(drop: tuple[str, ...]) -> Try:
-            self.budget.without(drop)
-            made = decide(*given)
-            counts = {name: int(keep.sum()) for name, keep in made.keeps.items()}
-            return Try(drop, made, self.budget.over(counts))
-
-        def lost(each: Try) -> float:
-            return self._lost(each.decision.keeps, each.drop)
-
-        batches = self.budget.known.batches
-        made = with_blocks(self.model, self.structure, batches, tried, lost)
-        self.budget.without(made.drop)
-        return made
-
-    def _blocks(self) -> list[str]:
-        """Return the blocks that may go, the largest last; none where groups alone go."""
-        if not self.mixes or self.structure is None:
-            return []
-        return [b.name for b in sorted(outermost(self.structure.blocks), key=lambda b: b.params)]
 
     def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
         """Return the scores of each selectable: those that are given, and else the criterion's."""
@@ -313,18 +298,7 @@ class Pruner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored and masked by name: the parameters, without their masks."""
-        self._check_names()
-        return {n: whole(p.detach()) for n, p in self.model.named_parameters()}
-
-    def _check_names(self) -> None:
-        names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        lost = [p.tensor for s in self.selectables for p in s.parts if p.tensor not in names]
-        if lost:
-            raise ConfigError(
-                f"the model has no parameter {lost[0]!r} any more: something has replaced its "
-                "layers since the pruner was made.  Take adapters off before the pruner goes on "
-                "(secateur.merge adds what they learned), or finish() it before they come"
-            )
+        return self.candidates.tensors()
 
     def put_on(self) -> None:
         """Put the masks on the model as they are now."""
@@ -336,11 +310,7 @@ class Pruner:
         Args:
             parameters: those to read, by default all of the model.
         """
-        if not self.statistics.parts:
-            return
-        only = None if parameters is None else {id(p) for p in parameters}
-        named = self.model.named_parameters()
-        self.statistics.observe({n: p for n, p in named if only is None or id(p) in only})
+        self.optimizing.observe(parameters)
 
     @in_ordinary_mode
     @on_all_ranks
@@ -381,20 +351,8 @@ class Pruner:
         self.budget.known.labelled = loss is not None
         differentiated = self.observe if needed and loss is not None else None
         calibration = self.statistics.calibration
-        with forbidding(self.model, self._never_chosen(self.keeps)):
+        with forbidding(self.model, self.candidates.forbidden(self.keeps)):
             observe_forwards(self.model, data, calibration, loss, differentiated, self.structure)
-
-    def _never_chosen(self, keeps: Mapping[str, Tensor]) -> list[Forbidden]:
-        """Return where a router is not to choose the experts that are masked."""
-        if self.structure is None:
-            return []
-        unchosen = {group.name for group in self.structure.groups if group.unchosen}
-        return [
-            each
-            for name, keep in keeps.items()
-            if name in unchosen
-            for each in self.structure.forbidden(name, keep.cpu())
-        ]
 
     @in_ordinary_mode
     @on_all_ranks
@@ -433,82 +391,12 @@ class Pruner:
         """
         self._joining.refuse()
         repairs[how]
-        if not self.keeps:
-            raise ConfigError("nothing is masked yet: call step() or decide() before repair()")
-        if self.structure is None:
-            raise ConfigError("repair() needs the example inputs that the pruner was made without")
-        if self._before is None:
-            raise ConfigError(
-                "these masks were repaired already, and the dense weights that a repair needs are "
-                "no more: give all data to one repair()"
-            )
-        values, record = self._repaired(data, how, given)
-        self._fill(values)
+        check_repairable(self)
+        values, record = repaired(self, data, how, given)
+        fill_kept(self.model, self.masks, values)
         undoable(partial(vars(self).update, dict(vars(self))))
-        self.repaired, self._before = record, None
+        self.repaired, self.before = record, None
         return record
-
-    def _repaired(
-        self, data: Iterable[Any], how: str, given: Sequence[Any] | None
-    ) -> tuple[dict[str, Tensor], Repair]:
-        """Return what a repair makes of the weights, without masks on meanwhile."""
-        assert self.structure is not None
-        on, before = self._on(), self._before or {}
-        with Undo() as undo:
-            if on:
-                differentiable = self.method.learns_masks
-                undo(partial(masking.put_on, self.model, on, differentiable=differentiable))
-                masking.take_off(self.model, bake=False)
-            besides = self._besides(self.keeps, self.decision.drop)
-            with masking.zeroed(self.model, before):
-                masked = self.model, self.masks, self.structure
-                return repair(*masked, data, how, given=given, **besides)
-
-    def _besides(self, keeps: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Any]:
-        """Return what of a smaller model no mask says, as options of a repair."""
-        found: dict[str, Any] = {"forbidden": self._never_chosen(keeps)}
-        if drop and self.structure is not None:
-            blocks = [self.structure.block(name) for name in drop]
-            found["also"] = frozenset(writers(self.structure, blocks))
-            found["skipped"] = passing(block for block in blocks if not block.exact)
-        return found
-
-    def _fill(self, values: Mapping[str, Tensor]) -> None:
-        """Give what is kept of tensors its new values, until the call that does it fails."""
-        with torch.no_grad():
-            state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            for name, value in values.items():
-                where = self.masks.get(name, torch.ones_like(value, dtype=torch.bool))
-                where = where.to(value.device)
-                if sharded(state[name]):  # a rank that fails puts its own shard back, alone
-                    undoable(restoring(state[name]))
-                else:
-                    undoable(partial(fill, state[name], where, state[name].detach()[where]))
-                fill(state[name], where, value[where])
-
-    def _before_optimizer(self, optimizer: Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-        def ours() -> Iterator[nn.Parameter]:
-            return (p for p in self.model.parameters() if id(p) in held)
-
-        if next(ours(), None) is None:
-            return
-        self._optimizer.seen(optimizer, self.scaler)
-        self.observe(ours())
-        self.method.before(optimizer)
-        penalty = self.method.penalty()
-        if penalty is not None and penalty.requires_grad:
-            add_gradient(penalty, [p for p in ours() if p.requires_grad])
-
-    def _learn(self) -> None:
-        """Let the method learn, unless the optimizer skipped this step (as a GradScaler may)."""
-        last = self._optimizer
-        if not last.fresh and not last.ever:  # an optimizer that is none of torch's
-            self.observe()
-        if last.fresh or not last.ever:
-            self.method.step(learning_rate_share=last.share, loss_scale=last.scale)
-        last.fresh = False
 
     def metrics(self) -> dict[str, float]:
         """Return what a logger shows.
@@ -541,26 +429,7 @@ class Pruner:
         Raises:
             ConfigError: blocks go too, which is one shot.
         """
-        if self.mixes:
-            raise ConfigError("what='depth' is decided in one shot: such a run has no state")
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            below = {n: whole(parameters[n].detach())[~m] for n, m in self._on().items()}
-        return {
-            "schema": SCHEMA,
-            "config": self.config.model_dump(mode="json"),
-            "calls": self.calls,
-            "level": self.decision.level,
-            "notes": list(self.notes),
-            "keeps": dict(self.keeps),
-            "masks": dict(self.masks),
-            "below": below,
-            "before": self._before,
-            "statistics": self.statistics.state_dict(),
-            "method": self.method.state_dict(),
-            "peak": self._optimizer.peak,
-            "ever": self._optimizer.ever,
-        }
+        return state_of(self)
 
     @in_ordinary_mode
     @on_all_ranks
@@ -574,40 +443,7 @@ class Pruner:
             ConfigError: the state is of a run with other settings, or on another model.
             MaskError: its masks do not fit the model.
         """
-        check_form(state)
-        ours = self.config.model_dump(mode="json")
-        theirs = {**Config().model_dump(mode="json"), **state["config"]}  # of before it had all
-        if other := [k for k in ours if ours[k] != theirs[k]]:
-            raise ConfigError(
-                "the state is of a run with other settings",
-                *(f"{k}: {theirs[k]!r} there, {ours[k]!r} here" for k in other),
-            )
-        known = {s.name for s in self.selectables}
-        if state["keeps"] and set(state["keeps"]) != known:
-            odd = ", ".join(sorted(map(str, set(state["keeps"]) ^ known))[:5])
-            raise ConfigError(f"the state is of a run on another model: they differ in {odd}")
-        check_decision(state, self.selectables, self.tensors(), self.method.complete)
-        parts: dict[str, Stateful] = {"statistics": self.statistics, "method": self.method}
-        with loaded_or_put_back(parts, state) as undo:
-            masking.put_on(self.model, state["masks"], differentiable=self.method.learns_masks)
-            undo.pop_all()
-        self._restore(state)
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what was checked."""
-        parameters = dict(self.model.named_parameters())
-        for name, values in state["below"].items():
-            fill(parameters[name], ~state["masks"][name], values)
-        self.calls = state["calls"]
-        self.decision = Decision(
-            keeps={name: keep.clone() for name, keep in state["keeps"].items()},
-            masks={name: mask.clone() for name, mask in state["masks"].items()},
-            notes=list(state["notes"]),
-            level=state["level"],
-        )
-        self._before = state.get("before", {})
-        self._optimizer.peak = state.get("peak", 0.0)
-        self._optimizer.ever = state.get("ever", False)
+        take_over(self, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state as one safetensors file, whole or not at all; under FSDP2 on all ranks.
@@ -628,10 +464,6 @@ class Pruner:
         """
         self.load_state_dict(read_state(path))
 
-    def _on(self) -> Masks:
-        """Return the masks that are on the model: none before the first pruning step."""
-        return self.masks if masking.is_masked(self.model) else {}
-
     @in_ordinary_mode
     @on_all_ranks
     def finish(self, *, inplace: bool = True, verify: bool = True) -> Result:
@@ -645,13 +477,13 @@ class Pruner:
             raise ConfigError("nothing is masked yet: call step() before finish()")
         if self.structure is None:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
-        self._check_names()
+        self.candidates.check_names()
         model = self.model if inplace else copied(self.model, borrowing=True)
         on = masking.masks_on(model)
         with Undo(lasting=True) as undo:
             undo(partial(masking.put_on, model, on, differentiable=self.method.learns_masks))
             masking.take_off(model, bake=False)
-            result = self._cut(model, on, verify)
+            result = self.candidates.cut(model, self.decision, on, verify=verify)
         if not inplace:
             own(result.model, self.model)
         result.with_repair(self.repaired)
@@ -662,56 +494,3 @@ class Pruner:
         if inplace:
             self._unwatch()
         return result
-
-    def _error(self, keeps: Mapping[int, Tensor]) -> float:
-        """Return how far the output is off when some selectables keep such positions alone."""
-        return self._lost({self.selectables[i].name: keep for i, keep in keeps.items()})
-
-    def _lost(self, keeps: Mapping[str, Tensor], drop: tuple[str, ...] = ()) -> float:
-        """Return how far the output is off when groups keep such positions, and blocks go."""
-        assert self.structure is not None
-        tensors, masks = self.tensors(), dict(Plan({}, drop).masks(self.structure))
-        for each in self.selectables:
-            if each.name in keeps:
-                for name, mask in each.masks(keeps[each.name], tensors).items():
-                    masks[name] = masks[name] & mask if name in masks else mask
-        batches, how = self.budget.known.batches, self.repairs
-        besides = self._besides(keeps, drop)
-        return output_error(self.model, masks, self.structure, batches, how, **besides)
-
-    def _smaller(self, keeps: Sequence[Tensor]) -> nn.Module:
-        """Return a smaller model of what stays, to be measured and dropped."""
-        assert self.structure is not None
-        model = copied(self.model, borrowing=True)
-        on = masking.masks_on(model)
-        masking.take_off(model, bake=False)
-        named = {s.name: keep for s, keep in zip(self.selectables, keeps, strict=True)}
-        plan = Plan.from_keeps(self.structure, named)
-        result = cut_and_verify(
-            model, self.structure, plan, on, self.example, notes=[], verify=False
-        )
-        return result.model
-
-    def _cut(self, model: nn.Module, on: Masks, verify: bool) -> Result:
-        assert self.structure is not None
-        if any(s.group is None for s in self.selectables):
-            result = shrink_masks(
-                model,
-                self.masks,
-                self.example,
-                structure=self.structure,
-                inplace=True,
-                verify=verify,
-                inexact=self.config.inexact,
-            )
-            result.notes[:0] = self.notes
-            return result
-        return cut_and_verify(
-            model,
-            self.structure,
-            self.plan,
-            on,  # what it was trained with stays masked, also where it cannot be cut
-            self.example,
-            notes=list(self.notes),
-            verify=verify,
-        )

@@ -1,0 +1,179 @@
+"""What a model would be with some decision: how far its outputs would be off, and how small it is.
+
+Each question is answered on the model as it runs, or on a copy that is dropped; the decision itself
+is not made here but for what blocks have to do with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.config import Config
+from secateur.errors import ConfigError
+from secateur.masks import masking
+from secateur.repair import output_error
+from secateur.runtime.copying import copied
+from secateur.runtime.distributed import whole
+from secateur.runtime.forbidding import Forbidden
+from secateur.selection.budget import Budget
+from secateur.selection.decision import Decision, decide
+from secateur.selection.targets import Selectable
+from secateur.shrinking import Plan, Result, cut_and_verify
+from secateur.shrinking import shrink as shrink_masks
+from secateur.shrinking.mixing import Try, mixes, with_blocks
+from secateur.shrinking.shallower import outermost, passing, writers
+from secateur.structure import Structure
+from secateur.types import Example, Masks
+
+
+@dataclass
+class Candidates:
+    """What may be decided about one model, and what each decision would come to.
+
+    Attributes:
+        repairs: the repair that will follow, which errors are measured after; None is none.
+    """
+
+    model: nn.Module
+    config: Config
+    example: Example
+    structure: Structure | None
+    selectables: Sequence[Selectable]
+    budget: Budget
+    repairs: str | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether blocks go besides groups, under one budget."""
+        return mixes(self.config)
+
+    @property
+    def known(self) -> Structure:
+        """The structure, of a run that has one."""
+        assert self.structure is not None
+        return self.structure
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is scored and masked by name: the parameters, without their masks."""
+        self.check_names()
+        return {n: whole(p.detach()) for n, p in self.model.named_parameters()}
+
+    def check_names(self) -> None:
+        """Refuse a model that has other layers than when the run began."""
+        names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        lost = [p.tensor for s in self.selectables for p in s.parts if p.tensor not in names]
+        if lost:
+            raise ConfigError(
+                f"the model has no parameter {lost[0]!r} any more: something has replaced its "
+                "layers since the pruner was made.  Take adapters off before the pruner goes on "
+                "(secateur.merge adds what they learned), or finish() it before they come"
+            )
+
+    def decided(
+        self, scores: Sequence[Tensor], tensors: Mapping[str, Tensor], share: float
+    ) -> Decision:
+        """Decide on groups, and on blocks where these go too."""
+        given = self.selectables, scores, self.budget, tensors, share, self.smaller
+        if not self.mixes:
+            return decide(*given)
+        self.budget.known.curves.clear()
+
+        def tried(drop: tuple[str, ...]) -> Try:
+            self.budget.without(drop)
+            made = decide(*given)
+            counts = {name: int(keep.sum()) for name, keep in made.keeps.items()}
+            return Try(drop, made, self.budget.over(counts))
+
+        def lost(each: Try) -> float:
+            return self.lost(each.decision.keeps, each.drop)
+
+        batches = self.budget.known.batches
+        made = with_blocks(self.model, self.known, batches, tried, lost)
+        self.budget.without(made.drop)
+        return made
+
+    def lost(self, keeps: Mapping[str, Tensor], drop: tuple[str, ...] = ()) -> float:
+        """Return how far the output is off when groups keep such positions, and blocks go."""
+        tensors, masks = self.tensors(), dict(Plan({}, drop).masks(self.known))
+        for each in self.selectables:
+            if each.name in keeps:
+                for name, mask in each.masks(keeps[each.name], tensors).items():
+                    masks[name] = masks[name] & mask if name in masks else mask
+        batches, how = self.budget.known.batches, self.repairs
+        besides = self.besides(keeps, drop)
+        return output_error(self.model, masks, self.known, batches, how, **besides)
+
+    def error(self, keeps: Mapping[int, Tensor]) -> float:
+        """Return how far the output is off when some selectables keep such positions alone."""
+        return self.lost({self.selectables[i].name: keep for i, keep in keeps.items()})
+
+    def smaller(self, keeps: Sequence[Tensor]) -> nn.Module:
+        """Return a smaller model of what stays, to be measured and dropped."""
+        model = copied(self.model, borrowing=True)
+        on = masking.masks_on(model)
+        masking.take_off(model, bake=False)
+        named = {s.name: keep for s, keep in zip(self.selectables, keeps, strict=True)}
+        plan = Plan.from_keeps(self.known, named)
+        result = cut_and_verify(model, self.known, plan, on, self.example, notes=[], verify=False)
+        return result.model
+
+    def plan(self, decision: Decision) -> Plan:
+        """Return what is kept of each group, and which blocks go, of a decision on groups alone."""
+        return replace(Plan.from_keeps(self.known, decision.keeps), drop=decision.drop)
+
+    def cut(self, model: nn.Module, decision: Decision, on: Masks, *, verify: bool) -> Result:
+        """Cut a model without masks down to a decision, in place.
+
+        Args:
+            model: the run's, or a copy of it.
+            decision: what stays of it.
+            on: the masks that it was trained with: they stay zero, also where they cannot be cut.
+            verify: check that the result is exact.
+        """
+        notes = list(decision.notes)
+        if all(s.group is not None for s in self.selectables):
+            given = self.known, self.plan(decision), on, self.example
+            return cut_and_verify(model, *given, notes=notes, verify=verify)
+        result = shrink_masks(
+            model,
+            decision.masks,
+            self.example,
+            structure=self.known,
+            inplace=True,
+            verify=verify,
+            inexact=self.config.inexact,
+        )
+        result.notes[:0] = notes
+        return result
+
+    def forbidden(self, keeps: Mapping[str, Tensor]) -> list[Forbidden]:
+        """Return where a router is not to choose the experts that are masked."""
+        if self.structure is None:
+            return []
+        unchosen = {group.name for group in self.structure.groups if group.unchosen}
+        return [
+            each
+            for name, keep in keeps.items()
+            if name in unchosen
+            for each in self.structure.forbidden(name, keep.cpu())
+        ]
+
+    def besides(self, keeps: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Any]:
+        """Return what of a smaller model no mask says, as options of a repair."""
+        found: dict[str, Any] = {"forbidden": self.forbidden(keeps)}
+        if drop and self.structure is not None:
+            blocks = [self.structure.block(name) for name in drop]
+            found["also"] = frozenset(writers(self.structure, blocks))
+            found["skipped"] = passing(block for block in blocks if not block.exact)
+        return found
+
+
+def blocks_that_may_go(config: Config, structure: Structure | None) -> list[str]:
+    """Return the blocks that may go, the largest last; none where groups alone go."""
+    if not mixes(config) or structure is None:
+        return []
+    return [b.name for b in sorted(outermost(structure.blocks), key=lambda b: b.params)]
