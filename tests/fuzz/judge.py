@@ -127,6 +127,8 @@ def weigh(program: Program, around: Surroundings, dense: nn.Module, cut: Cut) ->
         return Outcome("masks", str(worst["said"]), left)
     if worst and set(worst) != {"kept"}:  # what divides is not masked: only the masks say so
         name, gap = max(worst.items(), key=lambda item: item[1].amount)
+        if name == "given" and "it is masked too" in said:  # a constant that nothing can take over
+            return Outcome("inexact", "", left)
         return Outcome("given" if name == "given" else "silent", str(gap), left)
     for kind, check in FURTHER.items():
         if failure := check(program, around, dense, cut):
