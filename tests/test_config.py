@@ -376,7 +376,13 @@ def test_from_dict_of_no_dict_is_a_config_error(raw: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["allocate='owl'", "criterion='reap'", "schedule='cubic'", "what=['heads']"]
+    "setting",
+    [
+        "allocate='owl'",
+        "criterion='reap'",
+        pytest.param("schedule='cubic'", marks=pytest.mark.slow),
+        pytest.param("what=['heads']", marks=pytest.mark.slow),
+    ],
 )
 def test_config_when_it_is_the_first_thing_asked_of_the_package_then_names_are_known(
     setting: str,

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from secateur.nni import LightningEvaluator, TorchEvaluator, TransformersEvaluat
 from tests.zoo import torchvision_models
 
 BATCH = 64
-RESUMED: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "admm": {"method": "admm", "method_options": {"interval": 2, "rho": 0.5}, "start": 5},
     "admm of weights": {
         "method": "admm",
@@ -44,6 +45,11 @@ RESUMED: dict[str, dict[str, Any]] = {
         "every": 3,
     },
 }
+VARIANTS = ("admm of weights", "lottery of weights", "learning rate")
+RESUMED = [
+    pytest.param(settings, id=name, marks=pytest.mark.slow if name in VARIANTS else ())
+    for name, settings in METHODS.items()
+]
 """Methods that a trainer must resume bit for bit, besides its own."""
 
 

@@ -78,7 +78,14 @@ def test_error_when_one_block_goes_then_no_other_was_cheaper(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("form", ["sequential", "list", "list, all but one"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "sequential",
+        pytest.param("list", marks=pytest.mark.slow),
+        pytest.param("list, all but one", marks=pytest.mark.slow),
+    ],
+)
 def test_repair_when_blocks_were_dropped_then_outputs_are_nearer_on_fresh_data(form, norm):
     build, example, names, _ = FORMS[form]
     torch.manual_seed(0)
@@ -228,8 +235,15 @@ def test_drop_when_two_are_chosen_then_notes_tell_the_scores_in_their_order(by, 
     assert f"{second}: dropped by {by}, {scores[second]:.3g}" in told
 
 
-@pytest.mark.parametrize("by", ["influence", "error"])
-@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(
+    ("by", "greedy"),
+    [
+        ("influence", False),
+        ("error", True),
+        pytest.param("influence", True, marks=pytest.mark.slow),
+        pytest.param("error", False, marks=pytest.mark.slow),
+    ],
+)
 def test_repair_when_blocks_are_chosen_then_held_out_batches_say_that_it_is_nearer(by, greedy):
     torch.manual_seed(0)
     net = Listed("pre", depth=4).eval()

@@ -157,11 +157,12 @@ def test_checkpoint_when_masks_are_on_then_has_plain_names_and_masked_values(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"criterion": "taylor", "schedule": "cubic", "steps": 3, "every": 2},
-        {"method": "movement", "start": 1, "steps": 6},
-        *RESUMED.values(),
+        pytest.param(
+            {"criterion": "taylor", "schedule": "cubic", "steps": 3, "every": 2}, id="taylor"
+        ),
+        pytest.param({"method": "movement", "start": 1, "steps": 6}, id="movement"),
+        *RESUMED,
     ],
-    ids=["taylor", "movement", *RESUMED],
 )
 def test_fit_when_resumed_from_a_checkpoint_then_ends_as_if_never_broken(
     settings: dict[str, Any], tmp_path: Path

@@ -162,11 +162,12 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"criterion": "taylor", "schedule": "cubic", "steps": 3, "every": 2},
-        {"method": "movement", "start": 1, "steps": 6},
-        *RESUMED.values(),
+        pytest.param(
+            {"criterion": "taylor", "schedule": "cubic", "steps": 3, "every": 2}, id="taylor"
+        ),
+        pytest.param({"method": "movement", "start": 1, "steps": 6}, id="movement"),
+        *RESUMED,
     ],
-    ids=["taylor", "movement", *RESUMED],
 )
 def test_train_when_resumed_from_a_checkpoint_then_ends_as_if_never_broken(
     settings: dict[str, Any], tmp_path: Path

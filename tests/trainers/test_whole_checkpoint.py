@@ -93,7 +93,7 @@ def check_kill(processes: Any, at: int, folder: Path, expected: dict[str, Any]) 
     return status == KILLED
 
 
-@pytest.mark.parametrize("at", [21, 30])
+@pytest.mark.parametrize("at", [21, pytest.param(30, marks=pytest.mark.slow)])
 def test_resume_when_a_run_was_killed_in_its_second_save_then_ends_as_one_that_was_not(
     processes: Any, at: int, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
