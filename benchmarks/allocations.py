@@ -20,7 +20,7 @@ import torch
 import secateur
 from benchmarks.models.real import REAL, Real
 from benchmarks.record import FOLDER, table, write
-from secateur import pruner as running
+from secateur.pruner import candidates as running
 from secateur.runtime.measure import clock_of, latency
 
 ROWS = FOLDER / "allocations.jsonl"

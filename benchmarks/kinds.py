@@ -27,7 +27,7 @@ from benchmarks.record import FOLDER, table, write
 from secateur.errors import GoalError
 
 ROWS = FOLDER / "kinds.jsonl"
-SAMPLES, BATCH, JUDGED = 8, 2, 32
+SAMPLES, BATCH, JUDGED = 16, 2, 64
 """Windows of 512 tokens: to calibrate with, of those in a batch, and to judge in each domain."""
 KINDS = {
     "docs llama": ("width", "heads", "depth", "hidden", "all"),

@@ -312,7 +312,7 @@ def test_prune_when_the_check_fails_in_place_then_weights_are_those_before(monke
     def fails(*_: Any, **__: Any) -> None:
         raise sc.errors.VerificationError("not equal")
 
-    monkeypatch.setattr("secateur.pruner.cut_and_verify", fails)
+    monkeypatch.setattr("secateur.pruner.candidates.cut_and_verify", fails)
     with pytest.raises(sc.errors.VerificationError):
         sc.prune(model, data()[0], 0.4, data=data(), inplace=True)
     assert all(torch.equal(t, before[n]) for n, t in tensors(model).items())
