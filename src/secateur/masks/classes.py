@@ -144,6 +144,8 @@ class _Masked(nn.Module):
     _masked_names: tuple[str, ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs:  # a copy is made so, by what derives a class from this one
+            return super().__new__(cls)
         return class_below(_made(cls))(*args, **kwargs)  # a layer like this one has no masks
 
     def __delattr__(self, name: str) -> None:
