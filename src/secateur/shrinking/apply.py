@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
 from secateur.errors import PlanError
+from secateur.graph.origins import Attribute
 from secateur.repair.fold import Folding
 from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
@@ -19,7 +21,8 @@ from secateur.types import Example, Masks
 
 from .cut import Surgery
 from .depth import TakenOut, take_out
-from .expressed import expressed, rebuilt
+from .configured import changed
+from .expressed import expressed, expressed_by_layer, rebuilt
 from .files import load_plans
 from .history import Changes, History
 from .older import outdate
@@ -115,6 +118,7 @@ def cut_and_verify(
         done = operation.perform(plan)
         taken = take_out(surgery, check)
         config, same = _configured(model, structure, surgery, check, taken)
+        layers = None if config is not None else _by_layer(model, structure, check, taken)
         outdate(model, surgery.shapes)
     changed = _changed(structure, done.plan, surgery, as_it_is)
     return Result(
@@ -127,7 +131,8 @@ def cut_and_verify(
         attributes=done.attributes,
         folded=done.folded,
         config=config,
-        rebuilt=same,
+        layers=layers,
+        rebuilt=same or layers is not None,
         warnings=done.warnings,
         compared_with=_compared_with(structure, done.plan, as_it_is),
         inputs=words_of(example_inputs),
@@ -176,15 +181,13 @@ def _configured(
         to compute the same.
     """
     dense = History.of(model).shapes
-    found = structure.inferred.attributes, structure.inferred.epsilons
-    numbers = [list(taken.attributes(attributes)) for attributes in found]
-    said = taken.config
+    said, numbers = taken.config, _numbers(structure, taken)
     changes = expressed(model, dense, surgery.shapes, *numbers, shallower=said is not None)
     if changes is None or check is None:
         return changes, False
     both = {**(said or {}), **changes}
     expected = check.expect(model, check.trials[1:2])
-    new = rebuilt(model, changes)
+    new = rebuilt(model, changed(model.config, _of_config(changes)))
     if new is not None and not check.same(new, expected):
         return None, False  # the shapes are the same, but something else is not: a scale
     start = surgery.mark()
@@ -193,3 +196,23 @@ def _configured(
         surgery.undo(start)
         return None, False
     return both, new is not None
+
+
+def _of_config(changes: Changes) -> Changes:
+    return {f"config.{name}": change for name, change in changes.items()}
+
+
+def _numbers(structure: Structure, taken: TakenOut) -> list[list[Attribute]]:
+    """Return the integers that the forward reads, and the epsilons, by the names that are left."""
+    found = structure.inferred.attributes, structure.inferred.epsilons
+    return [list(taken.attributes(attributes)) for attributes in found]
+
+
+def _by_layer(model: nn.Module, structure: Structure, check: Check | None, taken: TakenOut) -> Any:
+    """Return a config with numbers for single layers that was seen to make the same model, or None."""
+    if check is None:
+        return None
+    config = expressed_by_layer(model, History.of(model).shapes, *_numbers(structure, taken))
+    new = config and rebuilt(model, config)
+    expected = check.expect(model, check.trials[1:2]) if new is not None else None
+    return config if new is not None and expected and check.same(new, expected) else None

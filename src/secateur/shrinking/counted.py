@@ -18,6 +18,7 @@ from secateur.graph.origins import Attribute
 
 from .configured import built, changed, configs_in, is_config
 from .history import Change, Changes, Taken
+from .overrides import follow, remembered
 
 MOST_BUILDS = 24
 """For each list of modules."""
@@ -38,6 +39,10 @@ def counted(model: nn.Module, taken: Mapping[str, Taken]) -> Changes | None:
         own = {name for name in wanted if name.startswith(f"{path}.")}
         for found in islice(_candidates(config, how), MOST_BUILDS):
             tried = changed(config, found)
+            try:
+                follow(tried, remembered(config), [how])
+            except Exception:  # a class may refuse any number; then these are none of its
+                continue
             other = built(type(model), tried)
             names = {n for n, _ in other.named_parameters()} if other is not None else set()
             if {name for name in names if name.startswith(f"{path}.")} == own:

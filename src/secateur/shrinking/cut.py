@@ -28,6 +28,7 @@ from .contents import Shortened, has_own_memory, put
 from .describe import descriptions
 from .history import HELD_AS, Changes, History, Number, Renaming, Shape
 from .implied import implied_by
+from .overrides import Overrides, say
 from .plan import Plan
 from .rescale import rescaled_floats, rescaled_tensors
 from .slices import Choice, Slices, laid_out_as
@@ -207,6 +208,18 @@ class Surgery:
         for name, (_, after) in named.items():
             self.set_size(Attribute("", name), after)
         self.set_attribute(self.model, HELD_AS, History.of(self.model).with_attributes(named))
+
+    def say_of_layers(self, config: Any, overrides: Overrides) -> None:
+        """Let a config say other numbers of single layers."""
+        held = vars(config)
+        before = dict(held)
+
+        def undo() -> None:
+            held.clear()
+            held.update(before)
+
+        self._undo.append(undo)
+        say(config, overrides)
 
     def drop(self, path: str, how: Passing) -> None:
         """Let a block return its input; its tensors go, its submodules and attributes stay."""

@@ -20,6 +20,7 @@ from secateur.runtime.undo import Undo
 from .counted import counted
 from .cut import Surgery
 from .history import HELD_AS, Changes, History, Renaming, Taken
+from .overrides import follow, remembered
 from .verify import Check, Expected
 
 
@@ -127,7 +128,9 @@ def _by_config(surgery: Surgery, taken: Sequence[_List]) -> Counted:
     changes = counted(surgery.model, {each.path: each.how for each in taken})
     if changes is None:
         return False, None
+    before = remembered(surgery.model.config)
     _set(surgery, changes)
+    follow(surgery.model.config, before, [each.how for each in taken], surgery.say_of_layers)
     _by_places(surgery, taken)
     return True, {name.removeprefix("config."): change for name, change in changes.items()}
 

@@ -1,12 +1,15 @@
 """Can an ordinary configuration of the model's class express the smaller shapes?
 
-Then the smaller model is built by its own constructor, and loads wherever the class does.
+Then the smaller model is built by its own constructor, and loads wherever the class does.  Where
+layers of one kind become unlike, a config may say a number for each, if its class can.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -14,8 +17,9 @@ from secateur.graph.origins import Attribute
 from secateur.runtime.forward import random_kept
 
 from .config_search import Search
-from .configured import changed, configs_in, held_in, is_config
+from .configured import configs_in, held_in, is_config
 from .history import Changes, Shape
+from .layered import layered
 
 MOST_BYTES = 2**31  # of a model that is built again with its weights, to see that it is the same
 
@@ -61,13 +65,26 @@ def expressed(
     return changes
 
 
-def rebuilt(model: nn.Module, changes: Changes) -> nn.Module | None:
-    """Return what the class's constructor makes of the changed config, with the model's weights."""
+def expressed_by_layer(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[Shape, Shape]],
+    read: Iterable[Attribute],
+    epsilons: Iterable[Attribute] = (),
+) -> Any:
+    """Return a config that says a number for each layer, or None; as ``expressed``."""
+    if not shapes or not is_config(getattr(model, "config", None)):
+        return None
+    search = Search(model, shapes.values(), read, epsilons)
+    config = layered(search)
+    return config and search.with_epsilons(config)
+
+
+def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
+    """Return what the class's constructor makes of a config, with the model's weights."""
     if sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES:
         return None
-    config = changed(model.config, {f"config.{key}": change for key, change in changes.items()})
     with random_kept():
-        new = type(model)(config)
+        new = type(model)(copy.deepcopy(config))
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
         if name in held:  # some stay in float32: a table of frequencies

@@ -47,6 +47,7 @@ from .fits import absent, by_tensor, misfits, shape_of, tensors_of, ties
 from .folder import BUFFERS, INDEX, WEIGHTS, is_weights, read_folder, same, weights_of
 from .history import HELD_AS, History
 from .older import outdate
+from .overrides import follow, remembered
 from .plan import MOST_IN_ALL, Plan
 
 
@@ -350,7 +351,10 @@ def _repeat(surgery: Surgery, history: History, saved: Mapping[str, Tensor]) -> 
         if name is not None:
             surgery.set_tensor(tensor, saved[name])
     paths = dict(model.named_modules(remove_duplicate=False))
+    config: Any = getattr(model, "config", None)
+    before = remembered(config)
     for text, (_, after) in history.attributes.items():
         surgery.set_size(Attribute.parse(text, paths), after)
+    follow(config, before, history.taken.values(), surgery.say_of_layers)
     surgery.describe()
     surgery.set_attribute(model, HELD_AS, history)

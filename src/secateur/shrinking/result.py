@@ -22,6 +22,7 @@ from secateur.structure import Structure
 from secateur.types import Masks
 
 from .history import Changes, History
+from .overrides import NAME, said_by_layer
 from .plan import Plan
 from .record import Source
 from .saving import save_result
@@ -68,7 +69,8 @@ class Result(Shown):
     attributes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)  # added to biases for lost constants
     config: Changes | None = None  # numbers that say the new shapes, if any do
-    rebuilt: bool = False  # such a model was built, and computes the same
+    layers: Any = None  # a config with numbers for single layers, where no ordinary one does
+    rebuilt: bool = False  # a model of such a config was built, and computes the same
     warnings: list[str] = field(default_factory=list)
     compared_with: str = MASKED
     goals: list[Reached] = field(default_factory=list)  # what was asked of costs, and reached
@@ -114,6 +116,8 @@ class Result(Shown):
         model = self.structure.model
         if self.unchanged:
             return f"whatever loads the dense {model}: every shape is as it was"
+        if self.layers is not None:
+            return self._by_layer()
         if self.config is None:
             ours = f"secateur.load_pruned, onto a freshly built {model}"
             ours = f"{FROM_PRETRAINED}, once saved" if is_stock(self.model) else ours
@@ -123,6 +127,13 @@ class Result(Shown):
         loader = ", so with save_pretrained and from_pretrained"
         loader = loader if is_pretrained(self.model) else ""
         return f"{model}(config) with {numbers or 'its own config'}{loader} ({seen})"
+
+    def _by_layer(self) -> str:
+        which = sorted({name for said in said_by_layer(self.layers) for name in said})
+        return (
+            f"{self.structure.model}(config) with {', '.join(which)} of each layer in its "
+            f"{NAME}, so with from_pretrained, once saved (the same outputs were seen)"
+        )
 
     def rows(self, options: ConsoleOptions) -> Iterator[RenderableType]:
         removed = sum(self.structure[n].size - k for n, k in self.plan.counts.items())
@@ -192,7 +203,9 @@ class Result(Shown):
             FileError: as ``save_pruned``.
         """
         source = dense or Source(input=self.inputs)
-        return save_result(self.model, source, directory, ordinary=self.ordinary)
+        config = self.layers if self.layers is not None else getattr(self.model, "config", None)
+        own = self.ordinary or self.layers is not None
+        return save_result(self.model, source, directory, config=config if own else None)
 
 
 def _compared(found: Verification | None) -> Iterator[str]:

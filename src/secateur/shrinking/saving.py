@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from .stock import is_pretrained, is_stock, write_beside, write_dense_config, wr
 
 
 def save_result(
-    model: nn.Module, source: Source, directory: str | os.PathLike[str], *, ordinary: bool
+    model: nn.Module, source: Source, directory: str | os.PathLike[str], *, config: Any
 ) -> Path:
     """Write a smaller model with its plan, and all that is known of how it is loaded.
 
@@ -24,14 +25,15 @@ def save_result(
         model: that was pruned.
         source: how its dense model is built.
         directory: is made where it is missing.
-        ordinary: the model's own config says every shape, so that its class may load it.
+        config: says every shape, so that the model's class may load it; None where none does.
     """
 
     def beside(folder: Path) -> None:
         write_text(folder / RECORD, record_of(source))
         if not is_pretrained(model):
             return
-        if not (ordinary and write_ordinary(model, folder)) and is_stock(model):
+        own = config is not None and write_ordinary(model, folder, config)
+        if not own and is_stock(model):
             write_dense_config(model, folder)
         write_beside(model, folder)
 

@@ -53,14 +53,21 @@ def is_stock(model: nn.Module) -> bool:
     return getattr(transformers, type(model).__name__, None) is type(model)
 
 
-def write_ordinary(model: Any, folder: Path) -> bool:
+def write_ordinary(model: Any, folder: Path, config: Any) -> bool:
     """Write what ``from_pretrained`` of the model's class reads, if it then gives this model.
 
     It is tried: the files are loaded, and must hold the same tensors.  A model of more than 2 GiB
     is not loaded again.
+
+    Args:
+        config: that the class is to build it from.
     """
-    before = {path.name for path in folder.iterdir()}
-    model.save_pretrained(folder)
+    before, own = {path.name for path in folder.iterdir()}, model.config
+    try:
+        model.config = config
+        model.save_pretrained(folder)
+    finally:
+        model.config = own
     if sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES:
         return True
     if _loads(model, folder):
