@@ -174,8 +174,40 @@ def test_drop_when_it_fails_then_the_model_is_as_before(model):
     assert model.state_dict().keys() == before[2].keys()
 
 
+def test_blocks_when_nothing_reads_what_else_they_return_then_they_go_without_it(tmp_path):
+    """As attention does that returns what it weighed with, which the model leaves alone."""
+    torch.manual_seed(0)
+    model, x = Stack("both").eval(), example()
+    assert [block.name for block in sc.analyze(model, x).blocks] == [
+        "blocks.0",
+        "blocks.1",
+        "blocks.2",
+    ]
+    result = sc.drop_blocks(model, ["blocks.1"], x)
+    assert result.verification.exact
+    assert result.verification.passed
+    assert len(result.model.blocks) == 2
+    result.save(tmp_path)
+    assert torch.equal(sc.load_pruned(tmp_path, Stack("both")).eval()(x), result.model(x))
+
+
 def test_blocks_when_something_else_leaves_them_then_they_are_none():
-    assert sc.analyze(Stack("both"), example()).blocks == ()
+    class Reading(Stack):
+        def forward(self, x: Tensor) -> Tensor:
+            x, seen = self.embed(x), []
+            for block in self.blocks:
+                x, y = block(0.5, x=x)
+                seen.append(y.mean(-1, keepdim=True))
+            return self.out(x) + sum(seen)
+
+    assert sc.analyze(Reading("both"), example()).blocks == ()
+
+    class Returning(Stack):
+        def forward(self, x: Tensor) -> Any:
+            x, y = self.blocks[0](0.5, x=self.embed(x))
+            return self.out(x), y
+
+    assert sc.analyze(Returning("both", depth=1), example()).blocks == ()
 
     class Caching(Stack):
         def forward(self, x: Tensor) -> Any:

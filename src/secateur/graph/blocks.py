@@ -33,7 +33,7 @@ class Block:
         name: the path of the module.
         position: of the argument that it adds to, an index or a keyword.
         returns: for each part of a tuple that it returns, whether it is the sum (the others are
-            None); None where it returns the sum itself.
+            None, or read by nothing); None where it returns the sum itself.
         params: parameters that go with it.
         macs: multiply-accumulates that go with it, on the recorded inputs.
         masks: parameters that, all zero, let it add nothing; None where there are none, so that
@@ -90,7 +90,7 @@ class _Search:
 
     def block(self, call: ModuleCall) -> Block | None:
         parts = _parts(call)
-        sums = [isinstance(part, Ref) for part in parts]
+        sums = [isinstance(part, Ref) and self._goes_on(call, part) for part in parts]
         if sum(sums) != 1 or "other" in parts:
             return None
         out = parts[sums.index(True)].value
@@ -103,6 +103,10 @@ class _Search:
                 leaks = self._leaks(call, out)
                 return None if leaks else self._describe(call, position, sums, branches)
         return self._layer(call, out, sums)
+
+    def _goes_on(self, call: ModuleCall, part: Ref) -> bool:
+        """Tell whether anything reads a result; nothing does of the weights that attention had."""
+        return self.read.get(part.value, -1) >= call.ops.stop
 
     def _layer(self, call: ModuleCall, out: int, sums: list[bool]) -> Block | None:
         """Return one of several layers alike that hands on the stream that it was given."""

@@ -19,9 +19,9 @@ from secateur.runtime.undo import Undo
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
+from .configured import changed
 from .cut import Surgery
 from .depth import TakenOut, take_out
-from .configured import changed
 from .expressed import expressed, expressed_by_layer, rebuilt
 from .files import load_plans
 from .history import Changes, History
@@ -209,7 +209,7 @@ def _numbers(structure: Structure, taken: TakenOut) -> list[list[Attribute]]:
 
 
 def _by_layer(model: nn.Module, structure: Structure, check: Check | None, taken: TakenOut) -> Any:
-    """Return a config with numbers for single layers that was seen to make the same model, or None."""
+    """Return a config with numbers for single layers, if it was seen to make the same model."""
     if check is None:
         return None
     config = expressed_by_layer(model, History.of(model).shapes, *_numbers(structure, taken))
