@@ -159,7 +159,7 @@ def text(rows: dict[tuple[str, str], Outcome]) -> str:
     heads = ["what went", "classes", "not built", "nothing of it", "runs", "stock loads"]
     parts = [
         table(heads, lines),
-        "Runs: of what has something of the kind, it was cut, saved and loaded with the loader that "
+        "Runs: of what has something of the kind, it was cut, saved, loaded with the loader that "
         "the result names, and computed the same bits; causal ones said the same words.  Stock "
         "loads: that was the class's own `from_pretrained`.",
         *([table(["fails", "what went", "where", "why"], wrong)] if wrong else []),

@@ -116,9 +116,7 @@ def cut_and_verify(
         check = Check(structure, example_inputs) if verify else None
         operation = Operation(surgery, structure, masks, example_inputs, folding, check, as_it_is)
         done = operation.perform(plan)
-        taken = take_out(surgery, check)
-        config, same = _configured(model, structure, surgery, check, taken)
-        layers = None if config is not None else _by_layer(model, structure, check, taken)
+        config, layers, same = _said(model, structure, surgery, check, take_out(surgery, check))
         outdate(model, surgery.shapes)
     changed = _changed(structure, done.plan, surgery, as_it_is)
     return Result(
@@ -132,7 +130,7 @@ def cut_and_verify(
         folded=done.folded,
         config=config,
         layers=layers,
-        rebuilt=same or layers is not None,
+        rebuilt=same,
         warnings=done.warnings,
         compared_with=_compared_with(structure, done.plan, as_it_is),
         inputs=words_of(example_inputs),
@@ -165,6 +163,25 @@ def _changed(structure: Structure, plan: Plan, surgery: Surgery, as_it_is: bool)
             "was not seen to run the same without it"
         )
     yield from rounded(surgery.model, surgery.rescaled)
+
+
+def _said(
+    model: nn.Module,
+    structure: Structure,
+    surgery: Surgery,
+    check: Check | None,
+    taken: TakenOut,
+) -> tuple[Changes | None, Any, bool]:
+    """Let a config say the new sizes: of all layers, or of single ones.
+
+    Returns:
+        As ``_configured``, and between them a config that says numbers of single layers, or None.
+    """
+    config, same = _configured(model, structure, surgery, check, taken)
+    if config is not None or check is None:
+        return config, None, same
+    layers = _by_layer(model, structure, check, taken)
+    return None, layers, layers is not None
 
 
 def _configured(
@@ -214,5 +231,6 @@ def _by_layer(model: nn.Module, structure: Structure, check: Check | None, taken
         return None
     config = expressed_by_layer(model, History.of(model).shapes, *_numbers(structure, taken))
     new = config and rebuilt(model, config)
-    expected = check.expect(model, check.trials[1:2]) if new is not None else None
-    return config if new is not None and expected and check.same(new, expected) else None
+    if new is None:
+        return None
+    return config if check.same(new, check.expect(model, check.trials[1:2])) else None
