@@ -55,8 +55,9 @@ def fill(parameter: Tensor, where: Tensor, values: Tensor) -> None:
         parameter.copy_(distribute_tensor(full, mesh, placements, src_data_rank=None))
 
 
-def _reader(tensor: str) -> property:
+def _reader(tensor: str, kind: str) -> property:
     attribute = attribute_of(tensor)
+    made = type("_Read", (_Read,), {"_of": f"{tensor!r} of {kind}"})
 
     def read(self: nn.Module) -> Tensor | None:
         mask = getattr(self, attribute)
@@ -67,7 +68,7 @@ def _reader(tensor: str) -> property:
             return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
         value = parameter * mask
         if type(value) is Tensor and not torch.compiler.is_compiling():
-            return _Read.of(value, f"{tensor!r} of {type(self).__name__}")
+            value.__class__ = made
         return value
 
     return property(read)
@@ -90,13 +91,6 @@ class _Read(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _of = ""  # the parameter, in words
 
-    @classmethod
-    def of(cls, value: Tensor, name: str) -> Tensor:
-        made = cast("_Read", value)
-        made.__class__ = cls
-        made._of = name
-        return made
-
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.as_subclass(Tensor).__deepcopy__(memo)
 
@@ -104,11 +98,11 @@ class _Read(Tensor):
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def detach(self) -> Tensor:
-        return self.of(super().detach(), self._of)
+        return super().detach().as_subclass(type(self))
 
     @property
     def data(self) -> Tensor:
-        return self.of(super().data, self._of)
+        return super().data.as_subclass(type(self))
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -217,7 +211,7 @@ def masked_class(kind: Any, names: tuple[str, ...]) -> Any:
             "__doc__": kind.__doc__,
             "_masked_names": names,
             **{attribute_of(name): None for name in names},
-            **{name: _reader(name) for name in names},
+            **{name: _reader(name, kind.__name__) for name in names},
         },
     )
 
