@@ -59,6 +59,21 @@ def test_config_when_it_names_code_then_that_is_left_out(
     assert config.intermediate_size == 18
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), 1.5])
+def test_config_when_it_has_a_number_that_json_has_no_word_for_then_it_is_read(
+    folder: Path, number: float
+) -> None:
+    from transformers import LlamaConfig
+
+    dense = LlamaConfig(limit=[0.0, number], inner={"most": number})
+    told = dense.to_json_string(use_diff=False)
+    config = _config(told, folder / CONFIG)
+    for found in (config.limit[1], config.inner["most"]):
+        assert found == number or (found != found and number != number)
+    odd = json.loads(told) | {"odd": {"__float__": "four"}}
+    assert _config(json.dumps(odd), folder / CONFIG).odd == {"__float__": "four"}
+
+
 def asks(folder: Path, out: Path) -> None:
     example = {"input_ids": torch.arange(1, 7)[None]}
     sc.prune_checkpoint(folder, out, example, 0.25, repair="none")

@@ -32,6 +32,7 @@ from .folder import same
 from .history import History
 
 CONFIG, DENSE = "config.json", "dense_config.json"
+FLOAT = "__float__"
 BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 """Endings of what lies beside the weights of a model and goes with it: tokenizers, templates."""
 MOST_BESIDE = 2**26
@@ -207,9 +208,16 @@ def _config(text: str, path: Path) -> Any:
     """
     transformers = library("transformers", "transformers", f"loading {path.parent}", "hf")
     try:
-        return transformers.AutoConfig.for_model(**without_code(json.loads(text)))
+        told = json.loads(text, object_hook=_number)
+        return transformers.AutoConfig.for_model(**without_code(told))
     except Exception as wrong:  # a class may refuse anything that a damaged config says
         raise FileError(f"{path} describes no model: {wrong}") from wrong
+
+
+def _number(told: dict[str, Any]) -> Any:
+    """Return the number that JSON has no word for, as transformers writes it; else what is told."""
+    word = str(told.get(FLOAT)) if [*told] == [FLOAT] else ""
+    return float(word) if word in ("Infinity", "-Infinity", "NaN") else told
 
 
 def _class_of(text: str, path: Path) -> Any:
