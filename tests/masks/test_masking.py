@@ -441,11 +441,18 @@ def test_what_a_masked_parameter_reads_as_computes_as_a_plain_tensor(model, mask
     assert torch.equal(torch.load(file, weights_only=True), read)
 
 
-def test_type_of_a_masked_layer_when_it_makes_another_then_that_is_plain(model, masks):
+def test_type_of_a_masked_layer_when_it_makes_another_then_that_has_no_masks(model, masks):
     put_on(model, masks)
     made = type(model[2])(3, 2)
-    assert type(made) is nn.Linear
+    assert isinstance(made, nn.Linear)
+    assert not is_masked(made)
     assert list(made.state_dict()) == ["weight", "bias"]
+    assert made.weight is made._parameters["weight"]
+    assert torch.equal(copy.deepcopy(made)(torch.ones(3)), made(torch.ones(3)))
+    put_on(made, {"bias": torch.tensor([True, False])})
+    assert made.bias[1] == 0
+    take_off(made)
+    assert type(made) is nn.Linear
 
 
 @pytest.mark.parametrize("how", TAKES)

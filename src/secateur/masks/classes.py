@@ -61,6 +61,10 @@ def _reader(tensor: str, kind: str) -> property:
 
     def read(self: nn.Module) -> Tensor | None:
         mask = getattr(self, attribute)
+        if (
+            mask is None and tensor not in self._parameters
+        ):  # a new layer of this class, in the making
+            return cast("Tensor | None", nn.Module.__getattr__(self, tensor))
         if tensor not in self._parameters:  # taken out of the dict itself, past all that is below
             raise _replaced(self, tensor)
         parameter = self._parameters[tensor]
@@ -137,11 +141,6 @@ class _Masked(nn.Module):
 
     _masked_names: tuple[str, ...] = ()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if not args and not kwargs:  # a copy is made so, by what derives a class from this one
-            return super().__new__(cls)
-        return class_below(_made(cls))(*args, **kwargs)  # a layer like this one has no masks
-
     def __delattr__(self, name: str) -> None:
         if mask_of(self, name) is not None:
             raise _replaced(self, name)
@@ -186,12 +185,8 @@ class _Masked(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         with torch.no_grad():  # what it reads of itself, as an RNN its weights, has no graph
             reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
-        return (_rebuilt, (class_below(_made(type(self))), self._masked_names), *reduced[2:])
-
-
-def _made(kind: type) -> type:
-    """Return the class with masks itself, of one that others (FSDP2) have made from it."""
-    return next(each for each in kind.__mro__ if _Masked in each.__bases__)
+        made = next(kind for kind in type(self).__mro__ if _Masked in kind.__bases__)
+        return (_rebuilt, (class_below(made), self._masked_names), *reduced[2:])
 
 
 def masked_class(kind: Any, names: tuple[str, ...]) -> Any:
