@@ -176,6 +176,8 @@ def text(rows: dict[tuple[str, str], Outcome]) -> str:
         "Loaded by `secateur.from_pretrained` alone: " + (", ".join(ours) or "none") + ".",
         table(["not built", "why"], [[n, why] for n, why in unbuilt.items()]),
     ]
+    if missing := [n for n in lm.classes() if any((n, kind) not in rows for kind in SHARES)]:
+        parts.append(f"Without a row yet ({len(missing)}): {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 

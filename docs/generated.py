@@ -54,6 +54,7 @@ def write_all(folder: Path) -> None:
     (folder / "config.md").write_text(config_table(), encoding="utf-8")
     (folder / "nni-keys.md").write_text(nni_keys(), encoding="utf-8")
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
+    (folder / "lm-classes.md").write_text(lm_classes(), encoding="utf-8")
     for recipe in RECIPES:
         (folder / f"get-{recipe}.md").write_text(expected(recipe), encoding="utf-8")
     (folder / "choose.md").write_text(choose(), encoding="utf-8")
@@ -111,6 +112,12 @@ def nni_keys() -> str:
     return (
         f"Keys that are read: {keys}.\n\nNNI 2.x's spellings, translated with a warning: {old}.\n"
     )
+
+
+def lm_classes() -> str:
+    """Return what the benchmark of language models found, without its heading."""
+    _, _, found = (RESULTS / "lm_classes.md").read_text(encoding="utf-8").split("\n\n", 2)
+    return found
 
 
 def coverage() -> str:
