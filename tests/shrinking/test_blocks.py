@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.errors import FileError, PlanError, UnknownNameError
+from secateur.errors import FileError, PlanError, ShrinkError, UnknownNameError
 from secateur.replacements.passing import PassThrough
 from secateur.shrinking.cut import Surgery
 from tests import zoo
@@ -189,6 +189,21 @@ def test_blocks_when_nothing_reads_what_else_they_return_then_they_go_without_it
     assert len(result.model.blocks) == 2
     result.save(tmp_path)
     assert torch.equal(sc.load_pruned(tmp_path, Stack("both")).eval()(x), result.model(x))
+
+
+def test_drop_when_the_model_then_returns_fewer_tensors_then_the_error_says_so():
+    class Remembering(Stack):
+        def forward(self, x: Tensor) -> Any:
+            x, seen = self.embed(x), []
+            for block in self.blocks:
+                x, y = block(0.5, x=x)
+                seen += [x] if y is None else [x, torch.ones(1)]
+            return self.out(x), *seen
+
+    torch.manual_seed(0)
+    model, x = Remembering("both").eval(), example()
+    with pytest.raises(ShrinkError, match="returns 6 tensors, and the masked one 7"):
+        sc.drop_blocks(model, ["blocks.0"], x)
 
 
 def test_blocks_when_something_else_leaves_them_then_they_are_none():

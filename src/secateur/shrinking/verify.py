@@ -219,6 +219,9 @@ class Check:
                     on = f" (on {way.name})" if way is not expected.ways[0] else ""
                     message = f"the smaller {self.model} does not run: {said(error)}{on}"
                     raise ShrinkError(message, way.name) from error
+                if len(new) != len(old):  # a memory of a layer that went, returned in a tuple
+                    many = f"returns {len(new)} tensors, and the masked one {len(old)}"
+                    raise ShrinkError(f"the smaller {self.model} {many}", way.name)
                 gap = difference([old], [new])
                 if exact and gap > precision.tolerance:
                     level, explained = self._resolved(model, way, old, new)
