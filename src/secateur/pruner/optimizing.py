@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +20,9 @@ class Optimizing:
         method: told before the optimizer steps, and asked for a penalty.
         statistics: of the criterion, which reads gradients.
         scaler: your ``GradScaler``, if there is one.
+
+    Attributes:
+        gates: returns what else is scored by gradients, by name; they are cleared as they are read.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class Optimizing:
         self.statistics = statistics
         self.scaler = scaler
         self.last = LastStep()
+        self.gates: Callable[[], Mapping[str, Tensor]] = dict
 
     def before(self, optimizer: Optimizer) -> None:
         """Read the gradients that an optimizer is about to use, and add those of a penalty."""
@@ -54,6 +58,10 @@ class Optimizing:
         only = None if parameters is None else {id(p) for p in parameters}
         named = self.model.named_parameters()
         self.statistics.observe({n: p for n, p in named if only is None or id(p) in only})
+        gates = self.gates()
+        self.statistics.observe(gates)
+        for gate in gates.values():
+            gate.grad = None
 
     def learn(self) -> None:
         """Let the method learn, unless the optimizer skipped this step (as a GradScaler may)."""

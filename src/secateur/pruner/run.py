@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.masks import masking
@@ -36,6 +36,9 @@ class Run(Protocol):
     decision: Decision
     calls: int
     before: Masks | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is scored and masked by name."""
 
 
 def masks_on(run: Run) -> Masks:

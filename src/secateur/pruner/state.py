@@ -62,7 +62,7 @@ def take_over(run: Run, state: Mapping[str, Any]) -> None:
     if state["keeps"] and set(state["keeps"]) != known:
         odd = ", ".join(sorted(map(str, set(state["keeps"]) ^ known))[:5])
         raise ConfigError(f"the state is of a run on another model: they differ in {odd}")
-    check_decision(state, run.selectables, run.candidates.tensors(), run.method.complete)
+    check_decision(state, run.selectables, run.tensors(), run.method.complete)
     parts: dict[str, Stateful] = {"statistics": run.statistics, "method": run.method}
     with loaded_or_put_back(parts, state) as undo:
         learns = run.method.learns_masks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import lcm
 from typing import Any
@@ -72,6 +72,7 @@ class Engine(Pruner):
             activations.gates = _gates([t for t in scored if t.name in observed], observed)
         selectables = units(scored, self.tensors(), config.criterion)
         super().__init__(model, config, selectables=selectables)
+        self.optimizing.gates = lambda: activations.gates
 
     def _placed(self, targets: Sequence[TargetSetting]) -> Sequence[TargetSetting]:
         """Return the targets with the dimension of their channels, where a forward can tell."""
@@ -137,12 +138,6 @@ class Engine(Pruner):
             if name in applied - values
         }
         masking.put_on(self.model, weights, differentiable=self.method.learns_masks)
-
-    def observe(self, parameters: Iterable[Tensor] | None = None) -> None:
-        super().observe(parameters)
-        self.statistics.observe(self.activations.gates)
-        for gate in self.activations.gates.values():
-            gate.grad = None
 
     def release(self) -> None:
         """Let go of the optimizers and the gates; the masks stay as they are."""
