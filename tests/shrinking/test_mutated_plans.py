@@ -290,6 +290,16 @@ def test_load_when_the_digest_is_not_asked_for_then_an_edited_plan_that_fits_loa
     assert torch.equal(outputs(fresh, KINDS["recurrent"][1]), saved("recurrent")[1])
 
 
+def test_load_when_it_says_that_it_is_older_then_what_makes_a_number_still_counts(
+    tmp_path: Path,
+) -> None:
+    found = document("recurrent")
+    found["schema"] = 2
+    assert judged(tmp_path, "recurrent", found) == "whole"
+    found["attributes"]["rnn.hidden_size"]["after"] += 1
+    assert judged(tmp_path, "recurrent", found) == "refused"
+
+
 def test_load_when_the_file_is_older_then_it_loads_and_is_saved_as_older(tmp_path: Path) -> None:
     found = document("experts")
     for change in found["attributes"].values():

@@ -239,7 +239,8 @@ def history_of(document: Document) -> History:
 
 
 def _implied(document: Document) -> dict[str, Implied] | None:
-    if document.schema_ < 3:
+    """Return what makes each number; None of a plan of before schema 3, where nothing said it."""
+    if document.schema_ < 3 and not any(a.of for a in document.attributes.values()):
         return None
     found = ((name, changed.of) for name, changed in document.attributes.items())
     return {name: tuple(Length(**dict(each)) for each in of) for name, of in found if of}
