@@ -24,10 +24,10 @@ demo: .venv/demo.stamp ## train, prune, cut and verify a small network on real d
 	$(BIN)/secateur demo --out $(OUT)
 
 test: .venv/dev.stamp ## the default tests and every docstring example
-	$(BIN)/python -m pytest -q -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 slow: .venv/dev.stamp ## the tests over every model and pruner
-	$(BIN)/python -m pytest -q -n $(JOBS) -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
 
 lint: .venv/dev.stamp ## formatting and lint
 	$(BIN)/ruff format --check .

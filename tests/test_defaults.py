@@ -68,7 +68,12 @@ def kept(result: sc.Result) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "goal"),
-    [("linear", "share"), ("copies", "amount"), ("residual", "both"), ("residual", "share")],
+    [
+        ("copies", "amount"),
+        ("residual", "both"),
+        pytest.param("linear", "share", marks=pytest.mark.slow),
+        pytest.param("residual", "share", marks=pytest.mark.slow),
+    ],
 )
 def test_prune_when_a_cost_goes_then_it_is_the_way_that_held_out_data_is_nearer_to(
     name: str, goal: str

@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "every": 3,
     },
 }
-VARIANTS = ("admm of weights", "lottery of weights", "learning rate")
+VARIANTS = ("admm", "admm of weights", "lottery of weights", "learning rate")
 RESUMED = [
     pytest.param(settings, id=name, marks=pytest.mark.slow if name in VARIANTS else ())
     for name, settings in METHODS.items()

@@ -276,7 +276,14 @@ def test_pretrained_when_widths_are_uniform_then_the_stock_loader_takes_it(llama
     assert torch.equal(generated(stock), generated(result.model))
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "Llama",
+        "Qwen2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Qwen3", "Mistral")),
+    ],
+)
 def test_pretrained_when_whole_heads_go_then_the_stock_loader_takes_it(family, tmp_path):
     zoo.torchvision_models()
     transformers = pytest.importorskip("transformers")

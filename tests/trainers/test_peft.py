@@ -89,7 +89,7 @@ CASES = {
     "conv1d": Case(gpt2, {"input_ids": TOKENS}, ["c_attn", "c_fc"]),
 }
 
-SLOW = {"conv1d": pytest.mark.slow}  # a kind of layer more, in a model that takes seconds
+SLOW = {name: pytest.mark.slow for name in ("conv1d", "llama")}  # models that take seconds
 
 
 def adapted(case: Case, model: nn.Module, **options: Any) -> nn.Module:

@@ -167,6 +167,7 @@ def test_growing_when_any_model_is_cut_then_hardly_anything_is_lost(name: str) -
     assert lost < 0.01, f"{name} lost {lost:.1%}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_group_lasso_when_any_model_is_cut_then_masked_equals_smaller(name: str) -> None:
     model, example = zoo.build(name)
