@@ -27,7 +27,6 @@ from tests.statistics import made_up
 
 QUICK = {
     "resnet18": ("activation", "fpgm", "l2", "taylor", "wanda"),
-    "mobilenet_v2": ("activation",),
     "shufflenet_v2_x1_0": ("activation",),
 }
 """What is tried by default: each kind of criterion on the first model, the default on others."""

@@ -270,6 +270,7 @@ def test_list_when_pattern_then_matching_names_and_near_ones_if_none(run: Run) -
     assert "Did you mean 'element'?" in run("list", "elements", code=cli.FAILED)
 
 
+@pytest.mark.slow
 def test_prune_when_all_kinds_are_asked_for_then_they_share_the_goal(
     run: Run, tmp_path: Path
 ) -> None:

@@ -295,7 +295,7 @@ def output_gap(dense: nn.Module, small: nn.Module, example: Tensor, speedup: Mod
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_auto_set_then_pruning_and_speedup_remove_the_share_from_every_convolution(name, ratio):
     dense, small, example, speedup = pruned(name, ratio)
     convs = [(n, m) for n, m in dense.named_modules() if isinstance(m, nn.Conv2d)]

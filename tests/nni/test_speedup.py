@@ -95,7 +95,10 @@ def l1_masks(model: nn.Module) -> Masks:
 # exact, on networks
 
 
-@pytest.mark.parametrize("kind", PRUNERS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if i > 1 else ()) for i, kind in enumerate(PRUNERS)],
+)
 def test_speedup_model_after_compress_and_unwrap_then_equals_the_masked_model(network, kind):
     model, example = network
     dense, before = copy.deepcopy(model), params(model)

@@ -69,7 +69,7 @@ else:
 @pytest.mark.parametrize(
     ("way", "model"),
     [
-        ("analyzed", "Numbers()"),
+        pytest.param("analyzed", "Numbers()", marks=pytest.mark.slow),
         ("pruned with data", "Attentive()"),
         pytest.param("pruned with data", "Calling()", marks=pytest.mark.slow),
         pytest.param("pruned with data", "Numbers()", marks=pytest.mark.slow),

@@ -118,7 +118,7 @@ JOBS = {
 def test_interrupt_when_it_comes_at_a_drawn_line_then_model_and_process_are_as_before(
     job: str,
 ) -> None:
-    _at_drawn_lines(*JOBS[job], many=5)
+    _at_drawn_lines(*JOBS[job], many=3)
 
 
 @pytest.mark.slow

@@ -62,7 +62,12 @@ def analyzed(net: nn.Module) -> Any:
 
 @pytest.mark.parametrize(
     "job",
-    [analyzed, prune, prune_in_place, with_data, in_a_loop, finished],
+    [
+        with_data,
+        in_a_loop,
+        *(pytest.param(f, marks=pytest.mark.slow) for f in (analyzed, prune, prune_in_place)),
+        pytest.param(finished, marks=pytest.mark.slow),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_process_when_what_was_made_is_dropped_then_nothing_is_left(

@@ -13,8 +13,14 @@ from .trainings import HuggingFace, Lightning, Training
 KINDS = {"hugging face": HuggingFace, "lightning": Lightning}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("many", [1, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "many"),
+    [
+        ("hugging face", 1),
+        pytest.param("lightning", 1, marks=pytest.mark.slow),
+        *(pytest.param(kind, 60, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
 def test_training_when_it_is_interrupted_then_it_goes_on_and_resumes(
     kind: str, many: int, tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ from secateur import Config, Pruner
 from secateur.repair import moments
 from tests.repair.kinds import KINDS, low_rank, made
 
-FAST = [n for n in KINDS if n not in {"depthwise", "graph", "llama", "mamba", "swin", "vit"}]
+SLOW = {"depthwise", "graph", "llama", "mamba", "mixtral", "swin", "vit"}
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in KINDS]
 
 
 def decided(model: nn.Module, batches: Any, **settings: Any) -> Pruner:
@@ -23,7 +24,7 @@ def decided(model: nn.Module, batches: Any, **settings: Any) -> Pruner:
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", NAMES)
 def test_bias_when_a_model_of_any_kind_is_repaired_then_no_second_moments_are_summed(
     name, monkeypatch
 ):

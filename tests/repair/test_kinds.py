@@ -13,7 +13,17 @@ from secateur import Config, Pruner
 from secateur.repair.quality import distance
 from tests.repair.kinds import KINDS, made
 
-SLOW = {"conv1d", "depthwise", "graph", "llama", "mamba", "shared weights", "swin", "vit"}
+SLOW = {
+    "conv1d",
+    "depthwise",
+    "graph",
+    "llama",
+    "mamba",
+    "mixtral",
+    "shared weights",
+    "swin",
+    "vit",
+}
 NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in KINDS]
 
 

@@ -99,6 +99,7 @@ class Waves(nn.Module):
         return self.c((6 * self.b((6 * self.a(x)).sin())).sin())
 
 
+@pytest.mark.slow
 def test_prune_when_data_says_too_little_then_a_repair_that_loses_more_is_left() -> None:
     left = [left_as_it_was(seed) for seed in range(20)]
     assert any(left)

@@ -93,6 +93,7 @@ def test_prune_when_shares_are_allocated_then_the_goal_is_met(net, allocate, goa
         assert 0.45 * sizes <= kept <= 0.52 * sizes
 
 
+@pytest.mark.slow
 def test_prune_when_several_amounts_are_given_then_all_are_met(net):
     data = list(torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(0)))
     for allocate in ALLOCATIONS:
