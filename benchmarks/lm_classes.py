@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from fnmatch import fnmatch
@@ -182,7 +183,8 @@ def text(rows: dict[tuple[str, str], Outcome]) -> str:
 
 
 def _why(row: Outcome) -> str:
-    return str(row.get("error", "")).split("\n")[0][:160].replace("|", "¦")
+    told = re.sub(r"\S*/tmp\w+", "the folder", str(row.get("error", "")))
+    return told.split("\n")[0][:160].replace("|", "¦")
 
 
 def read() -> dict[tuple[str, str], Outcome]:

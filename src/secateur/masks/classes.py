@@ -61,12 +61,10 @@ def _reader(tensor: str, kind: str) -> property:
 
     def read(self: nn.Module) -> Tensor | None:
         mask = getattr(self, attribute)
-        if (
-            mask is None and tensor not in self._parameters
-        ):  # a new layer of this class, in the making
-            return cast("Tensor | None", nn.Module.__getattr__(self, tensor))
-        if tensor not in self._parameters:  # taken out of the dict itself, past all that is below
-            raise _replaced(self, tensor)
+        if tensor not in self._parameters:
+            if mask is not None:  # taken out of the dict itself, past all that is below
+                raise _replaced(self, tensor)
+            return cast("Tensor | None", nn.Module.__getattr__(self, tensor))  # not made yet
         parameter = self._parameters[tensor]
         if mask is None or parameter is None or sharded(parameter):
             return parameter  # FSDP2 wants its shards as they are; in the forward they are whole
