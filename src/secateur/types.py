@@ -70,6 +70,9 @@ class Factored(MutableMapping[str, Tensor]):
     def __delitem__(self, name: str) -> None:
         del self._factors[name], self._shapes[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._factors  # a mapping's own makes the mask
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._factors)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import sys
 import threading
@@ -198,6 +199,33 @@ def test_trial_when_another_thread_serves_then_its_fast_path_and_warnings_are_it
         assert together(there) == [(False, 1)]
     assert warnings.filters == before
     assert not has_torch_function((torch.ones(2),))
+
+
+@pytest.mark.parametrize("own_handler", [False, True])
+def test_quiet_when_another_thread_logs_then_its_records_alone_are_shown(own_handler: bool) -> None:
+    shown: list[str] = []
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shown.append(record.getMessage())
+
+    logger = logging.Logger("a library") if own_handler else logging.getLogger("no such library")
+    holder, handler = (logger if own_handler else logging.root), Shown()
+    before = [list(h.filters) for h in logging.root.handlers]
+    holder.addHandler(handler)
+    if own_handler:  # as known as any other
+        logging.root.manager.loggerDict["a library"] = logger
+    try:
+        with quiet():
+            logger.warning("of a trial")
+            together(lambda: logger.warning("of a server"))
+        logger.warning("of nobody")
+    finally:
+        holder.removeHandler(handler)
+        logging.root.manager.loggerDict.pop("a library", None)
+    assert shown == ["of a server", "of nobody"]
+    assert handler.filters == []
+    assert [list(h.filters) for h in logging.root.handlers] == before
 
 
 def test_quiet_when_another_thread_catches_warnings_across_its_end_then_nothing_is_left() -> None:

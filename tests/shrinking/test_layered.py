@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,11 @@ def test_save_when_layers_are_unlike_and_the_class_honours_it_then_its_loader_ta
 
 @pytest.mark.parametrize("honours", ["nothing", "and computes another thing"])
 def test_save_when_the_class_does_not_honour_it_then_no_config_is_saved(
-    honours: str, tmp_path: Path
+    honours: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     result = sc.prune(built(honours=honours), WORDS, **RAGGED["each its width"])
+    assert not caplog.records, "what transformers says of configs that were only tried"
     assert result.verification.passed
     assert result.layers is None
     assert "not with the dense model's loader" in result.loads_with

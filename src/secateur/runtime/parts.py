@@ -61,15 +61,25 @@ def in_parts(
         return None
     rest = [None if i == where.weight else given(x) for i, x in enumerate(args)]
     step = -(-size // count)
-    made = []
+    whole: Tensor | None = None
     for start in range(0, size, step):
         some = list(rest)
         part = aten.slice.Tensor, (weight, where.of_weight, start, start + step)
         some[where.weight] = given(viewed(*part))
         if where.beside is not None:
             some[where.beside] = _beside(rest[where.beside], size, start, start + step)
-        made.append(func(*some, **kwargs))
-    return torch.cat(made, where.of_result)
+        part_made = func(*some, **kwargs)
+        if whole is None:  # not a list: what is small would split what each copy leaves free
+            whole = _room_for(part_made, where.of_result, size)
+        whole.narrow(where.of_result, start, part_made.shape[where.of_result]).copy_(part_made)
+    return whole
+
+
+def _room_for(part: Tensor, dim: int, size: int) -> Tensor:
+    """Return an empty tensor like a part, of another size, laid out as it is."""
+    shape = [size if d == dim else n for d, n in enumerate(part.shape)]
+    order = sorted(range(part.ndim), key=lambda d: part.stride(d), reverse=True)
+    return torch.empty_permuted(shape, order, dtype=part.dtype, device=part.device)
 
 
 def _ordinary(args: tuple[Any, ...]) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.graph.origins import Attribute
+from secateur.runtime.quiet import quiet
 
 
 def is_config(config: Any) -> bool:
@@ -54,7 +55,7 @@ def changed(config: Any, changes: Mapping[str, tuple[Any, Any]]) -> Any:
 def built(kind: type[nn.Module], config: Any) -> nn.Module | None:
     """Return what a class makes of a config, without weights; None where it makes nothing."""
     try:
-        with torch.device("meta"):
+        with quiet(), torch.device("meta"):
             return kind(copy.deepcopy(config))
     except Exception:  # a constructor may refuse anything; then this is no config of its class
         return None

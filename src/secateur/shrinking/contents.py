@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.runtime.release import release
+
 from .slices import Choice, laid_out_as
 
 _use_count: Any = getattr(torch._C, "_storage_Use_Count", None)
@@ -58,8 +60,11 @@ class Shortened:
 
     def do(self) -> None:
         assert self.left is not None
+        freed = self.tensor.nbytes
         put(self.tensor, self.left, None)
         self.left = None  # it is in the tensor, which may be cut further
+        if self.tensor.device.type == "cpu":
+            release(freed)
 
     def undo(self) -> None:
         if self.tensor.shape == self.shape:

@@ -15,6 +15,7 @@ from torch import nn
 
 from secateur.graph.origins import Attribute
 from secateur.runtime.forward import random_kept
+from secateur.runtime.quiet import quiet
 
 from .config_search import Search
 from .configured import configs_in, held_in, is_config
@@ -83,7 +84,7 @@ def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
     """Return what the class's constructor makes of a config, with the model's weights."""
     if sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES:
         return None
-    with random_kept():
+    with random_kept(), quiet():
         new = type(model)(copy.deepcopy(config))
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):

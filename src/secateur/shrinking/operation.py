@@ -15,6 +15,7 @@ from secateur.errors import ShrinkError, VerificationError
 from secateur.repair.fold import Folding
 from secateur.replacements.passing import skipping
 from secateur.runtime.forbidding import forbidding
+from secateur.runtime.release import release
 from secateur.structure import Structure
 from secateur.types import Example, Factored, Masks
 
@@ -167,6 +168,7 @@ class Operation:
         done, masks = self._mask(plan)
         with self._meant(plan):
             expected = self.check.expect(self.model, trials, masks) if self.check else None
+        release()  # what the check read in another type, before copies are made
         done.attributes = self.surgery.cut(self.structure, plan, masks)
         if self.check and expected:
             exact = all(map(self._exact, parts(self.structure, plan)))
