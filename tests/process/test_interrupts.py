@@ -13,6 +13,7 @@ import secateur as sc
 from secateur.nni import TorchEvaluator
 from secateur.nni.pruning import L1NormPruner, TaylorPruner
 from secateur.nni.utils.counter import count_flops_params
+from tests.zoo import torchvision_models
 
 from .interrupts import drawn, interrupted
 
@@ -102,7 +103,21 @@ def nni_costs(model: nn.Module) -> Any:
     return count_flops_params(model, X, custom_ops=said, verbose=False)
 
 
+def adapted() -> nn.Module:
+    torchvision_models()  # which PEFT imports by way of transformers
+    from peft import LoraConfig, get_peft_model
+
+    model = net()
+    sc.Pruner(model, sc.Config(sparsity=0.5, granularity="element"), X).step()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["3", "6"], modules_to_save=["8"])
+        config.init_lora_weights = False
+        return get_peft_model(model, config)
+
+
 JOBS = {
+    "merge": (adapted, sc.merge),
     "NNI's masks": (net, nni_masks),
     "NNI's values": (net, nni_values),
     "NNI's costs": (net, nni_costs),

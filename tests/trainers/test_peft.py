@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.errors import ConfigError, MaskError, MissingExtraError, ModelError
 from secateur.masks import masking
+from secateur.trainers import merging
+from tests.process.process import changed, state_of
 from tests.zoo import torchvision_models
 
 torchvision_models()  # which PEFT imports by way of transformers
@@ -481,3 +483,29 @@ def test_merge_when_peft_is_not_installed_then_the_error_names_the_extra(call, m
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"secateur\[peft\]"):
         call(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("case", [pytest.param(n, marks=SLOW.get(n, [])) for n in CASES])
+@pytest.mark.parametrize("masked", [False, True])
+def test_merge_when_it_is_interrupted_after_peft_merged_then_all_is_as_before(
+    case: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = CASES[case].model()
+    if masked:
+        pruner(CASES[case], base)
+    model = adapted(CASES[case], base, modules_to_save=["norm"] if case == "convolution" else None)
+    expected, before = CASES[case].output(model), state_of(model)
+    kept = copy.deepcopy(model)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, "_make_zeros", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sc.merge(model)
+    assert changed(before, state_of(model)) == []
+    assert torch.equal(CASES[case].output(model), expected)
+    merged, again = sc.merge(model), sc.merge(kept)
+    assert merged.zeros == again.zeros
+    assert torch.equal(CASES[case].output(merged.model), CASES[case].output(again.model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ from secateur.errors import ModelError
 from secateur.masks import masking
 from secateur.masks.classes import fill
 from secateur.runtime.model import check_model
-from secateur.runtime.undo import Undo, undoable
+from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.undo import undoable
 from secateur.types import Masks
 
 from .peft import REFUSED, base_of, layers_of, plain_name, tuner_of, weights_of
@@ -62,6 +63,7 @@ class Merged:
         return "\n".join([*lines, *self.notes])
 
 
+@in_ordinary_mode
 def merge(model: nn.Module) -> Merged:
     """Merge PEFT's active adapters into the weights of the model, and keep its zeros.
 
@@ -73,7 +75,8 @@ def merge(model: nn.Module) -> Merged:
         model: a ``PeftModel`` of LoRA or another tuner that adds to weights, or trains copies of
             modules; its base model is changed in place.
 
-    Returns: the base model without adapters; parameters that PEFT froze stay frozen.
+    Returns: the base model without adapters; parameters that PEFT froze stay frozen.  Meanwhile
+        the adapted weights are held twice, to put them back if the call is interrupted.
 
     Raises:
         ModelError: it is no such model; adapters are merged already, or disabled; a base weight is
@@ -100,9 +103,9 @@ def merge(model: nn.Module) -> Merged:
     layers = dict(layers_of(tuner.model))
     _check_shared(tuner.model, layers)
     changes = {path: _tried(path, layer) for path, layer in layers.items()}
-    with Undo(lasting=True):
-        masked = {path: _bare(layer) for path, layer in layers.items()}
-        merged = Merged(_without_adapters(tuner))
+    masked = {path: _bare(layer) for path, layer in layers.items()}
+    _register(tuner, layers.values())
+    merged = Merged(_without_adapters(tuner))
     for path, found in changes.items():
         module = merged.model.get_submodule(path)
         _make_zeros(module, found)
@@ -111,6 +114,31 @@ def merge(model: nn.Module) -> Merged:
             merged.add(f"{path}.{name}", change)
     merged.notes += [f"adapter {name!r} was not active, and is gone" for name in idle]
     return merged
+
+
+def _register(tuner: nn.Module, layers: Iterable[Any]) -> None:
+    """Register what takes a merge back: where modules are, what they hold, and weights' values."""
+    for module in tuner.modules():
+        undoable(partial(_put_back, vars(module), _held(module)))
+    if (config := getattr(getattr(tuner, "model", None), "config", None)) is not None:
+        undoable(partial(_put_back, vars(config), dict(vars(config))))
+    for layer in layers:
+        for parameter in base_of(layer).parameters():
+            undoable(partial(_refill, parameter, parameter.data, parameter.detach().clone()))
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    return {k: copy.copy(v) if type(v) in (dict, list) else v for k, v in vars(module).items()}
+
+
+def _put_back(now: dict[str, Any], before: Mapping[str, Any]) -> None:
+    now.clear()
+    now.update(before)
+
+
+def _refill(parameter: Tensor, data: Tensor, values: Tensor) -> None:
+    data.copy_(values)
+    parameter.data = data
 
 
 @dataclass(frozen=True)
