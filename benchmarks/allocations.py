@@ -1,17 +1,19 @@
-"""Half of the measured latency, and half of the MACs: who loses how much, and what that costs.
+"""One goal, shared out in every way: who loses how much, what that is worth, and what it costs.
 
-Real models, pruned without training, repaired on the data that the allocation sees.  Times are
-measured anew at the end, dense and smaller in turns, on this machine's processor time (one thread).
-Rows are kept in results/allocations.jsonl as they are made.
+Real models, pruned without training, repaired on the data that the allocation sees; each draw is
+other calibration data.  Goals of time are measured anew at the end, dense and smaller in turns, on
+this machine's processor time (one thread).  Rows are kept in results/allocations.jsonl as they are
+made.
 
-    python -m benchmarks.allocations
-    python -m benchmarks.allocations --models resnet20 --of macs --ways uniform error
+    python -m benchmarks.allocations --models resnet20 --draws 0 1 2
+    python -m benchmarks.allocations --models resnet56 --ways uniform estimate
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from typing import Any
 
@@ -24,10 +26,20 @@ from secateur.pruner import candidates as running
 from secateur.runtime.measure import clock_of, latency
 
 ROWS = FOLDER / "allocations.jsonl"
-SAMPLES: dict[str, int] = {"resnet20": 256, "resnet56": 128, "minilm": 64}
+SAMPLES: dict[str, int] = {"resnet20": 256, "resnet56": 128, "minilm": 64, "docs llama": 16}
 """Calibration samples."""
-WAYS = ("uniform", "global", "depth", "owl", "error")
-GOALS = {"resnet20": ("macs",), "resnet56": ("latency",), "minilm": ("latency",)}
+WAYS: dict[str, dict[str, Any]] = {
+    "uniform, alike": {"allocate": "uniform", "alike": True},
+    **{name: {"allocate": name} for name in ("uniform", "global", "depth", "owl")},
+    **{name: {"allocate": name} for name in ("estimate", "error")},
+}
+GOALS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "resnet20": ("macs", 0.5, {}),
+    "resnet56": ("latency", 0.5, {}),
+    "minilm": ("latency", 0.5, {}),
+    "docs llama": ("params", 0.2, {"what": ["width"]}),
+}
+"""Model → what its goal is of, how much of it goes, and other settings."""
 
 
 def timed(real: Real) -> Any:
@@ -38,46 +50,48 @@ def timed(real: Real) -> Any:
     return first
 
 
-def row(name: str, of: str, share: float, allocate: str, judged: int | None) -> dict[str, Any]:
+def row(name: str, way: str, draw: int, judged: int | None) -> dict[str, Any]:
     """Prune one model one way and return what came of it."""
-    real = REAL[name]
+    real, (of, share, settings) = REAL[name], GOALS[name]
     model = real.build()
     example = timed(real) if of == "latency" else real.example
-    batches = real.calibration(SAMPLES[name], 0)
+    batches = real.calibration(SAMPLES[name], draw)
     asked, measured = [0], running.output_error
 
-    def counting(*given: Any) -> float:
+    def counting(*given: Any, **options: Any) -> float:
         asked[0] += 1
-        return measured(*given)
+        return measured(*given, **options)
 
     running.output_error = counting
-    begun = time.perf_counter()
+    begun = time.process_time()
     try:
-        result = secateur.prune(
-            model, example, share, "activation", of=of, allocate=allocate, data=batches
-        )
+        options = {**settings, **WAYS[way]}
+        result = secateur.prune(model, example, share, "activation", of=of, data=batches, **options)
     finally:
         running.output_error = measured
-    seconds = time.perf_counter() - begun
-    clock, clock_name = clock_of(torch.device("cpu"))
-    times = latency({"dense": model, "smaller": result.model}, example, runs=31, clock=clock)
-    return {
+    found = {
         "model": name,
         "of": of,
         "share": share,
-        "allocate": allocate,
+        "allocate": way,
+        "draw": draw,
         "evaluations": asked[0],
-        "seconds": seconds,
+        "seconds": time.process_time() - begun,
         "macs": result.after.macs / result.before.macs,
         "params": result.after.params / result.before.params,
         "dense": real.quality(model, judged),
         "quality": real.quality(result.model, judged),
         "measure": real.measure,
-        "clock": clock_name,
-        "dense_ms": [times["dense"].median, times["dense"].low, times["dense"].high],
-        "smaller_ms": [times["smaller"].median, times["smaller"].low, times["smaller"].high],
         "goal": str(result.goals[0]),
     }
+    return found | (_times(model, result.model, example) if of == "latency" else {})
+
+
+def _times(dense: Any, smaller: Any, example: Any) -> dict[str, Any]:
+    clock, clock_name = clock_of(torch.device("cpu"))
+    times = latency({"dense": dense, "smaller": smaller}, example, runs=31, clock=clock)
+    every = {name: [t.median, t.low, t.high] for name, t in times.items()}
+    return {"clock": clock_name, "dense_ms": every["dense"], "smaller_ms": every["smaller"]}
 
 
 def spread(found: list[float]) -> str:
@@ -86,56 +100,71 @@ def spread(found: list[float]) -> str:
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """Return the table of all rows."""
-    headings = [
-        "model, goal",
-        "shared out",
-        "quality (dense)",
-        "dense, ms",
-        "smaller, ms",
-        "time left",
-        "MACs left",
-        "evaluations",
-        "seconds",
+    """Return a table for each goal."""
+    parts = [
+        "No training; scored by `activation` and repaired. Seconds are processor time of one "
+        "thread for all of `prune` (of a latency, on the wall); evaluations are models that "
+        "were repaired and run to measure an error. Draws are of calibration data: mean ± standard "
+        "deviation. *uniform*: widths that blocks share go later; *alike*: all groups lose the "
+        "same share."
     ]
-    lines = [
-        [
-            f"{r['model']}: −{r['share']:.0%} {r['of']}",
-            r["allocate"],
-            f"{r['quality']:.2f} ({r['dense']:.2f})",
-            spread(r["dense_ms"]),
-            spread(r["smaller_ms"]),
-            f"{r['smaller_ms'][0] / r['dense_ms'][0]:.3f}",
-            f"{r['macs']:.3f}",
-            str(r["evaluations"]),
-            f"{r['seconds']:.0f}",
-        ]
-        for r in rows
-    ]
-    return table(headings, lines) + "\n"
+    for name, (of, share, settings) in GOALS.items():
+        own = [row for row in rows if row["model"] == name]
+        if own:
+            kinds = f", {' and '.join(settings['what'])} alone" if settings else ""
+            parts.append(
+                f"**{name}, −{share:.0%} {of}{kinds}**: {own[0]['measure']}, dense "
+                f"{own[0]['dense']:.2f}; {SAMPLES[name]} samples of calibration data."
+            )
+            parts.append(_table(own))
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    timed = "smaller_ms" in rows[0]
+    heads = ["shared out", "quality", "draws", "MACs left", "evaluations", "seconds"]
+    body = []
+    for way in WAYS:
+        own = [row for row in rows if row["allocate"] == way]
+        if not own:
+            continue
+        cells = [way, _mean([row["quality"] for row in own]), str(len(own))]
+        cells.append(f"{statistics.mean(row['macs'] for row in own):.3f}")
+        cells.append(f"{statistics.mean(row['evaluations'] for row in own):.0f}")
+        cells.append(f"{statistics.mean(row['seconds'] for row in own):.0f}")
+        if timed:
+            (first, *_) = own
+            left = first["smaller_ms"][0] / first["dense_ms"][0]
+            cells += [spread(first["dense_ms"]), spread(first["smaller_ms"]), f"{left:.3f}"]
+        body.append(cells)
+    return table([*heads, *(["dense, ms", "smaller, ms", "time left"] if timed else [])], body)
+
+
+def _mean(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 def main() -> None:
     """Make the rows that are asked for and not there yet, and write the table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(GOALS))
-    parser.add_argument("--of", nargs="*")
-    parser.add_argument("--ways", nargs="*", default=["uniform", "error"], choices=WAYS)
-    parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--judged", type=int)
+    parser.add_argument("--models", nargs="*", default=list(GOALS), choices=list(GOALS))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--draws", type=int, nargs="*", default=[0])
+    parser.add_argument("--judged", type=int, help="so many held-out samples, in place of all")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    done = {(r["model"], r["of"], r["share"], r["allocate"]) for r in rows}
+    done = {(r["model"], r["allocate"], r["draw"]) for r in rows}
     for name in given.models:
-        for of in given.of or GOALS[name]:
+        for draw in given.draws:
             for way in given.ways:
-                if (name, of, given.share, way) not in done:
-                    rows.append(row(name, of, given.share, way, given.judged))
+                if (name, way, draw) not in done:
+                    rows.append(row(name, way, draw, given.judged))
                     with ROWS.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
                     print(rows[-1], flush=True)
-    write("allocations", "Half of a cost: shares that are measured", rows, text(rows))
+    write("allocations", "One goal, shared out in every way", rows, text(rows))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def write_all(folder: Path) -> None:
     (folder / "front.md").write_text(front(), encoding="utf-8")
     (folder / "repaired.md").write_text(repaired(), encoding="utf-8")
     (folder / "experts.md").write_text(repaired("docs mixtral"), encoding="utf-8")
-    (folder / "searched.md").write_text(searched(), encoding="utf-8")
+    (folder / "searched.md").write_text(told("search"), encoding="utf-8")
+    (folder / "allocations.md").write_text(told("allocations"), encoding="utf-8")
     (folder / "faults.md").write_text(faults(), encoding="utf-8")
 
 
@@ -198,9 +199,9 @@ def front() -> str:
     return "\n".join(lines) + "\n"
 
 
-def searched() -> str:
-    """Return what searched allocations were worth, and what they took."""
-    _, _, text = (RESULTS / "search.md").read_text(encoding="utf-8").split("\n\n", 2)
+def told(benchmark: str) -> str:
+    """Return what a benchmark tells, without its title and machine."""
+    _, _, text = (RESULTS / f"{benchmark}.md").read_text(encoding="utf-8").split("\n\n", 2)
     return text
 
 

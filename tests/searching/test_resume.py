@@ -14,8 +14,10 @@ import pytest
 from torch import nn
 
 from secateur.errors import ConfigError, FileError
+from secateur.pruner.candidates import Candidates
+from secateur.searching.shared import ALONE
 from secateur.searching.slots import INTERVAL, MOST_FAILURES, RETRY, WORKER, Worker, slots_of
-from tests.searches import drawn, likeness, search, work
+from tests.searches import drawn, inputs, likeness, search, work
 
 SAMPLERS = ("random", "tpe", "annealing", "cmaes", "amc", "nsga2")
 
@@ -100,6 +102,43 @@ def test_search_when_more_trials_are_asked_for_then_the_old_ones_count(tmp_path:
     assert drawn(more)[:3] == drawn(few)
     assert len(search(tmp_path / "a.journal", breaking(1), trials=5).trials) == 5
     assert len(search(tmp_path / "a.journal", trials=2).trials) == 2
+
+
+def test_search_when_it_goes_on_then_what_pruning_alone_measured_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    error = Candidates.error
+
+    def counted(self: Candidates, *args: Any, **options: Any) -> float:
+        asked.append(1)
+        return error(self, *args, **options)
+
+    monkeypatch.setattr(Candidates, "error", counted)
+    options: dict[str, Any] = {"allocate": "error", "data": [inputs()], "repair": "none"}
+    few = search(tmp_path / "a.journal", trials=2, **options)
+    assert asked
+    asked.clear()
+    more = search(tmp_path / "a.journal", trials=4, **options)
+    assert not asked
+    assert drawn(more) == drawn(search(tmp_path / "b.journal", trials=4, **options))
+    assert drawn(more)[:2] == drawn(few)
+
+
+@pytest.mark.parametrize("alone", [3, {}, {"shares": [0.5]}, {"shares": ["a"] * 3}])
+def test_search_when_a_study_says_nonsense_of_pruning_alone_then_that_is_found_anew(
+    alone: Any, tmp_path: Path
+) -> None:
+    search(tmp_path / "a.journal", trials=1)
+    text = (tmp_path / "a.journal").read_text().splitlines()
+    lines = [json.loads(line) for line in text]
+    for line in lines:
+        attributes = line.get("user_attr", {})
+        if ALONE in attributes:
+            attributes[ALONE] = alone
+    (tmp_path / "a.journal").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = search(tmp_path / "a.journal", trials=3)
+    assert drawn(found) == drawn(search(tmp_path / "b.journal", trials=3))
 
 
 def test_search_when_a_worker_elsewhere_falls_silent_then_its_trial_is_tried_again(

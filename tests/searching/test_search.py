@@ -310,6 +310,17 @@ def test_search_when_optuna_is_missing_then_says_what_to_install(
         search(tmp_path / "a.journal")
 
 
+def test_search_when_cmaes_is_missing_then_says_what_to_install_and_tries_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    storage = InMemoryStorage()
+    with pytest.raises(MissingExtraError, match=r"'cmaes'.*pip install \"secateur\[search\]\""):
+        search(storage, sampler="cmaes")
+    assert not [t for s in storage.get_all_studies() for t in storage.get_all_trials(s._study_id)]
+    assert len(search(storage, sampler="annealing", trials=2).trials) == 2  # others do without
+
+
 def test_sampler_when_it_is_one_of_optunas_then_draws() -> None:
     found = search(InMemoryStorage(), sampler=optuna.samplers.RandomSampler(seed=0), trials=5)
     assert len(found.trials) == 5

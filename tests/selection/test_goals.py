@@ -48,7 +48,7 @@ def left(of, result, example=X):
 
 
 COUNTED = sorted(name for name in COSTS if not issubclass(COSTS[name], Timed))
-ALLOCATIONS = ["uniform", "global", "depth", "owl", "error"]
+ALLOCATIONS = ["uniform", "global", "depth", "owl", "error", "estimate"]
 
 
 @pytest.mark.parametrize(("of", "share"), [*product(COUNTED, [0.2, 0.5])])
@@ -235,6 +235,45 @@ def test_pruner_when_an_amount_is_on_a_schedule_then_it_is_met_at_the_end(net):
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1]
     assert 2500 < pruner.finish().after.params <= 3000
+
+
+@pytest.mark.parametrize("allocate", NEED_DATA)
+def test_pruner_when_it_is_resumed_then_what_an_allocation_measured_is_not_measured_again(
+    net, allocate, tmp_path
+):
+    data = list(torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(0)))
+    config = sc.Config(sparsity=0.5, of="macs", allocate=allocate, schedule="linear", steps=3)
+    pruner = sc.Pruner(net, config, X)
+    pruner.calibrate(data)
+    pruner.step()
+    pruner.save(tmp_path / "run")
+    fresh = Net().eval()
+    fresh.load_state_dict(net.state_dict())
+    resumed = sc.Pruner(fresh, config, X)  # it has no data: what it needs of these, it has
+    resumed.load(tmp_path / "run")
+    for each in (pruner, resumed):
+        parameters = dict(each.model.named_parameters())
+        with torch.no_grad():  # a training, after which other shares would be found
+            parameters["up.weight"].mul_(20)
+            parameters["wide.weight"].mul_(torch.linspace(0, 9, 64)[:, None])
+        each.step()
+        each.step()
+    assert resumed.plan == pruner.plan
+    assert resumed.finish().goals[0].met
+
+
+@pytest.mark.parametrize("found", [{"ladders": []}, {"outliers": [1.0]}, {"ladders": "x"}, 3])
+def test_pruner_when_a_states_allocation_is_of_another_model_then_says_so(net, found):
+    config = sc.Config(sparsity=0.5, of="macs", allocate="error", steps=2, schedule="linear")
+    pruner = sc.Pruner(net, config, X)
+    state = {**pruner.state_dict(), "allocation": found}
+
+    def resumed():
+        pruner.load_state_dict(state)
+        pruner.step()
+
+    with pytest.raises(FileError, match="allocation|other groups"):
+        resumed()
 
 
 def test_report_when_there_were_goals_then_it_tells_them(net):

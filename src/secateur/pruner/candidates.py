@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError
+from secateur.graph.groups import Group
 from secateur.masks import masking
-from secateur.repair import output_error
+from secateur.repair import estimated_errors, output_error
 from secateur.runtime.copying import copied
 from secateur.runtime.distributed import whole
 from secateur.runtime.forbidding import Forbidden
@@ -96,20 +97,58 @@ class Candidates:
         self.budget.without(made.drop)
         return made
 
-    def lost(self, keeps: Mapping[str, Tensor], drop: tuple[str, ...] = ()) -> float:
-        """Return how far the output is off when groups keep such positions, and blocks go."""
-        tensors, masks = self.tensors(), dict(Plan({}, drop).masks(self.known))
+    def lost(
+        self,
+        keeps: Mapping[str, Tensor],
+        drop: tuple[str, ...] = (),
+        *,
+        squares: bool = False,
+    ) -> float:
+        """Return how far the output is off when groups keep such positions, and blocks go.
+
+        ``squares``: of outputs, where these are predictions too.
+        """
+        masks = self._masks(keeps, dict(Plan({}, drop).masks(self.known)))
+        batches, how = self.budget.known.batches, self.repairs
+        besides = self.besides(keeps, drop)
+        return output_error(self.model, masks, self.known, batches, how, squares=squares, **besides)
+
+    def error(self, keeps: Mapping[int, Tensor], *, squares: bool = False) -> float:
+        """Return how far the output is off when some selectables keep such positions alone."""
+        named = {self.selectables[i].name: keep for i, keep in keeps.items()}
+        return self.lost(named, squares=squares)
+
+    def _masks(self, keeps: Mapping[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return masks, and those of what groups keep besides."""
+        tensors = self.tensors()
         for each in self.selectables:
             if each.name in keeps:
                 for name, mask in each.masks(keeps[each.name], tensors).items():
                     masks[name] = masks[name] & mask if name in masks else mask
-        batches, how = self.budget.known.batches, self.repairs
-        besides = self.besides(keeps, drop)
-        return output_error(self.model, masks, self.known, batches, how, **besides)
+        return masks
 
-    def error(self, keeps: Mapping[int, Tensor]) -> float:
-        """Return how far the output is off when some selectables keep such positions alone."""
-        return self.lost({self.selectables[i].name: keep for i, keep in keeps.items()})
+    def estimated(self, cuts: Sequence[Mapping[int, Tensor]]) -> list[float]:
+        """Return the error of many cuts, from gradients; measured where these do not say it."""
+        told = [all(self._only_read(self.selectables[i].group) for i in cut) for cut in cuts]
+        masks = [
+            self._masks({self.selectables[i].name: keep for i, keep in cut.items()}, {})
+            for cut, tells in zip(cuts, told, strict=True)
+            if tells
+        ]
+        given = self.model, self.known, masks, self.budget.known.batches, self.repairs
+        errors = iter(estimated_errors(*given))
+        found = [next(errors) if tells else None for tells in told]
+        return [
+            self.error(cut, squares=True) if error is None else error
+            for cut, error in zip(cuts, found, strict=True)
+        ]
+
+    def _only_read(self, group: Group | None) -> bool:
+        """Tell whether nothing but parameters reads a group, and no router chooses among it."""
+        if group is None or group.unchosen:
+            return False
+        sites = self.known.inferred.sites_of(group.atom)
+        return all(site.weight is not None for site in sites)
 
     def smaller(self, keeps: Sequence[Tensor]) -> nn.Module:
         """Return a smaller model of what stays, to be measured and dropped."""

@@ -268,11 +268,12 @@ class Pruner:
         with torch.no_grad():
             given = self.method.scores()
             scores = self.scores(tensors, given)
-            self.budget.known.error = self.candidates.error
+            known, candidates = self.budget.known, self.candidates
+            known.error, known.estimated = candidates.error, candidates.estimated
             try:
-                made = self.candidates.decided(scores, tensors, share)
-            finally:
-                self.budget.known.error = None  # what is dropped is gone at once: no cycle
+                made = candidates.decided(scores, tensors, share)
+            finally:  # what is dropped is gone at once: no cycle
+                known.error = known.estimated = None
             notes = [*made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)

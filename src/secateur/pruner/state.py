@@ -41,6 +41,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "masks": dict(run.decision.masks),
         "below": below,
         "before": run.before,
+        "allocation": run.candidates.budget.known.found,
         "statistics": run.statistics.state_dict(),
         "method": run.method.state_dict(),
         "peak": run.optimizing.last.peak,
@@ -83,5 +84,6 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
         level=state["level"],
     )
     run.before = state.get("before", {})
+    run.candidates.budget.take_over(state.get("allocation", {}))
     run.optimizing.last.peak = state.get("peak", 0.0)
     run.optimizing.last.ever = state.get("ever", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from secateur.registry import import_all
 
 from .curve import output_error as output_error
+from .estimates import estimated_errors as estimated_errors
 from .norms import reestimate_norms as reestimate_norms
 from .report import Distance as Distance
 from .report import Refit as Refit

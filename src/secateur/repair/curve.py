@@ -28,6 +28,7 @@ def output_error(
     also: frozenset[str] = frozenset(),
     skipped: Mapping[str, Passing] | None = None,
     forbidden: Sequence[Forbidden] = (),
+    squares: bool = False,
 ) -> float:
     """Return how far a masked model's output is from the dense one's, after a repair if named.
 
@@ -41,15 +42,17 @@ def output_error(
         batches: of inputs; a repair fits three of four, and the others are measured.
         how: a name in ``secateur.repairs``, or None.
         also, skipped, forbidden: as for ``repair``.
+        squares: it is the square of the outputs' error also where these are logits.
     """
     skips = skipped or {}
     if how:
         options: dict[str, Any] = {"also": also, "skipped": skips, "forbidden": forbidden}
-        return _number(repair(model, masks, structure, batches, how, **options)[1].after)
+        after = repair(model, masks, structure, batches, how, **options)[1].after
+        return _number(after, squares)
     pruned = masked(copied(model), masks)
     with without(pruned, skips, forbidden):
-        return _number(distance(model, pruned, batches))
+        return _number(distance(model, pruned, batches), squares)
 
 
-def _number(found: Distance) -> float:
-    return found.error**2 if found.kl is None else found.kl
+def _number(found: Distance, squares: bool) -> float:
+    return found.error**2 if squares or found.kl is None else found.kl

@@ -75,8 +75,28 @@ class _Wanted:
     def __init__(self, place: int, name: str, y: Tensor, masks: Sequence[Tensor]):
         self.rows = rows_of(y, masks)
         self.key = place, self.rows.shape[-1]
-        predicts = name == "logits" and self.rows.shape[-1] > 1
-        self.log = F.log_softmax(self.rows, -1) if predicts else None
+        self.log = F.log_softmax(self.rows, -1) if predicts(name, self.rows) else None
+
+
+class Spread:
+    """How far the dense model's outputs are from their means, summed over rows."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[int, int], Tensor] = {}
+        """Output, features → rows, sums, sums of squares."""
+
+    def add(self, key: tuple[int, int], rows: Tensor) -> None:
+        """Add rows ``(rows, features)`` of an output."""
+        count = torch.full_like(rows[0], len(rows)) if len(rows) else rows.sum(0)
+        sums = torch.stack([count, rows.sum(0), rows.square().sum(0)])
+        self.sums[key] = self.sums.get(key, 0) + sums
+
+    def whole(self) -> float:
+        """Return the sum of what all ranks have seen."""
+        everywhere = summed({key: {"all": found} for key, found in self.sums.items()})
+        spread = (found["all"] for found in everywhere.values())
+        each = (q - total.square() / rows.clamp(min=1) for rows, total, q in spread)
+        return sum(float(varied.clamp(min=0).sum()) for varied in each)
 
 
 class _Gap:
@@ -84,15 +104,12 @@ class _Gap:
 
     def __init__(self) -> None:
         self.gap = self.divergence = self.predictions = 0.0
-        self.spread: dict[tuple[int, int], Tensor] = {}
-        """Output, features → rows, sums, sums of squares."""
+        self.spread = Spread()
 
     def add(self, wanted: _Wanted, found: Tensor) -> None:
         a = wanted.rows
         self.gap += float((a - found).square().sum())
-        count = torch.full_like(a[0], len(a)) if len(a) else a.sum(0)
-        sums = torch.stack([count, a.sum(0), a.square().sum(0)])
-        self.spread[wanted.key] = self.spread.get(wanted.key, 0) + sums
+        self.spread.add(wanted.key, a)
         if (log := wanted.log) is not None:
             missed = log - F.log_softmax(found, -1)
             self.divergence += float((log.exp() * missed).sum())
@@ -102,10 +119,7 @@ class _Gap:
         """Return what the sums of all ranks say."""
         own = torch.tensor([self.gap, self.divergence, self.predictions], dtype=torch.float64)
         gap, divergence, predictions = reduced(own, "sum").tolist()
-        everywhere = summed({key: {"all": found} for key, found in self.spread.items()})
-        spread = (found["all"] for found in everywhere.values())
-        each = (q - total.square() / rows.clamp(min=1) for rows, total, q in spread)
-        whole = sum(float(varied.clamp(min=0).sum()) for varied in each)
+        whole = self.spread.whole()
         error = sqrt(gap / whole) if whole > 0 else (0.0 if gap == 0 else nan)
         return Distance(error, divergence / predictions if predictions else None)
 
@@ -118,12 +132,22 @@ def _pairs(batches: Iterable[Any], given: Iterable[Any] | None) -> Iterable[tupl
 def _outputs(model: nn.Module, batch: Any) -> list[tuple[str, Tensor]]:
     with undisturbed(model), evaluating(model):
         out = call(model, batch)
+    return [(name, x.detach().clone()) for name, x in outputs_in(out)]
+
+
+def outputs_in(out: Any) -> list[tuple[str, Tensor]]:
+    """Return the tensors of what a model returned; predictions are called "logits"."""
     logits = getattr(out, "logits", None)
     if isinstance(logits, Tensor):
-        return [("logits", logits.detach().clone())]
-    leaves = [x.detach().clone() for x in tree_leaves(out) if _has_numbers(x)]
+        return [("logits", logits)]
+    leaves = [x for x in tree_leaves(out) if _has_numbers(x)]
     lone = len(leaves) == 1 and leaves[0].ndim == 2
     return [("logits" if lone else "", leaf) for leaf in leaves]
+
+
+def predicts(name: str, rows: Tensor) -> bool:
+    """Tell whether rows of an output are logarithms of chances, to a constant."""
+    return name == "logits" and rows.shape[-1] > 1
 
 
 def _has_numbers(x: Any) -> bool:

@@ -25,6 +25,8 @@ PLACES = 64
 
 Chunks = Iterator[tuple[slice, Tensor, Tensor | None]]
 
+Sampled = Iterator[tuple[slice, slice, Tensor, Tensor]]
+
 CHUNK = 1 << 24
 """Elements of the patches of a convolution that exist at once: 64 MiB."""
 
@@ -53,6 +55,11 @@ class Reading:
         """Return how many rows there were to read, ``(1,)``."""
         rows = self.count()[:1]
         return rows if self.chosen_of is None else torch.full_like(rows, self.chosen_of)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether rows are those of the first sample, then of the second, and so on."""
+        return True
 
     @property
     def systems(self) -> int:
@@ -85,6 +92,21 @@ class Reading:
 
     def parts(self, made: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield systems, and their rows ``(systems, rows, *)`` of what was made of the output."""
+        raise NotImplementedError
+
+    def sampled(self, made: Tensor, samples: int) -> Sampled:
+        """Yield systems, samples, and their inputs beside what has the output's form.
+
+        A gradient, say: nothing that the operation adds to the product is taken off.
+
+        Args:
+            made: what has the form of the output.
+            samples: how many the forward ran on; rows are theirs in turn.  Where these cannot be
+                shared among them, all are of one.
+
+        Yields:
+            ``(systems, samples, rows, features)`` and ``(systems, samples, rows, out)``.
+        """
         raise NotImplementedError
 
     def chunks(self, output: Tensor | None = None, *, places: int = PLACES) -> Chunks:
@@ -121,11 +143,25 @@ class Rows(Reading):
     def _inputs(self) -> Tensor:
         return self.x if self.valid is None else self.x[:, self.valid]
 
+    def sampled(self, made: Tensor, samples: int) -> Sampled:
+        x, y = self.x, self._laid(made)
+        if self.valid is not None:
+            y = y * self.valid[:, None].to(y)
+        samples = samples if x.shape[1] % samples == 0 else 1
+        x, y = (t.reshape(len(t), samples, -1, t.shape[-1]) for t in (x, y))
+        step = max(1, CHUNK // max(1, len(x) * x.shape[-1] * y.shape[-1]))
+        for start in range(0, samples, step):
+            some = slice(start, start + step)
+            yield slice(None), some, x[:, some], y[:, some]
+
     def _outputs(self, output: Tensor) -> Tensor:
-        y = output if self.before is None else output - self.before
-        y = y.transpose(-1, -2) if self.turned and y.ndim > 1 else y
-        y = y.reshape(*self.x.shape[:2], self.arrangement.sizes[1])
+        y = self._laid(output if self.before is None else output - self.before)
         return y if self.valid is None else y[:, self.valid]
+
+    def _laid(self, y: Tensor) -> Tensor:
+        """Return ``(systems, rows, out)``."""
+        y = y.transpose(-1, -2) if self.turned and y.ndim > 1 else y
+        return y.reshape(*self.x.shape[:2], self.arrangement.sizes[1])
 
 
 @dataclass
@@ -138,6 +174,10 @@ class Routed(Reading):
     @property
     def _geometry(self) -> Any:
         return tuple(self.ends)
+
+    @property
+    def in_turn(self) -> bool:
+        return False
 
     def _parts(self, tensor: Tensor) -> Iterator[Tensor]:
         start = 0
@@ -247,9 +287,24 @@ class Patches(Reading):
         x = x.reshape(batch, self.groups, channels // self.groups, -1, *x.shape[2 + rank :])
         return x.movedim(3, 2).movedim(0, 1).flatten(1, 2).flatten(2)
 
+    def sampled(self, made: Tensor, samples: int) -> Sampled:
+        samples = samples if len(self.x) % samples == 0 else 1
+        each = len(self.x) // samples
+        rows = self.x.shape[1] * torch.Size(self.kernel).numel() * made[0, 0].numel() * each
+        step = max(1, CHUNK // max(1, rows))
+        for start in range(0, samples, step):
+            some = slice(start, min(samples, start + step))
+            of = slice(some.start * each, some.stop * each)
+            x, y = self._unfolded(self._planes(self.x[of]), None), self._laid(made[of], None)
+            x, y = (t.reshape(len(t), some.stop - some.start, -1, t.shape[-1]) for t in (x, y))
+            yield slice(None), some, x, y
+
     def _outputs(self, output: Tensor, places: Tensor | None) -> Tensor:
+        bias = self.bias
+        return self._laid(output if bias is None else output - _beside(bias, output.ndim), places)
+
+    def _laid(self, y: Tensor, places: Tensor | None) -> Tensor:
         """Return ``(groups, rows, outputs of a group)``."""
-        y = output if self.bias is None else output - _beside(self.bias, output.ndim)
         y = y.reshape(len(y), self.groups, y.shape[1] // self.groups, -1)
         y = y if places is None else y.index_select(3, places)
         return y.movedim(3, 2).movedim(0, 1).flatten(1, 2)

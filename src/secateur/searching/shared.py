@@ -26,8 +26,10 @@ from .samplers.ours import SHARES
 from .seeds import seed_of
 from .slots import ENDED, Worker, fail, given_up, winner
 from .space import MOST, NEAR, Allocation, Space
-from .storage import Place, opened_study, quiet, released, storage_at
+from .storage import Place, attributes_of, opened_study, quiet, released, storage_at
 
+ALONE = "secateur:alone"
+"""User attribute of a study: what pruning does without it, which may have taken long to find."""
 REMOVED, COST, GOAL = "secateur:removed", "secateur:cost", "share that goes"
 EQUAL = 0.5
 """Any number: shares that are equal stay so when they meet the goal."""
@@ -60,8 +62,13 @@ class Shared:
         if self.fronts:
             directions.append("minimize")
         pruner, name = self.options.pruner or MedianPruner(), self.options.name
+        known = attributes_of(self.opened, name).get(ALONE)
+        if known is not None:
+            self.space.resume(known)
         study = opened_study(self.opened, name, directions, self._sampler(), pruner)
         claim(study, self._facts())
+        if known is None:
+            study.set_user_attr(ALONE, self.space.alone)
         return study
 
     @cached_property

@@ -120,6 +120,23 @@ class Space:
             for unit in self.units.values()
         )
 
+    @property
+    def alone(self) -> dict[str, Any]:
+        """What pruning without a search came to, as plain data; ``resume`` takes it."""
+        return {"shares": list(self.first), "unmet": self.pruner.budget.unmet}
+
+    def resume(self, alone: Any) -> None:
+        """Take over what pruning without a search came to: it may have measured for long.
+
+        What is of other units is left: whose search it is is checked elsewhere.
+        """
+        shares = alone.get("shares") if isinstance(alone, dict) else None
+        if not isinstance(shares, list) or len(shares) != len(self.units):
+            return
+        if all(isinstance(share, float) and 0 <= share <= MOST for share in shares):
+            self.first = tuple(shares)
+            self.pruner.budget.unmet = str(alone.get("unmet", ""))
+
     def settled(self, shares: Sequence[float], goal: float | None = None) -> Allocation:
         """Return the allocation nearest to some shares that costs at most the goal.
 

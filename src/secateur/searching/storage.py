@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
@@ -108,6 +109,18 @@ def released(storage: BaseStorage) -> Iterator[None]:
         storage.remove_session()
         if isinstance(storage, RDBStorage):
             storage.engine.dispose()
+
+
+def attributes_of(storage: BaseStorage, name: str) -> dict[str, Any]:
+    """Return what a study says of itself; nothing where there is none of this name.
+
+    >>> attributes_of(optuna.storages.InMemoryStorage(), "search")
+    {}
+    """
+    try:
+        return storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    except KeyError:
+        return {}
 
 
 def opened_study(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +196,12 @@ class Budget:
     def without(self, drop: Sequence[str]) -> None:
         """Let blocks go besides, which costs nothing of what groups lose."""
         if tuple(drop) != self.drop:
-            self.drop, self._spread = tuple(drop), None
+            self.drop = tuple(drop)
+            self.take_over({})
+
+    def take_over(self, found: Mapping[str, Any]) -> None:
+        """Share by what an allocator found out in an earlier run, or find it out again."""
+        self.known.found, self._spread = dict(found), None
 
     def _inside_dropped(self) -> set[str]:
         """Return the groups that go with the blocks, and that no other must be as wide as."""

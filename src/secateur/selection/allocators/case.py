@@ -16,6 +16,9 @@ from secateur.structure import Structure
 Spread = Callable[[float], Sequence[float]]
 """A strength in [0, 1] → the share that each selectable loses; never falls, and ends at 1."""
 
+Curve = list[tuple[float, float]]
+"""(Share of a group that goes, error of the model's output), ascending."""
+
 
 @dataclass
 class Known:
@@ -27,14 +30,18 @@ class Known:
         labelled: the run has data, whose batches are what a loss takes.
         error: how far the model's output is from the dense one's when these positions are kept, by
             place of the selectable; after the repair that will follow, if one will.
-        curves: errors that were measured of these scores already, by places of selectables.
+        estimated: such errors of many cuts at once, from gradients, in one unit for all.
+        curves: errors of these scores that are known already, by places of selectables.
+        found: what an allocator has found out, as plain data: a run that is resumed has it.
     """
 
     model: nn.Module | None = None
     batches: Sequence[Any] = ()
     labelled: bool = False
     error: Callable[[dict[int, Tensor]], float] | None = None
-    curves: dict[tuple[int, ...], list[tuple[float, float]]] = field(default_factory=dict)
+    estimated: Callable[[Sequence[dict[int, Tensor]]], Sequence[float]] | None = None
+    curves: dict[tuple[int, ...], Curve] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from secateur.errors import FileError
 from secateur.scoring.allocations import allocators
 from secateur.selection.calibration import Calibration, observe_forwards
 
@@ -21,6 +22,18 @@ def owl(case: Case) -> Spread:
 
     Yin et al., 2023, arXiv:2310.05175 (OWL)
     """
+    if "outliers" not in case.known.found:
+        case.known.found["outliers"] = _outliers(case)
+    outliers = case.known.found["outliers"]
+    if len(outliers) != len(case.selectables):
+        raise FileError(
+            "the state of the run shares its goal out among other groups than there are"
+        )
+    return _within(outliers, case)
+
+
+def _outliers(case: Case) -> list[float]:
+    """Return the share of outliers of each selectable's weights."""
     batches = case.needs_data("owl")
     assert case.known.model is not None
     asking = [replace(each, criterion="wanda") for each in case.selectables]
@@ -37,7 +50,7 @@ def owl(case: Case) -> Spread:
             found += float((size > TIMES_THE_MEAN * size.mean()).sum())
             total += size.numel()
         outliers.append(found / total if total else 0.0)
-    return _within(outliers, case)
+    return outliers
 
 
 def _within(outliers: list[float], case: Case) -> Spread:

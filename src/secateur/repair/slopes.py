@@ -1,0 +1,170 @@
+"""How far a model's outputs move when weights change, from the slopes of the outputs at them.
+
+Outputs count in squares, logits too: the divergence of predictions has slopes as well, but where
+these are confident few samples have any (benchmarks/results/curves.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.errors import ConfigError
+from secateur.runtime.batches import call, padding
+from secateur.runtime.distributed import reduced
+from secateur.runtime.progress import shown
+from secateur.scoring.arrangement import Arrangement
+from secateur.scoring.readings import Reading
+from secateur.scoring.watching import Watch
+
+from .quality import Spread, outputs_in, rows_of
+
+
+class Moves:
+    """How far outputs move, sample for sample, when weights change.
+
+    Args:
+        changes: cut → reader → change of its weight, ``(systems, out, features)``.
+        watched: the parameters, by name.
+        means: what an intercept takes over of a reader's inputs, ``(systems, features)``, if any.
+    """
+
+    def __init__(
+        self,
+        changes: Mapping[int, Mapping[Arrangement, Tensor]],
+        watched: Mapping[str, Tensor],
+        means: Callable[[Arrangement], Tensor | None],
+    ):
+        self.cuts = list(changes)
+        place = {cut: i for i, cut in enumerate(self.cuts)}
+        of: dict[Arrangement, list[tuple[int, Tensor]]] = {}
+        for cut, each in changes.items():
+            for arrangement, change in each.items():
+                of.setdefault(arrangement, []).append((place[cut], change))
+        self._changes = {
+            arrangement: (torch.tensor([i for i, _ in every]), torch.stack([c for _, c in every]))
+            for arrangement, every in of.items()
+        }
+        self._means = {arrangement: means(arrangement) for arrangement in of}
+        self._watched = {a.name: watched[a.name] for a in of}
+        self._moved = torch.zeros(())  # (cuts, samples) of one batch
+
+    def measured(self, model: nn.Module, batches: Sequence[Any]) -> dict[int, float]:
+        """Return the error of each cut."""
+        if not self.cuts:
+            return {}
+        spread, generator = Spread(), torch.Generator().manual_seed(0)
+        squares = torch.zeros(len(self.cuts), dtype=torch.float64)
+        watch = _Hooking(self._watched.items(), self._slope)
+        for batch in shown(batches, "estimating: slopes"):
+            self._moved = torch.zeros(len(self.cuts), _samples(batch), dtype=torch.float64)
+            masks = padding(model, batch)
+            watch.start(masks)
+            with torch.enable_grad():
+                out = call(model, batch, within=watch)
+                watch.hook()
+                _backward(_direction(outputs_in(out), masks, spread, generator))
+            for parameter in model.parameters():
+                parameter.grad = None
+            squares += self._moved.square().sum(1)
+        errors = reduced(squares, "sum") / max(spread.whole(), 1e-30)
+        return dict(zip(self.cuts, errors.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _slope(self, reading: Reading, gradient: Tensor) -> None:
+        """Add what a reader's changes do to each sample."""
+        arrangement = reading.arrangement
+        if arrangement not in self._changes:
+            return
+        place, changes = self._changes[arrangement]
+        means = self._means[arrangement]
+        for where, some, x, slopes in reading.sampled(gradient, self._moved.shape[1]):
+            if means is not None:
+                x = x - means[where][:, None, None].to(x)
+            of_weight = torch.einsum("snpo,snpf->nsof", slopes, x).flatten(1)
+            moved = changes[:, where].flatten(1).to(of_weight) @ of_weight.T
+            self._moved[place, some] += moved.to(self._moved)
+
+
+class _Hooking(Watch):
+    """A watch that tells the gradient of what came out of each reading, once a backward runs.
+
+    Autograd knows an output only when its operation is over, and in-place operations that follow
+    make another tensor of it: so a hook is put on before the next operation runs.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]], slope: Any):
+        super().__init__(named, self._wait)
+        self._slope = slope
+        self._made: tuple[Reading, Tensor] | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.hook()
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _wait(self, reading: Reading, out: Tensor) -> None:
+        self._made = reading, out
+
+    def hook(self) -> None:
+        """Put a hook on what the last operation made, if that was a reading."""
+        if self._made is None:
+            return
+        (reading, out), self._made = self._made, None
+        if out.requires_grad:
+            out.register_hook(partial(self._slope, reading))
+
+
+def _samples(batch: Any) -> int:
+    """Return how many samples a batch has: the first dimension counts them."""
+    sizes = [len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim]
+    return sizes[0] if sizes else 1
+
+
+def _direction(
+    outputs: Sequence[tuple[str, Tensor]],
+    masks: Sequence[Tensor],
+    spread: Spread,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return a sum of all outputs with signs that are drawn.
+
+    The square of what a change adds to it is, in the mean over signs, the sum of the squares of
+    what it adds to each output.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for place, (_, output) in enumerate(outputs):
+        rows = rows_of(output, masks)
+        spread.add((place, rows.shape[-1]), rows.detach())
+        signs = 2 * torch.randint(0, 2, rows.shape, generator=generator) - 1
+        total = total.to(rows.device) + (rows * signs.to(rows)).sum()
+    return total
+
+
+def _backward(total: Tensor) -> None:
+    """Run a backward.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    problem: Exception | None = None
+    if total.requires_grad:
+        try:
+            total.backward()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            problem = error
+        else:
+            return
+    why = f": {problem}" if problem else ""
+    raise ConfigError(
+        "allocate='estimate' needs gradients, and none come from the model's outputs"
+        f"{why}; take allocate='error', which measures"
+    ) from problem

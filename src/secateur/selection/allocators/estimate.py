@@ -1,0 +1,28 @@
+"""By error curves that are estimated, all at once."""
+
+from __future__ import annotations
+
+from secateur.scoring.allocations import allocators
+
+from .case import Case, Spread
+from .curves import cheapest, curve_of, cuts_of, unknown
+
+SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.9375)
+"""Of a group that are estimated: more of them cost little."""
+
+
+@allocators.register(data=True, coarse=True)
+def estimate(case: Case) -> Spread:
+    """As ``error``, by second-order estimates: two passes over the data for all groups together.
+
+    Errors are squares of what the outputs move by; a group of which gradients say nothing (whole
+    experts, queries and keys) is measured.
+    """
+    if units := unknown(case):
+        case.needs_data("estimate")
+        assert case.known.estimated is not None
+        cuts = [cuts_of(case, unit, SHARES) for unit in units]
+        errors = iter(case.known.estimated([keeps for every in cuts for _, keeps in every]))
+        for unit, every in zip(units, cuts, strict=True):
+            case.known.curves[unit] = curve_of(every, [next(errors) for _ in every])
+    return cheapest(case)
