@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -91,6 +93,29 @@ def params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def speed_up(model: nn.Module, masks: Any) -> None:
+    """Cut as the scripts do; what is cut is smaller, and computes what the masked model does."""
+    before = params(model)
+    speedup = ModelSpeedup(model, dummy_input, masks)
+    assert speedup.speedup_model() is model
+    assert speedup.result.verification.passed
+    assert speedup.result.verification.exact
+    assert params(model) < before
+
+
+def whole_channels(masks: Any) -> bool:
+    """Tell whether each output channel is masked as a whole, or not at all."""
+    rows = [by["weight"].flatten(1) for by in masks.values()]
+    return all(torch.equal(r.amax(1), r.amin(1)) for r in rows)
+
+
+def left(small: nn.Module, config_list: Any) -> float:
+    """Return the share of the weights of a config's layers that a smaller model has."""
+    names = [name for entry in config_list for name in entry["op_names"]]
+    sizes = [[m.get_submodule(n).weight.numel() for n in names] for m in (small, net())]
+    return sum(sizes[0]) / sum(sizes[1])
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # log_dir is "." by default
@@ -106,13 +131,17 @@ def test_quick_start_and_speedup() -> None:
     _, masks = pruner.compress()
     for mask in masks.values():
         assert float(mask["weight"].sum() / mask["weight"].numel()) == 0.5
+    assert "head" not in masks
+    assert whole_channels(masks)
     pruner._unwrap_model()
-    before = params(model)
-    ModelSpeedup(model, dummy_input, masks).speedup_model()
-    assert params(model) < before
+    speed_up(model, masks)
+    assert model.stages[0].conv1.out_channels == net().stages[0].conv1.out_channels / 2
     optimizer = SGD(model.parameters(), 1e-2)
     trainer(model, optimizer, F.cross_entropy)
-    assert 0 <= evaluator(model) <= 100
+    small = copy.deepcopy(model.state_dict())
+    trainer(model, optimizer, F.cross_entropy)
+    assert any(not torch.equal(v, small[n]) for n, v in model.state_dict().items())
+    assert evaluator(model) == pytest.approx(evaluator(copy.deepcopy(model)))
 
 
 @pytest.mark.slow
@@ -123,7 +152,9 @@ def test_dependency_aware() -> None:
     _, masks = pruner.compress()
     pruner.show_pruned_weights()
     pruner._unwrap_model()
-    ModelSpeedup(model, dummy_input, masks).speedup_model()
+    one, other = masks["stages.1.conv2"]["weight"], masks["stages.1.shortcut.0"]["weight"]
+    assert torch.equal(one.flatten(1).amax(1), other.flatten(1).amax(1))
+    speed_up(model, masks)
     assert model.stages[0].conv2.out_channels == 4
 
 
@@ -134,17 +165,22 @@ def test_taylor_with_a_trainer_and_exported_files() -> None:
     pruner = TaylorFOWeightPruner(
         model, config_list, trainer, optimizer, F.cross_entropy, training_batches=2
     )
-    pruner.compress()
+    _, masks = pruner.compress()
     pruner.export_model(model_path="model.pth", mask_path="mask.pth")
     pruner._unwrap_model()
-    ModelSpeedup(model, dummy_input, "mask.pth").speedup_model()
-    assert 0 <= evaluator(model) <= 100
+    assert all(name.startswith("stages") for name in masks)
+    assert {float(by["weight"].mean()) for by in masks.values()} == {0.5}
+    assert whole_channels(masks)
+    written, masked = load_file("model.pth"), model.state_dict()
+    assert all(torch.equal(written[name], masked[name]) for name in masked)
+    speed_up(model, "mask.pth")
+    assert model.stages[1].conv1.out_channels == net().stages[1].conv1.out_channels / 2
 
 
 @pytest.mark.slow
 def test_movement_with_an_evaluator() -> None:
     model = net()
-    config_list = [{"op_types": ["Conv2d"], "op_partial_names": ["stages"], "sparsity": 0.1}]
+    config_list = [{"op_types": ["Conv2d"], "op_partial_names": ["stages"], "sparsity": 0.48}]
     traced_optimizer = nni.trace(Adam)(model.parameters(), lr=0.01)
     movement_evaluator = TorchEvaluator(training_func, traced_optimizer, F.cross_entropy)
     pruner = MovementPruner(
@@ -160,7 +196,13 @@ def test_movement_with_an_evaluator() -> None:
     )
     _, masks = pruner.compress()
     pruner.show_pruned_weights()
+    shares = [float(by["weight"].mean()) for by in masks.values()]
+    assert all(0 < share <= 1 for share in shares)
+    assert min(shares) < 1  # a threshold for learned scores, not a ratio
     assert set(masks["stages.0.conv1"]) == {"weight"}
+    pruner._unwrap_model()
+    for name, by_target in masks.items():
+        assert not model.get_submodule(name).weight[by_target["weight"] == 0].any()
 
 
 @pytest.mark.slow
@@ -188,9 +230,9 @@ def test_iterative_pruning(written: str) -> None:
     pruner = AGPPruner(**kw_args)
     pruner.compress()
     _, model, masks, best_acc, best_config_list = pruner.get_best_result()
-    assert params(model) < params(net())
     assert (masks, best_acc) == ({}, None)
-    assert best_config_list
+    assert left(model, best_config_list) == pytest.approx(0.5, abs=0.02)
+    assert model(dummy_input).shape == (4, 10)
 
 
 @pytest.mark.slow
@@ -206,8 +248,10 @@ def test_pruning_scheduler() -> None:
         evaluator=None, reset_weight=False
     )  # fmt: skip
     scheduler.compress()
-    _, model, _, _, _ = scheduler.get_best_result()
-    assert 0 <= evaluator(model) <= 100
+    number, model, masks, _, best_config_list = scheduler.get_best_result()
+    assert (number, masks) == (2, {})
+    assert left(model, best_config_list) == pytest.approx(0.5, abs=0.02)
+    assert model(dummy_input).shape == (4, 10)
 
 
 def test_lottery_ticket() -> None:
@@ -219,7 +263,10 @@ def test_lottery_ticket() -> None:
     )  # fmt: skip
     pruner.compress()
     _, model, masks, _, _ = pruner.get_best_result()
-    assert float(masks["stages.0.conv1"]["weight"].mean()) == pytest.approx(0.2, abs=0.01)
+    for name, mask in masks.items():
+        assert float(mask["weight"].mean()) == pytest.approx(0.2, abs=0.01)
+        start = net().get_submodule(name).weight  # what is left is as it was at first
+        assert torch.equal(model.get_submodule(name).weight, start * mask["weight"])
     finetuner(model)
 
 
@@ -233,9 +280,13 @@ def test_simulated_annealing() -> None:
         finetuner=finetuner, speedup=True, dummy_input=dummy_input
     )  # fmt: skip
     pruner.compress()
-    _, model, masks, best_acc, _ = pruner.get_best_result()
+    _, model, masks, best_acc, best_config_list = pruner.get_best_result()
     assert masks == {}
     assert best_acc == pytest.approx(evaluator(model))
+    assert left(model, best_config_list) == pytest.approx(0.5, abs=0.03)
+    tasks = pruner.task_generator.tasks
+    assert best_acc == max(task.score for task in tasks)
+    assert len({tuple(entry["total_sparsity"] for entry in t.config_list()) for t in tasks}) > 1
 
 
 @pytest.mark.slow
@@ -258,8 +309,10 @@ def test_auto_compress() -> None:
     pruner.compress()
     _, model, masks, best_acc, config_list = pruner.get_best_result()
     total = sum(mask["weight"].numel() for mask in masks.values())
-    left = sum(float(mask["weight"].sum()) for mask in masks.values())
-    assert left / total == pytest.approx(0.4, abs=0.01)
+    kept = sum(float(mask["weight"].sum()) for mask in masks.values())
+    assert kept / total == pytest.approx(0.4, abs=0.01)
+    for name, mask in masks.items():
+        assert not model.get_submodule(name).weight[mask["weight"] == 0].any()
 
 
 class InvertedResidual(nn.Module):
@@ -305,9 +358,12 @@ def test_amc_on_mobilenet_v2() -> None:
         finetuner=finetuner, ddpg_params=ddpg_params, target="flops"
     )  # fmt: skip
     pruner.compress()
-    _, small, masks, best_acc, _ = pruner.get_best_result()
+    number, small, masks, best_acc, best_config_list = pruner.get_best_result()
     flops, left, _ = count_flops_params(small, dummy_input, verbose=False)
     assert masks == {}
-    assert flops < pre_flops
+    assert best_acc == pytest.approx(evaluator(small) / 100)
+    assert flops < 0.72 * pre_flops  # 30 % of the convolutions' were to go
     assert left < pre_params
-    assert 0 <= best_acc <= 1
+    gone = pruner.task_generator.tasks[number].state["current_total_sparsity"]
+    assert gone >= 0.28
+    assert all(0 <= entry["total_sparsity"] <= 0.8 for entry in best_config_list)
