@@ -57,6 +57,7 @@ bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.repair_cost
 	$(BIN)/python -m benchmarks.defaults
 	$(BIN)/python -m benchmarks.allocations
+	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.nni2
 	$(BIN)/python -m benchmarks.memory

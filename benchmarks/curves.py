@@ -20,7 +20,7 @@ from benchmarks.models.real import REAL
 from benchmarks.record import table, write
 from secateur import Config, Pruner
 from secateur.selection.allocators.case import Curve
-from secateur.selection.allocators.error import SHARES
+from secateur.selection.allocators.curves import SHARES
 
 SAMPLES = {"resnet20": 256}
 

@@ -35,6 +35,7 @@ CALIBRATION, FITNESS, BATCH = 256, 1000, 64
 GIVEN: dict[str, dict[str, Any]] = {
     "uniform": {"alike": True},
     "widths inside of blocks first": {},
+    "error curves, estimated": {"allocate": "estimate"},
     "error curves": {"allocate": "error"},
 }
 """Allocations that nobody searches, by the settings of ``prune`` that they are."""
@@ -115,8 +116,8 @@ def _text(found: list[dict[str, Any]]) -> str:
     about = (
         f"{MODEL} at half of its MACs, repaired on {CALIBRATION} images, not trained; valued on "
         f"{FITNESS} others. The test images were seen once, at the end. Seconds are of one thread "
-        "of a machine that others used too. The first trial of each search is the allocation "
-        "that `prune` has, the second equal shares."
+        "of a machine that others used too. The first trial of each search began at the allocation "
+        "that `prune` has, brought nearer to the goal, the second at equal shares."
     )
     heads = ["", "seed", "evaluations", "seconds", "MACs left", "valued, %", "test, %"]
     order = [*GIVEN, *SEARCHED]

@@ -14,6 +14,7 @@ import secateur as sc
 from secateur.costs import COSTS, Subject, amount_of
 from secateur.costs.cost import Timed
 from secateur.errors import ConfigError, FileError, GoalError
+from secateur.pruner.candidates import Candidates
 from secateur.report import report_of, to_markdown
 from secateur.runtime.measure import Latency
 from secateur.scoring.allocations import allocators
@@ -235,6 +236,37 @@ def test_pruner_when_an_amount_is_on_a_schedule_then_it_is_met_at_the_end(net):
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1]
     assert 2500 < pruner.finish().after.params <= 3000
+
+
+class Attending(nn.Module):
+    """Queries and keys, which only each other read, and a hidden layer, which weights read."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 12)
+        self.up, self.head = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        scores = self.q(x) @ self.k(x).transpose(1, 2)
+        return self.head(self.up(scores.softmax(-1) @ self.v(x)).relu()).mean(1)
+
+
+def test_estimate_when_no_weight_reads_a_group_then_that_alone_is_measured(monkeypatch):
+    torch.manual_seed(0)
+    measured = []
+    error = Candidates.error
+
+    def noted(self, keeps, **options):
+        measured.append(({self.selectables[i].name for i in keeps}, options))
+        return error(self, keeps, **options)
+
+    monkeypatch.setattr(Candidates, "error", noted)
+    x = torch.randn(8, 5, 6)
+    result = sc.prune(Attending().eval(), x, 0.4, of="macs", allocate="estimate", data=[x, x])
+    assert result.goals[0].met
+    assert measured
+    assert {name for names, _ in measured for name in names} == {"q"}
+    assert all(options == {"squares": True} for _, options in measured)
 
 
 @pytest.mark.parametrize("allocate", NEED_DATA)

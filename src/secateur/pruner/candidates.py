@@ -127,8 +127,8 @@ class Candidates:
                     masks[name] = masks[name] & mask if name in masks else mask
         return masks
 
-    def estimated(self, cuts: Sequence[Mapping[int, Tensor]]) -> list[float]:
-        """Return the error of many cuts, from gradients; measured where these do not say it."""
+    def estimated(self, cuts: Sequence[Mapping[int, Tensor]]) -> list[float | None]:
+        """Return the error of many cuts, from gradients; None where these do not tell it."""
         told = [all(self._only_read(self.selectables[i].group) for i in cut) for cut in cuts]
         masks = [
             self._masks({self.selectables[i].name: keep for i, keep in cut.items()}, {})
@@ -137,11 +137,7 @@ class Candidates:
         ]
         given = self.model, self.known, masks, self.budget.known.batches, self.repairs
         errors = iter(estimated_errors(*given))
-        found = [next(errors) if tells else None for tells in told]
-        return [
-            self.error(cut, squares=True) if error is None else error
-            for cut, error in zip(cuts, found, strict=True)
-        ]
+        return [next(errors) if tells else None for tells in told]
 
     def _only_read(self, group: Group | None) -> bool:
         """Tell whether nothing but parameters reads a group, and no router chooses among it."""

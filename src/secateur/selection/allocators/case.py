@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -20,6 +20,12 @@ Curve = list[tuple[float, float]]
 """(Share of a group that goes, error of the model's output), ascending."""
 
 
+class Measure(Protocol):
+    """How far the output is off when positions go; ``squares``: of outputs, logits too."""
+
+    def __call__(self, keeps: dict[int, Tensor], *, squares: bool = False) -> float: ...
+
+
 @dataclass
 class Known:
     """What a run knows besides scores.
@@ -30,7 +36,8 @@ class Known:
         labelled: the run has data, whose batches are what a loss takes.
         error: how far the model's output is from the dense one's when these positions are kept, by
             place of the selectable; after the repair that will follow, if one will.
-        estimated: such errors of many cuts at once, from gradients, in one unit for all.
+        estimated: such errors of many cuts at once, in squares of outputs, from gradients; None
+            where these do not tell.
         curves: errors of these scores that are known already, by places of selectables.
         found: what an allocator has found out, as plain data: a run that is resumed has it.
     """
@@ -38,8 +45,8 @@ class Known:
     model: nn.Module | None = None
     batches: Sequence[Any] = ()
     labelled: bool = False
-    error: Callable[[dict[int, Tensor]], float] | None = None
-    estimated: Callable[[Sequence[dict[int, Tensor]]], Sequence[float]] | None = None
+    error: Measure | None = None
+    estimated: Callable[[Sequence[dict[int, Tensor]]], Sequence[float | None]] | None = None
     curves: dict[tuple[int, ...], Curve] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
 

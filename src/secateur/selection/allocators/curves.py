@@ -14,6 +14,8 @@ from secateur.selection.select import rungs, select_count
 
 from .case import Case, Curve, Spread
 
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
+"""Of a group that are taken out to measure what the output loses; between them errors are drawn."""
 WIDTHS = 33
 """So many widths of a group are weighed against each other, at most."""
 FINEST = 1e-3
@@ -53,6 +55,14 @@ def curve_of(cuts: Sequence[Cut], errors: Sequence[float]) -> Curve:
         worst = max(worst, found if isfinite(found) else 10 * worst)
         points.append((share, worst))
     return points
+
+
+def measured(case: Case, unit: Sequence[int], *, squares: bool = False) -> Curve:
+    """Return the curve of a unit, measured at a few shares; of outputs' squares if asked for."""
+    error = case.known.error
+    assert error is not None
+    cuts = cuts_of(case, unit, SHARES)
+    return curve_of(cuts, [error(keeps, squares=squares) for _, keeps in cuts])
 
 
 def cheapest(case: Case) -> Spread:

@@ -6,10 +6,7 @@ from secateur.runtime.progress import shown
 from secateur.scoring.allocations import allocators
 
 from .case import Case, Spread
-from .curves import cheapest, curve_of, cuts_of, unknown
-
-SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
-"""Of a group that are taken out to see what the output loses; between them errors are drawn."""
+from .curves import cheapest, measured, unknown
 
 
 @allocators.register(data=True, coarse=True)
@@ -21,7 +18,5 @@ def error(case: Case) -> Spread:
     """
     for unit in shown(unknown(case), "error curves"):
         case.needs_data("error")
-        assert case.known.error is not None
-        cuts = cuts_of(case, unit, SHARES)
-        case.known.curves[unit] = curve_of(cuts, [case.known.error(keeps) for _, keeps in cuts])
+        case.known.curves[unit] = measured(case, unit)
     return cheapest(case)
