@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 INPUTS := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint types layers docs bench clean
+.PHONY: help demo test slow lint types layers docs site bench clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ layers: .venv/dev.stamp ## imports only point down
 docs: .venv/dev.stamp ## the documentation in docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
+
+site: .venv/dev.stamp ## the documentation of every release, in docs/_build/site
+	$(BIN)/python docs/versions.py docs/_build/site
 
 bench: .venv/dev.stamp ## the figures in benchmarks/results
 	$(BIN)/python -m benchmarks.speed

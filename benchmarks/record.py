@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -36,17 +37,24 @@ def device_name(device: torch.device) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: the first column to the left, the others to the right.
+    """Return a Markdown table: the first column and what is words to the left, numbers to the right.
 
-    >>> print(table(["net", "ms"], [["a", "1.0"]]))
-    | net | ms |
-    |:---|---:|
-    | a | 1.0 |
+    >>> print(table(["net", "ms", "why"], [["a", "1.0", "fast"]]))
+    | net | ms | why |
+    |:---|---:|:---|
+    | a | 1.0 | fast |
     """
-    lines = [headings, [":---"] + ["---:"] * (len(headings) - 1), *rows]
+    columns = [[row[i] for row in rows] for i in range(1, len(headings))]
+    sides = ["---:" if _is_numbers(column) else ":---" for column in columns]
+    lines = [headings, [":---", *sides], *rows]
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text[1] = text[1].replace(" ", "")
     return "\n".join(text)
+
+
+def _is_numbers(cells: Sequence[str]) -> bool:
+    """Tell whether any cell of a column begins as a number does, or all are empty."""
+    return any(re.match(r"[-+−±<>≤≥~]?\s?[\d.∞]", cell) for cell in cells) or not any(cells)
 
 
 def write(name: str, title: str, data: Any, text: str, *, show: bool = True) -> None:

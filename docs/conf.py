@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sys
-from importlib.metadata import version as version_of
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ notebooks.write_all(HERE / "recipes", HERE / "_generated" / "recipes")
 
 project = "secateur"
 author = copyright = "secateur contributors"
-version = release = version_of("secateur")
+about = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+version = release = about["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "formulas"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -30,6 +33,13 @@ html_theme = "furo"
 html_title = "secateur"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
+versions = json.loads(os.environ.get("SECATEUR_DOCS_VERSIONS", "[]"))  # from versions.py
+html_context = {"versions": versions, "version_name": os.environ.get("SECATEUR_DOCS_VERSION")}
+templates_path = ["templates"]
+SIDEBAR = ["brand", "search", "scroll-start", "navigation", "scroll-end", "variant-selector"]
+if versions:
+    html_sidebars = {"**": [*(f"sidebar/{each}.html" for each in SIDEBAR), "versions.html"]}
+    html_sidebars["**"].insert(4, html_sidebars["**"].pop())  # below the pages
 html_static_path = ["static"]
 html_css_files = ["drawings.css"]
 exclude_patterns = ["_build", "_generated", "drawings"]

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -282,3 +283,34 @@ def test_movement_figure_when_methods_are_missing_then_it_draws_the_others(
     ] == [len(methods) > 1] * 2
     assert "first 2 layers" in drawn
     assert "9 steps of fine-tuning; one seed" in drawn
+
+
+@pytest.mark.slow  # builds the documentation twice
+def test_site_when_there_is_a_release_then_each_version_links_to_all(tmp_path: Path) -> None:
+    def git(*words: str, at: Path) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=at, check=True
+        )
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git repository: nothing says what was released")
+    tree, out = tmp_path / "tree", tmp_path / "site"
+    git("clone", "--quiet", str(ROOT), str(tree), at=tmp_path)
+    shutil.copytree(
+        ROOT / "docs", tree / "docs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("_*")
+    )
+    git("add", "--all", at=tree)
+    git("commit", "--quiet", "--allow-empty", "--message", "release", at=tree)
+    for tag in ("v0.9.0", "not-a-release"):
+        git("tag", tag, at=tree)
+    subprocess.run([sys.executable, "docs/versions.py", str(out)], cwd=tree, check=True)
+    assert sorted(path.name for path in out.iterdir()) == ["0.9.0", "dev", "index.html"]
+    assert "url=0.9.0/index.html" in (out / "index.html").read_text()
+    for name, other in (("dev", "0.9.0"), ("0.9.0", "dev")):
+        assert (
+            f'href="../../{other}/index.html"' in (out / name / "recipes" / "cnn.html").read_text()
+        )
+    worktrees = subprocess.run(
+        ["git", "worktree", "list"], cwd=tree, capture_output=True, text=True
+    )
+    assert len(worktrees.stdout.splitlines()) == 1
