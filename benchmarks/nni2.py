@@ -122,7 +122,9 @@ def setting(network: str, trainer: str, folder: Path) -> tuple[nn.Module, Any, A
     return model, evaluator, test
 
 
-def made(name: str, structured: bool, model: nn.Module, evaluator: Any, network: str) -> Any:
+def made(
+    name: str, structured: bool, model: nn.Module, evaluator: Any, network: str, trainer: str
+) -> Any:
     """Return one of the seven, set to remove half."""
     rules = [
         {"op_types": ["Conv2d"], "total_sparsity": GOAL, "max_sparsity_per_layer": 0.8},
@@ -149,8 +151,9 @@ def made(name: str, structured: bool, model: nn.Module, evaluator: Any, network:
         return pruning.AutoCompressPruner(
             model, rules, 2, admm, annealing, logs, evaluator=evaluator
         )
-    judge = evaluator.evaluating_func
-    evaluator.evaluating_func = lambda model: judge(model) / 100
+    if trainer == "loop":  # whose scores are in %
+        judge = evaluator.evaluating_func
+        evaluator.evaluating_func = lambda model: judge(model) / 100
     return pruning.AMCPruner(2, model, rules, evaluator, log_dir=logs)
 
 
@@ -168,7 +171,7 @@ def reached(name: str, network: str, trainer: str, structured: bool) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         model, evaluator, test = setting(network, trainer, Path(folder))
         dense = accuracy(model, *test)
-        pruner = made(name, structured, model, evaluator, network)
+        pruner = made(name, structured, model, evaluator, network, trainer)
         if name in SEVEN[:3]:
             _, masks = pruner.compress()
             evaluator.finetune(model)
@@ -292,8 +295,6 @@ def wanted(tables: list[str]) -> Iterator[tuple[dict[str, Any], Callable[[], dic
                 for structured in (False, True):
                     if not structured and name in ONLY_CHANNELS:
                         continue
-                    if name == "AMCPruner" and trainer == "lightning":
-                        continue  # its score, a share of images, is no function to set
                     key = name, network, trainer, structured
                     names = ("pruner", "network", "trainer", "structured")
                     about = dict(zip(names, key, strict=True))
