@@ -37,7 +37,7 @@ def device_name(device: torch.device) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: the first column and what is words to the left, numbers to the right.
+    """Return a Markdown table: the first column and words to the left, numbers to the right.
 
     >>> print(table(["net", "ms", "why"], [["a", "1.0", "fast"]]))
     | net | ms | why |

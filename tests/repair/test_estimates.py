@@ -183,6 +183,30 @@ def test_estimate_when_no_gradient_comes_back_then_says_what_to_take() -> None:
         estimated_errors(model, structure, [masks], [torch.randn(4, 5)])
 
 
+class Apart(nn.Sequential):
+    """Runs its first two layers without gradients, as frozen backbones do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self[1](self[0](x))
+        return self[3](self[2](x))
+
+
+def test_estimate_when_a_part_runs_without_gradients_then_says_nothing_of_it() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 7), nn.Linear(7, 3)]
+    x = torch.randn(16, 5)
+    masks = []
+    structure = sc.analyze(Apart(*layers).eval(), x)
+    for group in structure.groups:
+        plan = sc.Plan.from_keeps(structure, {group.name: torch.arange(group.size) > 1})
+        masks.append(dict(plan.masks(structure)))
+    first, second, third = estimated_errors(Apart(*layers).eval(), structure, masks, [x])
+    assert first is None
+    plain = estimated_errors(nn.Sequential(*layers).eval(), structure, masks, [x])
+    assert [second, third] == pytest.approx(plain[1:])
+
+
 def test_estimate_when_nothing_that_is_read_goes_then_says_nothing() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)).eval()
     structure, masks = cut(model, torch.randn(4, 5))

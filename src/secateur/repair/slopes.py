@@ -53,9 +53,10 @@ class Moves:
         self._means = {arrangement: means(arrangement) for arrangement in of}
         self._watched = {a.name: watched[a.name] for a in of}
         self._moved = torch.zeros(())  # (cuts, samples) of one batch
+        self._told: set[Arrangement] = set()
 
     def measured(self, model: nn.Module, batches: Sequence[Any]) -> dict[int, float]:
-        """Return the error of each cut."""
+        """Return the error of each cut, but of those whose readers no slope came back to."""
         if not self.cuts:
             return {}
         spread, generator = Spread(), torch.Generator().manual_seed(0)
@@ -73,7 +74,11 @@ class Moves:
                 parameter.grad = None
             squares += self._moved.square().sum(1)
         errors = reduced(squares, "sum") / max(spread.whole(), 1e-30)
-        return dict(zip(self.cuts, errors.tolist(), strict=True))
+        known = dict(zip(self.cuts, errors.tolist(), strict=True))
+        for arrangement in self._changes.keys() - self._told:  # it runs under no_grad, or detached
+            for place in self._changes[arrangement][0].tolist():
+                known.pop(self.cuts[place], None)
+        return known
 
     @torch.no_grad()
     def _slope(self, reading: Reading, gradient: Tensor) -> None:
@@ -81,6 +86,7 @@ class Moves:
         arrangement = reading.arrangement
         if arrangement not in self._changes:
             return
+        self._told.add(arrangement)
         place, changes = self._changes[arrangement]
         means = self._means[arrangement]
         for where, some, x, slopes in reading.sampled(gradient, self._moved.shape[1]):
