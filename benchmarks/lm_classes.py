@@ -65,12 +65,11 @@ def examine(name: str, kind: str, limit: float) -> Outcome:
             result = cut(model, example, kind)
             if result is None:
                 return {"status": "nothing to cut"} | clock.facts()
-            found |= {
-                "loads_with": result.loads_with,
-                "stock": result.ordinary or bool(result.layers),
-            }
+            found["status"] = "not saved"
+            place = Path(result.save(folder))  # which tries the class's own loader
+            found |= {"loads_with": result.loads_with, "stock": stock(result)}
             found["status"] = "not loaded"
-            other = loaded(result, Path(result.save(folder)))
+            other = loaded(result, place)
             found["status"] = "other outputs"
             if not same(result.model, other, example):
                 return found | clock.facts()
@@ -88,10 +87,15 @@ def examine(name: str, kind: str, limit: float) -> Outcome:
     return found | clock.facts()
 
 
+def stock(result: Result) -> bool:
+    """Tell whether a result names its class's own loader."""
+    return result.ordinary or (result.layers is not None and not result.refused)
+
+
 def loaded(result: Result, folder: Path) -> nn.Module:
     """Return what the loader that a result names makes of its folder."""
     model: nn.Module
-    if not (result.ordinary or result.layers):
+    if not stock(result):
         model = secateur.from_pretrained(folder)
     else:
         kind: Any = type(result.model)

@@ -29,16 +29,25 @@ FORMS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+EXAMPLE = {"input_ids": torch.arange(1, 7)[None], "use_cache": False}
+
+
+def transformers() -> Any:
     zoo.torchvision_models()  # transformers imports torchvision, which may need help
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
+    return pytest.importorskip("transformers")
+
+
+def llama_config() -> Any:
+    return transformers().LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
-    example = {"input_ids": torch.arange(1, 7)[None], "use_cache": False}
-    result = sc.prune(transformers.LlamaForCausalLM(config), example, 0.25, what=["width"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = transformers().LlamaForCausalLM(llama_config())
+    result = sc.prune(model, EXAMPLE, 0.25, what=["width"])
     place: Path = tmp_path_factory.mktemp("stock") / "small"
     result.save(place)
     return place
@@ -124,3 +133,43 @@ def test_config_when_it_is_of_no_model_then_the_error_says_so(tmp_path: Path, te
     pytest.importorskip("transformers")
     with pytest.raises(FileError, match="describes no model"):
         _config(text, tmp_path / CONFIG)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"sparsity": 0.25, "what": ["width"], "uniform": True},
+        {"granularity": "2:4", "criterion": "l1"},
+    ],
+    ids=["cut", "masked alone"],
+)
+@pytest.mark.parametrize("wrong", ["another tensor", "an error"])
+def test_save_when_the_stock_loader_makes_another_model_then_the_result_says_so(
+    how: dict[str, Any], wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, example = transformers().LlamaForCausalLM, EXAMPLE
+    model = kind(llama_config()).eval()
+    result = sc.prune(model, example, **how)
+    assert "secateur.from_pretrained" not in result.loads_with
+    with monkeypatch.context() as patched:
+        own = kind.from_pretrained.__func__
+
+        def other(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if wrong == "an error":
+                raise RuntimeError("of a version that cannot read it")
+            found = own(cls, *args, **kwargs)
+            with torch.no_grad():
+                found.model.embed_tokens.weight[1] = 0  # as where a row of padding is made anew
+            return found
+
+        patched.setattr(kind, "from_pretrained", classmethod(other))
+        result.save(tmp_path)
+        assert not result.ordinary
+        assert "secateur.from_pretrained, once saved; not with the dense" in result.loads_with
+        assert "was tried" in result.loads_with
+    again = sc.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**example).logits, result.model(**example).logits)
+    result.save(tmp_path)  # tried again
+    assert result.ordinary
+    assert "was tried" not in result.loads_with

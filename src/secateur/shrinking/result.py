@@ -75,6 +75,7 @@ class Result(Shown):
     compared_with: str = MASKED
     goals: list[Reached] = field(default_factory=list)  # what was asked of costs, and reached
     repair: Repair | None = None  # how what stays makes up for what went, if it was asked to
+    refused: bool = False  # the class's loader was tried on what was saved: it made another model
     inputs: tuple[str, ...] = ()  # words of --input that make what it was tried on, if any do
 
     def __post_init__(self) -> None:
@@ -108,25 +109,33 @@ class Result(Shown):
     @property
     def ordinary(self) -> bool:
         """Whether the class's own config, changed or not, says every shape."""
-        return self.unchanged or self.config is not None
+        return not self.refused and (self.unchanged or self.config is not None)
 
     @property
     def loads_with(self) -> str:
         """Where the smaller model can be loaded, in one line."""
         model = self.structure.model
+        if self.refused:
+            return (
+                f"{self._ours()}; not with the dense model's loader, which was tried on what was "
+                "saved and made another model of it"
+            )
         if self.unchanged:
             return f"whatever loads the dense {model}: every shape is as it was"
         if self.layers is not None:
             return self._by_layer()
         if self.config is None:
-            ours = f"secateur.load_pruned, onto a freshly built {model}"
-            ours = f"{FROM_PRETRAINED}, once saved" if is_stock(self.model) else ours
-            return f"{ours}; not with the dense model's loader, because shapes differ"
+            return f"{self._ours()}; not with the dense model's loader, because shapes differ"
         numbers = ", ".join(f"{key}={after}" for key, (_, after) in self.config.items())
         seen = "the same outputs were seen" if self.rebuilt else "the shapes agree"
         loader = ", so with save_pretrained and from_pretrained"
         loader = loader if is_pretrained(self.model) else ""
         return f"{model}(config) with {numbers or 'its own config'}{loader} ({seen})"
+
+    def _ours(self) -> str:
+        if is_stock(self.model):
+            return f"{FROM_PRETRAINED}, once saved"
+        return f"secateur.load_pruned, onto a freshly built {self.structure.model}"
 
     def _by_layer(self) -> str:
         which = sorted({name for said in said_by_layer(self.layers) for name in said})
@@ -194,6 +203,7 @@ class Result(Shown):
         It holds ``model.safetensors`` and ``plan.json``, and in ``record.json`` what an example
         input looks like.  A model of transformers has its ``config.json`` with it where that says
         every shape, which is tried with the class's own ``from_pretrained``, and its tokenizer.
+        Where that makes another model, ``loads_with`` says so from then on.
 
         Args:
             directory: is made where it is missing.
@@ -204,8 +214,11 @@ class Result(Shown):
         """
         source = dense or Source(input=self.inputs)
         config = self.layers if self.layers is not None else getattr(self.model, "config", None)
+        self.refused = False
         own = self.ordinary or self.layers is not None
-        return save_result(self.model, source, directory, config=config if own else None)
+        given = config if own else None
+        folder, self.refused = save_result(self.model, source, directory, config=given)
+        return folder
 
 
 def _compared(found: Verification | None) -> Iterator[str]:

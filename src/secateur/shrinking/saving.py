@@ -18,7 +18,7 @@ from .stock import is_pretrained, is_stock, write_beside, write_dense_config, wr
 
 def save_result(
     model: nn.Module, source: Source, directory: str | os.PathLike[str], *, config: Any
-) -> Path:
+) -> tuple[Path, bool]:
     """Write a smaller model with its plan, and all that is known of how it is loaded.
 
     Args:
@@ -26,13 +26,20 @@ def save_result(
         source: how its dense model is built.
         directory: is made where it is missing.
         config: says every shape, so that the model's class may load it; None where none does.
+
+    Returns:
+        The folder, and whether the class's own loader was tried on it and made another model, so
+        that the folder is one for ours.
     """
+    refused = False
 
     def beside(folder: Path) -> None:
+        nonlocal refused
         write_text(folder / RECORD, record_of(source))
         if not is_pretrained(model):
             return
         own = config is not None and write_ordinary(model, folder, config)
+        refused = config is not None and not own
         if not own and is_stock(model):
             write_dense_config(model, folder)
         write_beside(model, folder)
@@ -40,4 +47,4 @@ def save_result(
     folder = save_with(model, directory, beside=beside)
     for name in REPORTS:
         (folder / name).unlink(missing_ok=True)
-    return folder
+    return folder, refused
