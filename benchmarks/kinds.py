@@ -117,9 +117,9 @@ def text(found: list[dict[str, Any]]) -> str:
     """Return the tables of all rows, one of each model."""
     parts = [
         f"Perplexity on the first {JUDGED} windows of the test split / in another domain, no "
-        f"training; {SAMPLES} windows of calibration data, repaired; a mean over draws of these. "
-        "Per cent are of the parameters outside of the embeddings. `all`: how many layers go, and "
-        "what the other kinds lose, by measured error."
+        f"training; {SAMPLES} windows of calibration data, repaired; of several "
+        "draws of these, the mean. Per cent are of the parameters outside of the embeddings. "
+        "`all`: how many layers go, and what the other kinds lose, by measured error."
     ]
     for name, kinds in KINDS.items():
         own = [row for row in found if row["model"] == name]
@@ -138,7 +138,7 @@ def _cell(own: list[dict[str, Any]], share: float, what: str) -> str:
     made = [row for row in same if "quality" in row]
     if not made:
         return "so many cannot go" if same else "–"
-    draws = f" ({len(made)} draws)" if len(made) > 1 else ""
+    draws = f" ({len(made)} draw{'s' if len(made) > 1 else ''})"
     sizes = ", ".join(f"{k} {v}" for k, v in made[0]["config"].items())
     return f"{_figure(made)}{draws}; {sizes}"
 

@@ -95,6 +95,7 @@ EXPERTS = {
     "reap": Way({"criterion": "reap"}, data=True),
     "frequency": Way({"criterion": "frequency"}, data=True),
     "contribution": Way({"criterion": "contribution"}, data=True),
+    "contribution, repaired": Way({"criterion": "contribution"}, data=True, repair="least_squares"),
 }
 
 

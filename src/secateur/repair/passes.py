@@ -20,15 +20,20 @@ from secateur.runtime.batches import call, padding
 from secateur.runtime.distributed import reduced
 from secateur.runtime.in_step import Turns
 from secateur.scoring.arrangement import Arrangement
+from secateur.scoring.deliveries import Delivery
 from secateur.scoring.readings import Reading
 from secateur.scoring.watching import Watch
 
+from .joining import correct, joined
 from .moments import per_system
 from .readers import Reader, named_weights
 
 Readers = Mapping[Arrangement, Reader]
-Seen = tuple[Reading, Tensor, Tensor | None]
-"""A reading of the dense model, what came out of it, and the other summand if that is known."""
+Seen = tuple[Reading, Any, Tensor | None]
+"""A reading of the dense model, what came out of it, and the other summand if that is known.
+
+Of a reader that joins others, what came out is its delivery.
+"""
 LAST = 1 << 30
 """The order of what comes after every reader."""
 
@@ -92,10 +97,12 @@ def in_step(
             order = -int(reduced(least, "max"))  # the same reader on all ranks
             if order == LAST:
                 return
-            solve(next(reader for reader in readers.values() if reader.order == order))
+            solved = next(reader for reader in readers.values() if reader.order == order)
+            solve(solved)
             for pair, found in waiting.items():
                 if found is not None and found.order == order:
                     waiting[pair] = pair.advance()
+            solved.change = None
 
 
 class _Pair:
@@ -107,6 +114,7 @@ class _Pair:
         self.pruned = Turns(lambda meet: self._forward(pruned, meet, before=True))
         self.dense = Turns(lambda meet: self._forward(dense, meet, before=False))
         self.weights = dict(named_weights(dense))  # in a forward names may stand for others
+        self.now = dict(named_weights(pruned))
         self._others: dict[int, Tensor] = {}  # of the pruned forward: the latest other summands
         self._behind: Seen | None = None
 
@@ -124,10 +132,17 @@ class _Pair:
         found = self.pruned.next()
         if found is None:
             return None
-        reading: Reading = found
-        reader = self.readers[reading.arrangement]
+        joining = isinstance(found, Delivery)
+        reader = self.readers[(found.reading if joining else found).arrangement]
+        target = self._target(reader)
         with torch.no_grad():
-            self._add(reader, reading, self._target(reader))
+            if joining:
+                parts = reader.held if self.batch.held else reader.fit
+                weight = reader.arrangement.of(self.now[reader.tensor].detach())
+                known = target is not None and joined(parts, weight, found, target[1])
+                reader.unlike |= not known
+            else:
+                self._add(reader, found, target)
         return reader
 
     def _target(self, reader: Reader) -> Seen | None:
@@ -166,14 +181,30 @@ class _Pair:
         return missed.reshape(target[1].shape)
 
     def _forward(self, model: nn.Module, meet: Callable[[Any], None], *, before: bool) -> None:
+        def asked(reading: Reading, *, joins: bool) -> bool:
+            reader = self.readers.get(reading.arrangement)
+            return reader is not None and reader.joins == joins
+
         def due(reading: Reading) -> None:
-            if before and reading.arrangement in self.readers:
+            if before and asked(reading, joins=False):
                 meet(reading)
 
         def seen(reading: Reading, output: Tensor) -> None:
-            if not before and reading.arrangement in self.readers:
+            if not before and asked(reading, joins=False):
                 order = self.readers[reading.arrangement].order
                 meet((reading, output, others.pop(order, None)))
+
+        def delivered(found: Delivery) -> None:
+            if not asked(found.reading, joins=True):
+                return
+            if not before:
+                meet((found.reading, found, None))
+                return
+            meet(found)
+            change = self.readers[found.reading.arrangement].change
+            if change is not None:
+                with torch.no_grad():
+                    correct(found, change)
 
         others = self._others if before else {}
         orders: dict[int, list[int]] = {}
@@ -187,7 +218,10 @@ class _Pair:
 
         wanted = {at: partial(noted, those) for at, those in orders.items()}
         program = next((r.program for r in self.readers.values() if r.program), ())
-        watch = Watch(named_weights(model), seen, due, program=program, wanted=wanted)
+        asks: dict[str, Any] = {"program": program, "wanted": wanted}
+        if any(reader.joins for reader in self.readers.values()):
+            asks["delivered"] = delivered
+        watch = Watch(named_weights(model), seen, due, **asks)
         inputs = self.batch.pruned if before else self.batch.inputs
         watch.start(padding(model, inputs))
         with torch.no_grad():

@@ -18,7 +18,8 @@ from secateur.runtime.batches import call, padding
 from secateur.runtime.model import scale_of_norm
 from secateur.runtime.state import State
 from secateur.scoring.arrangement import Arrangement
-from secateur.scoring.readings import Reading
+from secateur.scoring.deliveries import Delivery
+from secateur.scoring.readings import Reading, Routed, Rows
 from secateur.scoring.watching import Watch
 from secateur.structure import Structure
 from secateur.types import Masks
@@ -59,6 +60,10 @@ class Reader:
     scale: Tensor | None = None
     """What a norm between multiplies each output by, ``(outputs,)``."""
     program: Sequence[Any] = ()
+    joins: bool = False
+    """Its systems make up together for others that went: experts, for those never chosen."""
+    change: Tensor | None = None
+    """What was added to its weights, ``(systems, out, features)``, until all forwards know it."""
 
     def begin(self, means_of: Tensor | None = None) -> None:
         """Get ready to sum: second moments, or means only, of this dense parameter's readings."""
@@ -92,9 +97,16 @@ def named_weights(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def scout(
-    model: nn.Module, batches: Iterable[Any], masks: Masks, also: frozenset[str] = frozenset()
+    model: nn.Module,
+    batches: Iterable[Any],
+    masks: Masks,
+    also: frozenset[str] = frozenset(),
+    *,
+    joining: bool = False,
 ) -> list[Reader]:
     """Return the readers of a forward that lose inputs of outputs that they keep, and others.
+
+    Where ``joining``, those are others whose outputs join those of systems that went.
 
     Where the first batch leaves a masked weight unread (an expert that got no token), the next ones
     are looked at until every such weight was read, or there are no more.
@@ -102,9 +114,10 @@ def scout(
     seen: dict[Arrangement, Reading] = {}
     times: Counter[Arrangement] = Counter()
     unsteady: set[Arrangement] = set()
+    delivered: dict[Arrangement, bool] | None = {} if joining else None
     weights = {name for name, p in named_weights(model) if name in masks}
     for batch in batches:
-        for arrangement, count in _read(model, batch, seen, unsteady).items():
+        for arrangement, count in _read(model, batch, seen, unsteady, delivered).items():
             times[arrangement] = max(times[arrangement], count)
         if weights <= {arrangement.name for arrangement in seen}:
             break
@@ -116,7 +129,10 @@ def scout(
         whole = torch.ones(model.get_parameter(name).shape, dtype=torch.bool)
         mask = arrangement.of(masks.get(name, whole))
         live = mask.any(2, keepdim=True)
-        if name in also or bool((live & ~mask).any()):
+        loses = name in also or bool((live & ~mask).any())
+        known = (delivered or {}).get(arrangement)  # of what loses inputs, other targets are known
+        joins = (known or (known is not None and not loses)) and _some_went(mask)
+        if loses or joins:
             chosen = bool(reading.routes or reading.ends)
             made = Reader(
                 arrangement,
@@ -126,13 +142,24 @@ def scout(
                 reading.view.original,
                 mask,
                 unsteady=arrangement in unsteady,
+                joins=joins,
             )
             found.append(made)
     return found
 
 
+def _some_went(mask: Tensor) -> bool:
+    """Tell whether whole systems are masked, and others are not."""
+    kept = mask.any((1, 2))
+    return bool(kept.any()) and not bool(kept.all())
+
+
 def _read(
-    model: nn.Module, batch: Any, seen: dict[Arrangement, Reading], unsteady: set[Arrangement]
+    model: nn.Module,
+    batch: Any,
+    seen: dict[Arrangement, Reading],
+    unsteady: set[Arrangement],
+    delivered: dict[Arrangement, bool] | None,
 ) -> Counter[Arrangement]:
     """Add a batch's readings to those seen, without their inputs; return how many there were."""
     times: Counter[Arrangement] = Counter()
@@ -147,7 +174,12 @@ def _read(
             seen[reading.arrangement] = reading
             reading.source = torch.empty(0)
 
-    watch = Watch(named_weights(model), look)
+    def arrived(found: Delivery) -> None:
+        if delivered is not None and isinstance(found.reading, (Routed, Rows)):
+            known = found.gain is not None and found.tokens is not None
+            delivered[found.reading.arrangement] = known
+
+    watch = Watch(named_weights(model), look, delivered=arrived if delivered is not None else None)
     watch.start(padding(model, batch))
     with torch.no_grad():
         call(model, batch, within=watch)
@@ -176,7 +208,7 @@ def beside(
     for reader in readers:
         product = multiplied.get(reader.tensor)
         summed = sum_behind(recording, product) if product is not None else None
-        if summed is None or summed.other is None or reader.times > 1:
+        if summed is None or summed.other is None or reader.times > 1 or reader.joins:
             continue
         scale = None if summed.norm is None else scale_of_norm(model, summed.norm)
         if scale is not None and not bool((scale.abs() > SMALLEST).all()):

@@ -21,11 +21,13 @@ from secateur.graph.program import Recording
 from secateur.replacements import in_plain_operations
 from secateur.replacements.passing import Passing
 from secateur.runtime.forward import evaluating, undisturbed
+from secateur.scoring.experts import FEW
 from secateur.structure import Structure
 from secateur.types import Masks
 
-from .damping import best
+from .damping import CANDIDATES, best
 from .intercepts import Intercepts
+from .joining import DAMPINGS
 from .moments import Moments, Sums
 from .passes import Batch, in_step, one_by_one
 from .readers import Reader, beside, postponed, scout
@@ -53,6 +55,7 @@ class Refitting:
         means_only: it returns the masked weight: no second moments are summed.
         also: parameters that are refitted though nothing of them is masked.
         skipped: blocks that return their input in the pruned model.
+        joining: what is masked is never chosen: what is chosen in its place makes up for it.
         recording: the operations of the dense model on what it is repaired with: without padding,
             or with it, they are others than on the example.
         frugal: let one batch after the other come to a reader, where memory is short: the batches
@@ -67,11 +70,14 @@ class Refitting:
     means_only: bool = False
     also: frozenset[str] = frozenset()
     skipped: Mapping[str, Passing] = field(default_factory=dict)
+    joining: bool = False
     recording: Recording = field(kw_only=True)
     frugal: bool = False
     refits: list[Refit] = field(default_factory=list)
     moved: set[str] = field(default_factory=set)
     """The tensors that have new values."""
+    starved: dict[str, int] = field(default_factory=dict)
+    """How many experts of a weight too few rows reached."""
     _old: dict[str, Tensor] = field(init=False)
     _new: dict[str, Tensor] = field(init=False)
     _intercepts: Intercepts = field(init=False)
@@ -85,7 +91,9 @@ class Refitting:
                 stack.enter_context(in_plain_operations(model))
             self._intercepts = Intercepts(self.structure)
             self._old, self._new = _held(self.dense), _held(self.pruned)
-            readers = scout(self.dense, (batch.inputs for batch in batches), self.masks, self.also)
+            inputs = (batch.inputs for batch in batches)
+            joining = self.joining and not self.means_only
+            readers = scout(self.dense, inputs, self.masks, self.also, joining=joining)
             beside(self.dense, self.recording, readers, self.skipped)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])
@@ -139,21 +147,30 @@ class Refitting:
         reader.fit, reader.held = (), ()
         weights = arrangement.of(dense)
         masks = reader.mask.to(device)
-        whole = weights.numel() == dense.numel()  # else the intercept has other rows' too
+        whole = (
+            weights.numel() == dense.numel() and not reader.joins
+        )  # else the intercept has other rows' too
         intercept = self._intercepts.of(reader.tensor) if whole else None
         new, shift = weights * masks, []
-        done, why = [], self._obstacle(reader, fit)
+        done, starved, why = [], 0, self._obstacle(reader, fit)
         for i, (part, judge) in enumerate(zip(fit, held, strict=True)):
-            if why or not part.rows or not len(part.kept):
+            few = reader.joins and min(part.rows, judge.rows) < FEW
+            starved += few and bool(len(part.kept)) and not why
+            if why or few or not part.rows or not len(part.kept):
                 done.append(_asis(part, judge, weights[i], masks[i]))
                 shift.append(torch.zeros(weights.shape[1], dtype=torch.float64, device=device))
                 continue
             scale = None if reader.scale is None else reader.scale.view(len(weights), -1)[i]
-            solved = self._solved(part, judge, weights[i], masks[i], intercept is not None, scale)
+            one = weights[i], masks[i], intercept is not None, scale
+            solved = self._solved(part, judge, *one, DAMPINGS if reader.joins else CANDIDATES)
             done.append(solved)
             new[i][:, part.kept] = solved.weight.to(new.dtype)
             shift.append(solved.shift * masks[i].any(1))
+        if starved:
+            self.starved[reader.tensor] = starved
         if not why:
+            if reader.joins:
+                reader.change = new - arrangement.of(self._new[reader.tensor])
             arrangement.put(self._new[reader.tensor], new)
             self.moved.add(reader.tensor)
             if intercept is not None:
@@ -165,12 +182,14 @@ class Refitting:
     def _solved(self, fit: Sums, held: Sums, *system: Any) -> _Solved:
         if isinstance(fit, Moments) and isinstance(held, Moments):
             return _fitted(self.solve, fit, held, *system)
-        return _moved(fit, held, *system)
+        return _moved(fit, held, *system[:-1])
 
     def _obstacle(self, reader: Reader, fit: Sequence[Sums]) -> str:
         """Say why a reader is left as it is, if it is."""
         if not reader.original:
             return "the forward multiplies by a copy of it"
+        if reader.joins:
+            return "nobody knows what becomes of its outputs" if reader.unlike else ""
         if reader.unlike and reader.chosen and reader.tensor not in self._able:
             return "the dense model chooses other rows for it"
         if reader.unlike and not reader.chosen:
@@ -199,6 +218,7 @@ def _fitted(
     mask: Tensor,
     centred: bool,
     scale: Tensor | None,
+    dampings: Sequence[float],
 ) -> _Solved:
     """Return one system's weights, fitted to all rows with the damping that held-out ones chose."""
 
@@ -209,7 +229,7 @@ def _fitted(
     damping: float | None = UNJUDGED
     before = after = spread = nan
     if held.rows:
-        chosen = best(solve, system(fit), system(held))
+        chosen = best(solve, system(fit), system(held), dampings)
         before, after = float(held.error(weight, mask, scale).sum()), chosen.error
         spread, damping = float(held.spread(scale)), chosen.damping
     whole_system = system(whole)

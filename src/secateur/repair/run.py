@@ -65,8 +65,7 @@ def repair(
         UnknownNameError: there is no such repair.
         ConfigError: there are no batches, or the model refuses one.
     """
-    solve = repairs[how]
-    batches = _batches(data, given)
+    solve, batches = repairs[how], _batches(data, given)
     judged = [b for b in batches if b.held] or batches
     pruned, unrepaired = copied(model), masked(copied(model), masks)
     with without(unrepaired, skipped or {}, forbidden):
@@ -74,7 +73,8 @@ def repair(
     del unrepaired
     skips, seen = skipped or {}, _recorded(model, structure, batches[0].inputs)
     asked = structure, masks, solve, how in repairs.means_only, also, skips
-    job = Refitting(model, pruned, *asked, recording=seen, frugal=given is not None)
+    joining, frugal = bool(forbidden), given is not None
+    job = Refitting(model, pruned, *asked, joining, recording=seen, frugal=frugal)
     with during("repairing"), without(pruned, skips, forbidden, copies=False):  # a copy: an op more
         job.run(batches)
     with without(pruned, skips, forbidden):
@@ -181,6 +181,8 @@ def _notes(job: Refitting, batches: Sequence[Batch]) -> tuple[str, ...]:
             "repair: with one batch nothing can be held out: how strongly weights are held to "
             "their old values was not chosen by data, and errors are of the batch that was fitted"
         )
+    for name, many in job.starved.items():
+        notes.append(f"repair: {many} of the experts of {name} left as they are: too few rows")
     for why in dict.fromkeys(refit.why for refit in job.refits if refit.why):
         names = [refit.tensor for refit in job.refits if refit.why == why]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .arrangement import View, spans_of
-from .deliveries import Deliveries
+from .deliveries import Deliveries, Delivery
 from .readings import Reading, Routed, Rows, reading
 
 aten = torch.ops.aten
@@ -103,7 +103,7 @@ class Watch(TorchDispatchMode):
         seen: Callable[[Reading, Tensor], None],
         due: Callable[[Reading], None] | None = None,
         *,
-        delivered: Callable[[Reading, Tensor], None] | None = None,
+        delivered: Callable[[Delivery], None] | None = None,
         program: Sequence[Any] = (),
         wanted: Mapping[int, Callable[[Tensor], None]] | None = None,
         beside: Iterable[Tensor] = (),
@@ -146,7 +146,7 @@ class Watch(TorchDispatchMode):
         if self.wanted and func.namespace != "prim" and self._beside.isdisjoint(map(id, args)):
             self._count(func, out)
         if self.deliveries is not None:
-            self.deliveries.follow(func, [*args, *kwargs.values()], out, found)
+            self.deliveries.follow(func, args, kwargs, out, found)
         for made in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(made, Tensor):
                 self._follow(func.overloadpacket, args, made)

@@ -18,6 +18,7 @@ from secateur.runtime.no_batch import check_iterable
 from secateur.runtime.progress import shown
 from secateur.scoring.arrangement import Arrangement
 from secateur.scoring.criteria import criteria
+from secateur.scoring.deliveries import Delivery
 from secateur.scoring.experts import FEW, PerExpert
 from secateur.scoring.readings import Reading
 from secateur.scoring.statistics import STATISTICS
@@ -111,11 +112,11 @@ class Calibration:
             add(self._new.setdefault((name, reading.arrangement), {}), found[name])
 
     @torch.no_grad()
-    def _deliver(self, reading: Reading, made: Tensor) -> None:
+    def _deliver(self, found: Delivery) -> None:
         for name in self.wanted:
             if STATISTICS[name].delivers:
-                sums = STATISTICS[name].deliver(reading, made)
-                add(self._new.setdefault((name, reading.arrangement), {}), sums)
+                sums = STATISTICS[name].deliver(found.reading, found.made)
+                add(self._new.setdefault((name, found.reading.arrangement), {}), sums)
 
     def finish(self, batches: int) -> None:
         """Add what all ranks have seen of so many batches each."""
