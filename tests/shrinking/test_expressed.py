@@ -23,6 +23,7 @@ class Sizes:
     inner: int = 24
     depth: int = 2
     scale: str = "none"
+    spare: bool = False
 
 
 class Net(nn.Module):
@@ -34,6 +35,8 @@ class Net(nn.Module):
         self.down = nn.ModuleList(
             nn.Linear(config.inner, config.width) for _ in range(config.depth)
         )
+        if config.spare:
+            self.register_buffer("spare", torch.zeros(config.inner))  # no forward reads it
         self.factor = 1 / config.inner if config.scale == "built" else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,6 +69,16 @@ def test_config_when_widths_are_uniform_then_its_integers_say_them(tmp_path):
     assert again.config == {"inner": (12, 6)}
     again.save(tmp_path)
     assert sc.load_pruned(tmp_path, Net(Sizes())).config == Sizes(inner=6)
+
+
+def test_config_when_what_nothing_reads_keeps_its_size_then_only_our_loader_is_named(tmp_path):
+    result = pruned(spare=True)
+    assert result.verification.passed
+    assert result.config is None
+    assert result.loads_with.startswith("secateur.load_pruned")
+    result.save(tmp_path)
+    x = torch.randn(4, 6)
+    assert torch.equal(sc.load_pruned(tmp_path, Net(Sizes(spare=True)))(x), result.model(x))
 
 
 def test_config_when_widths_differ_then_only_our_loader_is_named():

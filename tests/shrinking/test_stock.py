@@ -143,7 +143,7 @@ def test_config_when_it_is_of_no_model_then_the_error_says_so(tmp_path: Path, te
     ],
     ids=["cut", "masked alone"],
 )
-@pytest.mark.parametrize("wrong", ["another tensor", "an error"])
+@pytest.mark.parametrize("wrong", ["another tensor", "an error", "a config that is refused"])
 def test_save_when_the_stock_loader_makes_another_model_then_the_result_says_so(
     how: dict[str, Any], wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +162,11 @@ def test_save_when_the_stock_loader_makes_another_model_then_the_result_says_so(
                 found.model.embed_tokens.weight[1] = 0  # as where a row of padding is made anew
             return found
 
+        def refuse(*_: Any) -> None:
+            raise ValueError("a validator of the config found two numbers that contradict")
+
+        if wrong == "a config that is refused":
+            patched.setattr(kind, "save_pretrained", refuse)
         patched.setattr(kind, "from_pretrained", classmethod(other))
         result.save(tmp_path)
         assert not result.ordinary

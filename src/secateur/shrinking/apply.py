@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import PlanError
+from secateur.errors import PlanError, ShrinkError
 from secateur.graph.origins import Attribute
 from secateur.repair.fold import Folding
 from secateur.runtime.copying import copied, own
@@ -204,7 +204,10 @@ def _configured(
         return changes, False
     both = {**(said or {}), **changes}
     expected = check.expect(model, check.trials[1:2])
-    new = rebuilt(model, changed(model.config, _of_config(changes)))
+    try:
+        new = rebuilt(model, changed(model.config, _of_config(changes)))
+    except ShrinkError:
+        return None, False
     if new is not None and not check.same(new, expected):
         return None, False  # the shapes are the same, but something else is not: a scale
     start = surgery.mark()
@@ -230,7 +233,10 @@ def _by_layer(model: nn.Module, structure: Structure, check: Check | None, taken
     if check is None:
         return None
     config = expressed_by_layer(model, History.of(model).shapes, *_numbers(structure, taken))
-    new = config and rebuilt(model, config)
+    try:
+        new = config and rebuilt(model, config)
+    except ShrinkError:
+        return None
     if new is None:
         return None
     return config if check.same(new, check.expect(model, check.trials[1:2])) else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.errors import ShrinkError
 from secateur.graph.origins import Attribute
 from secateur.runtime.forward import random_kept
 from secateur.runtime.quiet import quiet
@@ -81,7 +82,13 @@ def expressed_by_layer(
 
 
 def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
-    """Return what the class's constructor makes of a config, with the model's weights."""
+    """Return what the class's constructor makes of a config, with the model's weights.
+
+    None for a large model.
+
+    Raises:
+        ShrinkError: they do not fit: what no forward reads keeps the shape that it had.
+    """
     if sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES:
         return None
     with random_kept(), quiet():
@@ -90,7 +97,10 @@ def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
         if name in held:  # some stay in float32: a table of frequencies
             tensor.data = tensor.data.to(device=held[name].device, dtype=held[name].dtype)
-    new.load_state_dict(model.state_dict())
+    try:
+        new.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise ShrinkError(f"{type(model).__name__}(config) takes other tensors: {error}") from error
     return new.train(model.training)
 
 

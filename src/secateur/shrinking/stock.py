@@ -63,20 +63,32 @@ def write_ordinary(model: Any, folder: Path, config: Any) -> bool:
     Args:
         config: that the class is to build it from.
     """
-    before, own = {path.name for path in folder.iterdir()}, model.config
-    try:
-        model.config = config
-        model.save_pretrained(folder)
-    finally:
-        model.config = own
-    if sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES:
-        return True
-    if _loads(model, folder):
+    before = {path.name for path in folder.iterdir()}
+    if _written(model, folder, config) and (_is_large(model) or _loads(model, folder)):
         return True
     for path in folder.iterdir():
         if path.name not in before:
             path.unlink()
     return False
+
+
+def _written(model: Any, folder: Path, config: Any) -> bool:
+    """Write a model as its class does; False where the class refuses the config, or the model."""
+    own = model.config
+    try:
+        model.config = config
+        model.save_pretrained(folder)
+    except OSError:  # a full disk says nothing of the class
+        raise
+    except Exception:  # a config's validators may raise anything
+        return False
+    finally:
+        model.config = own
+    return True
+
+
+def _is_large(model: nn.Module) -> bool:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES
 
 
 def _loads(model: Any, folder: Path) -> bool:
