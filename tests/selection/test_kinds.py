@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur.errors import ConfigError, NoMatchError
@@ -111,3 +111,26 @@ def test_config_when_a_kind_is_unknown_or_has_no_groups_then_that_is_said():
     with pytest.raises(ConfigError, match="for granularity 'group' alone"):
         sc.Config(sparsity=0.5, what=["heads"], granularity="element")
     assert sc.Config(sparsity=0.5, what=["heads"], granularity="group").what == ("heads",)
+
+
+class Pooled(nn.Module):
+    """A head that is run and dropped, and channels that are read without a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.pooler = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 6)
+        self.summed = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.outer(self.inner(x).relu())
+        self.pooler(x).tanh()
+        return self.summed(x).relu().sum(-1)
+
+
+def test_width_when_nothing_reads_a_layer_then_that_is_left_alone():
+    model = Pooled()
+    structure = sc.analyze(model, torch.randn(2, 8))
+    assert {"inner", "pooler", "summed"} <= {group.name for group in structure.groups}
+    assert kinds["width"](structure.inferred, structure.groups) == {"inner", "summed"}
+    result = sc.prune(model, torch.randn(2, 8), 0.5, "l2", what=["width"])
+    assert result.model.pooler.out_features == 6

@@ -25,9 +25,13 @@ EVERY_KIND = "all"
 
 @kinds.register
 def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
-    """Channels and neurons inside of blocks: what is of no other kind, and no grid."""
+    """Channels and neurons inside of blocks: what is of no other kind, and no grid.
+
+    What nothing reads (a pooler whose output is dropped) is left alone: its width says nothing of
+    what the model computes, and no config says it.
+    """
     others = (kinds[name](inferred, groups) for name in kinds if name != "width")
-    return {g.name for g in groups if not g.grid}.difference(*others)
+    return {g.name for g in groups if not g.grid and _is_read(inferred, g)}.difference(*others)
 
 
 @kinds.register
@@ -65,6 +69,10 @@ def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
         for group in groups
         if id(group.atom) in added and sum(m.role == "in" for m in group.members) > 1
     }
+
+
+def _is_read(inferred: Inferred, group: Group) -> bool:
+    return any(m.role == "in" for m in group.members) or bool(inferred.sites_of(group.atom))
 
 
 def _outermost(inferred: Inferred, group: Group) -> bool:
