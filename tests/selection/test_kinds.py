@@ -134,3 +134,35 @@ def test_width_when_nothing_reads_a_layer_then_that_is_left_alone():
     assert kinds["width"](structure.inferred, structure.groups) == {"inner", "summed"}
     result = sc.prune(model, torch.randn(2, 8), 0.5, "l2", what=["width"])
     assert result.model.pooler.out_features == 6
+
+
+class Attending(nn.Module):
+    """Heads whose number is written in the code, so that only their widths can be cut."""
+
+    def __init__(self, fused: bool, how: str) -> None:
+        super().__init__()
+        self.fused, self.how = fused, how
+        self.qkv = nn.Linear(8, 24) if fused else nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.out, self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        every = self.qkv(x).chunk(3, -1) if self.fused else [layer(x) for layer in self.qkv]
+        q, k, v = (y.unflatten(-1, (2, -1)).transpose(1, 2) for y in every)
+        if self.how == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        elif self.how == "einsum":
+            chances = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
+            mixed = torch.einsum("bhqk,bhkd->bhqd", chances, v)
+        else:
+            mixed = (q @ k.mT).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(self.up(x).relu())
+
+
+@pytest.mark.parametrize("how", ["fused", "einsum", "product"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_width_when_heads_cannot_go_then_their_widths_are_left_alone(fused: bool, how: str):
+    model = Attending(fused, how)
+    structure = sc.analyze(model, torch.randn(2, 5, 8))
+    assert any("qkv" in group.name for group in structure.groups)
+    assert kinds["width"](structure.inferred, structure.groups) == {"up"}

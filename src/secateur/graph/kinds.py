@@ -17,6 +17,8 @@ from .program import Ref
 
 kinds = Registry("kind of group")
 ADDS = {"aten.add", "aten.add_"}
+PRODUCTS = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
+"""What multiplies two activations in attention, queries and keys, or chances and values."""
 DEPTH = "depth"
 """The kind that is no group: blocks go whole."""
 EVERY_KIND = "all"
@@ -27,11 +29,14 @@ EVERY_KIND = "all"
 def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Channels and neurons inside of blocks: what is of no other kind, and no grid.
 
-    What nothing reads (a pooler whose output is dropped) is left alone: its width says nothing of
+    The widths of heads are left alone also where nobody can take whole heads: rotary frequencies
+    are among them, and layers share them.  What nothing reads (a pooler whose output is dropped) is left alone: its width says nothing of
     what the model computes, and no config says it.
     """
     others = (kinds[name](inferred, groups) for name in kinds if name != "width")
-    return {g.name for g in groups if not g.grid and _is_read(inferred, g)}.difference(*others)
+    attended = _attended(inferred)
+    read = (g for g in groups if not g.grid and _is_read(inferred, g))
+    return {g.name for g in read if id(g.atom) not in attended}.difference(*others)
 
 
 @kinds.register
@@ -73,6 +78,19 @@ def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 
 def _is_read(inferred: Inferred, group: Group) -> bool:
     return any(m.role == "in" for m in group.members) or bool(inferred.sites_of(group.atom))
+
+
+def _attended(inferred: Inferred) -> set[int]:
+    """Return the atoms of what is multiplied with another activation, and not with a weight."""
+    found: set[int] = set()
+    for op in inferred.recording.ops:
+        if not op.name.startswith(PRODUCTS):
+            continue
+        given = [inferred.types[a.value].dims for a in op.args if isinstance(a, Ref)]
+        activations = [dims for dims in given if not any(dim.source for dim in dims)]
+        if len(activations) > 1:
+            found |= {id(a) for dims in activations for dim in dims for a in atoms(dim.axis)}
+    return found
 
 
 def _outermost(inferred: Inferred, group: Group) -> bool:
