@@ -30,8 +30,8 @@ def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Channels and neurons inside of blocks: what is of no other kind, and no grid.
 
     The widths of heads are left alone also where nobody can take whole heads: rotary frequencies
-    are among them, and layers share them.  What nothing reads (a pooler whose output is dropped) is left alone: its width says nothing of
-    what the model computes, and no config says it.
+    are among them, and layers share them.  What nothing reads (a pooler whose output is dropped)
+    is left alone, too: its width says nothing of what the model computes, and no config says it.
     """
     others = (kinds[name](inferred, groups) for name in kinds if name != "width")
     attended = _attended(inferred)
