@@ -117,6 +117,11 @@ VARIANTS: dict[str, Variant] = {
         "rate": LOW,
     },
     "fit, 5 minutes": {"budget": {"minutes": 5}, "rate": LOW},
+    "fit, 5 minutes, all groups, AdamW": {
+        "budget": {"minutes": 5, "names": ["*"]},
+        "default": True,
+        "rate": 1e-3,
+    },
     "fit, half of the steps, l1 in one round": {
         "budget": {"steps": STEPS // 2, "rounds": 1, "criterion": "l1", "scope": "local"}
     },
