@@ -294,7 +294,22 @@ def test_pruner_when_it_is_resumed_then_what_an_allocation_measured_is_not_measu
     assert resumed.finish().goals[0].met
 
 
-@pytest.mark.parametrize("found", [{"ladders": []}, {"outliers": [1.0]}, {"ladders": "x"}, 3])
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"ladders": []},
+        {"ladders": "x"},
+        {"ladders": [0.5, 0.5]},
+        {"ladders": [[[0.5]]], "errors": [[0.1]], "prices": [[0.1]]},
+        {"ladders": [[]], "errors": [[]], "prices": [[]]},
+        {"ladders": [[7.0]], "errors": [[0.1]], "prices": [[0.1]]},
+        {"ladders": [[float("nan")]], "errors": [[0.1]], "prices": [[0.1]]},
+        {"outliers": [1.0]},
+        {"outliers": [[1.0]]},
+        3,
+    ],
+    ids=str,
+)
 def test_pruner_when_a_states_allocation_is_of_another_model_then_says_so(net, found):
     config = sc.Config(sparsity=0.5, of="macs", allocate="error", steps=2, schedule="linear")
     pruner = sc.Pruner(net, config, X)

@@ -55,21 +55,25 @@ def check_form(state: Any) -> None:
     notes = state["notes"]
     if not isinstance(notes, (list, tuple)) or not all(isinstance(n, str) for n in notes):
         raise _wrong("notes", "are no texts")
-    if not _numbers(state.get("allocation", {}), depth=3):
-        raise _wrong("allocation", "is none: tables of numbers by name")
+    if not _are_tables(state.get("allocation", {})):
+        raise _wrong("allocation", "is none: by name, rows of numbers")
     peak, ever = state.get("peak", 0.0), state.get("ever", False)
     if type(peak) not in (int, float) or not isfinite(peak) or type(ever) is not bool:
         raise _wrong("peak", "and 'ever' are no learning rate and no answer")
 
 
-def _numbers(found: Any, depth: int) -> bool:
-    """Tell whether there are tables of finite numbers by name, and nothing else."""
-    if isinstance(found, Mapping):
-        texts = all(isinstance(name, str) for name in found)
-        return texts and all(_numbers(each, depth - 1) for each in found.values())
-    if isinstance(found, (list, tuple)) and depth:
-        return all(_numbers(each, depth - 1) for each in found)
-    return depth < 2 and type(found) in (int, float) and isfinite(found)
+def _are_tables(found: Any) -> bool:
+    """Tell whether there are rows of finite numbers by name, and nothing else."""
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        return False
+    lists = (list, tuple)
+    if not all(isinstance(table, lists) for table in found.values()):
+        return False
+    rows = [row for table in found.values() for row in table]
+    return all(
+        isinstance(row, lists) and all(type(x) in (int, float) and isfinite(x) for x in row)
+        for row in rows
+    )
 
 
 def check_decision(

@@ -81,6 +81,11 @@ def expressed_by_layer(
     return config and search.with_epsilons(config)
 
 
+def is_large(model: nn.Module) -> bool:
+    """Tell whether a model is too large to be built or loaded again, only to see that it is so."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES
+
+
 def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
     """Return what the class's constructor makes of a config, with the model's weights.
 
@@ -89,7 +94,7 @@ def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
     Raises:
         ShrinkError: they do not fit: what no forward reads keeps the shape that it had.
     """
-    if sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES:
+    if is_large(model):
         return None
     with random_kept(), quiet():
         new = type(model)(copy.deepcopy(config))

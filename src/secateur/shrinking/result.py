@@ -75,7 +75,7 @@ class Result(Shown):
     compared_with: str = MASKED
     goals: list[Reached] = field(default_factory=list)  # what was asked of costs, and reached
     repair: Repair | None = None  # how what stays makes up for what went, if it was asked to
-    refused: bool = False  # the class's loader was tried on what was saved: it made another model
+    refused: bool = False  # saved, its class was tried: it wrote or loaded no such model
     inputs: tuple[str, ...] = ()  # words of --input that make what it was tried on, if any do
 
     def __post_init__(self) -> None:
@@ -117,8 +117,8 @@ class Result(Shown):
         model = self.structure.model
         if self.refused:
             return (
-                f"{self._ours()}; not with the dense model's loader, which was tried on what was "
-                "saved and made another model of it"
+                f"{self._ours()}; not with the dense model's loader: its class was tried, and "
+                "refused this model or loaded another"
             )
         if self.unchanged:
             return f"whatever loads the dense {model}: every shape is as it was"

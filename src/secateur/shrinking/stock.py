@@ -26,7 +26,7 @@ from secateur.runtime.together import Seal, sealed
 
 from .configured import is_config
 from .document import PLAN, seals_in
-from .expressed import MOST_BYTES
+from .expressed import is_large
 from .files import load_pruned
 from .folder import same
 from .history import History
@@ -64,7 +64,7 @@ def write_ordinary(model: Any, folder: Path, config: Any) -> bool:
         config: that the class is to build it from.
     """
     before = {path.name for path in folder.iterdir()}
-    if _written(model, folder, config) and (_is_large(model) or _loads(model, folder)):
+    if _written(model, folder, config) and (is_large(model) or _loads(model, folder)):
         return True
     for path in folder.iterdir():
         if path.name not in before:
@@ -85,10 +85,6 @@ def _written(model: Any, folder: Path, config: Any) -> bool:
     finally:
         model.config = own
     return True
-
-
-def _is_large(model: nn.Module) -> bool:
-    return sum(p.numel() * p.element_size() for p in model.parameters()) > MOST_BYTES
 
 
 def _loads(model: Any, folder: Path) -> bool:

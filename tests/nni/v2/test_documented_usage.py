@@ -141,7 +141,6 @@ def test_quick_start_and_speedup() -> None:
     small = copy.deepcopy(model.state_dict())
     trainer(model, optimizer, F.cross_entropy)
     assert any(not torch.equal(v, small[n]) for n, v in model.state_dict().items())
-    assert evaluator(model) == pytest.approx(evaluator(copy.deepcopy(model)))
 
 
 @pytest.mark.slow

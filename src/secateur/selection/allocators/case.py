@@ -16,6 +16,9 @@ from secateur.structure import Structure
 Spread = Callable[[float], Sequence[float]]
 """A strength in [0, 1] → the share that each selectable loses; never falls, and ends at 1."""
 
+FOREIGN = "the state of the run shares its goal out among other groups than there are"
+"""Said of what an allocator is to have found out, and cannot have."""
+
 Curve = list[tuple[float, float]]
 """(Share of a group that goes, error of the model's output), ascending."""
 

@@ -12,7 +12,7 @@ from secateur.errors import FileError
 from secateur.selection.bisection import ratios_around
 from secateur.selection.select import rungs, select_count
 
-from .case import Case, Curve, Spread
+from .case import FOREIGN, Case, Curve, Spread
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
 """Of a group that are taken out to measure what the output loses; between them errors are drawn."""
@@ -78,10 +78,9 @@ def cheapest(case: Case) -> Spread:
         found["prices"] = _settled(case, found["ladders"], found["errors"])
     tables = [found.get(name, ()) for name in ("ladders", "errors", "prices")]
     sizes = {tuple(map(len, table)) for table in tables}
-    if len(sizes) != 1 or len(tables[0]) != len(case.units):
-        raise FileError(
-            "the state of the run shares its goal out among other groups than there are"
-        )
+    shares = [share for ladder in tables[0] for share in ladder or (inf,)]
+    if len(sizes) != 1 or len(tables[0]) != len(case.units) or not all(0 <= s <= 1 for s in shares):
+        raise FileError(FOREIGN)
     return _Shares(case, *tables)
 
 

@@ -8,7 +8,7 @@ from secateur.errors import FileError
 from secateur.scoring.allocations import allocators
 from secateur.selection.calibration import Calibration, observe_forwards
 
-from .case import Case, Spread
+from .case import FOREIGN, Case, Spread
 
 TIMES_THE_MEAN = 5.0
 RANGE = 0.08
@@ -23,12 +23,10 @@ def owl(case: Case) -> Spread:
     Yin et al., 2023, arXiv:2310.05175 (OWL)
     """
     if "outliers" not in case.known.found:
-        case.known.found["outliers"] = _outliers(case)
-    outliers = case.known.found["outliers"]
+        case.known.found["outliers"] = [_outliers(case)]
+    outliers = [share for row in case.known.found["outliers"] for share in row]
     if len(outliers) != len(case.selectables):
-        raise FileError(
-            "the state of the run shares its goal out among other groups than there are"
-        )
+        raise FileError(FOREIGN)
     return _within(outliers, case)
 
 
