@@ -92,6 +92,7 @@ class Site:
     weight: tuple[str, int] | None = None  # the consumer, where a constant could be folded
     steady: Condition | None = None  # where it harms: when the position is constant
     average: bool = False  # the harm is a factor, which something after it may take up
+    product: bool = False  # of two activations, which both have the axis
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ class Typing:
         # A steady position adds a constant when it is read through a parameter.
         steady = [x.const] if weight.source else [weight.const] if x.source else []
         const = either(zero, *steady)
-        site = Site(x.axis, zero, const, self.reason, weight=weight.source)
+        both = x.source is None and weight.source is None
+        site = Site(x.axis, zero, const, self.reason, weight=weight.source, product=both)
         self.sites.append(site)
 
     def reduce(self, dim: Dim, harm: str | None = None, *, average: bool = False) -> None:

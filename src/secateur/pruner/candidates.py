@@ -30,6 +30,9 @@ from secateur.shrinking.shallower import outermost, passing, writers
 from secateur.structure import Structure
 from secateur.types import Example, Masks
 
+FACTORS = 2
+"""Weights that make what meets in a product: one each, or one for both."""
+
 
 @dataclass
 class Candidates:
@@ -129,13 +132,15 @@ class Candidates:
 
     def estimated(self, cuts: Sequence[Mapping[int, Tensor]]) -> list[float | None]:
         """Return the error of many cuts, from gradients; None where these do not tell it."""
-        told = [all(self._only_read(self.selectables[i].group) for i in cut) for cut in cuts]
-        masks = [
-            self._masks({self.selectables[i].name: keep for i, keep in cut.items()}, {})
-            for cut, tells in zip(cuts, told, strict=True)
-            if tells
-        ]
-        given = self.model, self.known, masks, self.budget.known.batches, self.repairs
+        groups = [[self.selectables[i].group for i in cut] for cut in cuts]
+        told = [all(self._only_read(g) or self._only_met(g) for g in each) for each in groups]
+        masks, products = list[Masks](), list[Masks]()
+        for cut, tells in zip(cuts, told, strict=True):
+            if tells:
+                keeps = {self.selectables[i].name: keep for i, keep in cut.items()}
+                masks.append(self._masks(keeps, {}))
+                products.append(self._factors(keeps))
+        given = self.model, self.known, masks, self.budget.known.batches, self.repairs, products
         errors = iter(estimated_errors(*given))
         return [next(errors) if tells else None for tells in told]
 
@@ -145,6 +150,28 @@ class Candidates:
             return False
         sites = self.known.inferred.sites_of(group.atom)
         return all(site.weight is not None for site in sites)
+
+    def _only_met(self, group: Group | None) -> bool:
+        """Tell whether a group is the factors of products alone, each made by one weight."""
+        if group is None or group.unchosen or any(m.role == "in" for m in group.members):
+            return False
+        sites = self.known.inferred.sites_of(group.atom)
+        met = all(site.product and not site.harm for site in sites)
+        return bool(sites) and met and len(self._made_by(group)) <= FACTORS
+
+    def _made_by(self, group: Group) -> set[str]:
+        """Return the weights that make a group: matrices and kernels."""
+        shapes = self.tensors()
+        return {m.tensor for m in group.members if m.role == "out" and shapes[m.tensor].ndim > 1}
+
+    def _factors(self, keeps: Mapping[str, Tensor]) -> Masks:
+        """Return the masks of weights whose rows meet others' that go too."""
+        found: dict[str, Tensor] = {}
+        for each in self.selectables:
+            if each.name in keeps and each.group is not None and self._only_met(each.group):
+                own = self._masks({each.name: keeps[each.name]}, {})
+                found |= {name: own[name] for name in self._made_by(each.group)}
+        return found
 
     def smaller(self, keeps: Sequence[Tensor]) -> nn.Module:
         """Return a smaller model of what stays, to be measured and dropped."""

@@ -3,7 +3,9 @@
 Near the dense model the square of the output's error is a quadratic form of what the readers of a
 group lose.  The first pass sums second moments of their inputs, of which follows what a repair will
 make of their weights.  The second is a forward and a backward of each batch: a slope of the output
-at a weight, times the weight's change, is how far the output moves, sample for sample.
+at a weight, times the weight's change, is how far the output moves, sample for sample.  What meets
+in a product (queries and keys) is read by no weight: there the output moves by the slopes at both,
+times what both are, and by half of that, for a product without one of its factors is none.
 
 Singh and Alistarh, 2020, arXiv:2004.14340 (WoodFisher); Martens, 2014, arXiv:1412.1193
 """
@@ -31,7 +33,7 @@ from secateur.structure import Structure
 from secateur.types import Masks
 
 from .intercepts import Intercepts
-from .slopes import Moves
+from .slopes import Change, Moves
 from .table import repairs
 
 MOST = 1 << 28
@@ -46,6 +48,7 @@ def estimated_errors(
     cuts: Sequence[Masks],
     batches: Sequence[Any],
     how: str | None = None,
+    products: Sequence[Masks] = (),
 ) -> list[float | None]:
     """Return for each cut the square of the output's error, as a share of the outputs' spread.
 
@@ -57,6 +60,8 @@ def estimated_errors(
         cuts: of each, parameter name → bool tensor of its shape.
         batches: of inputs; each is run three times.
         how: the repair that will follow, a name in ``secateur.repairs``, or None.
+        products: of each, the masks of those weights whose rows are multiplied by others' that go
+            too, as queries and keys are; () where no cut has such.
 
     Returns:
         None for a cut that this says nothing of: nothing that was seen reads what goes, outputs of
@@ -83,8 +88,11 @@ def estimated_errors(
         inputs.collect(model, batches)
         _let_slopes_through(model, undo)
         for some in _parts(cuts, watched):
-            changes = {i: inputs.changes(cuts[i]) for i in some}
-            known = {i: change for i, change in changes.items() if change}
+            known = dict[int, Change]()
+            for i in some:
+                change = inputs.change(cuts[i], products[i] if products else {})
+                if change is not None:
+                    known[i] = change
             for i, error in Moves(known, watched, inputs.means).measured(model, batches).items():
                 found[i] = error
     return found
@@ -165,8 +173,28 @@ class _Inputs:
         return sums["x"] / sums["rows"][:, None].clamp(min=1)
 
     @torch.no_grad()
-    def changes(self, cut: Masks) -> dict[Arrangement, Tensor]:
-        """Return how each reader's weight changes, ``(systems, out, features)``; {} if unknown."""
+    def change(self, cut: Masks, products: Masks) -> Change | None:
+        """Return what changes by a cut; None if that is nothing, or unknown."""
+        readers, lost = self._readers(cut), self._lost(products)
+        if readers is None or lost is None or not (readers or lost):
+            return None
+        return Change(readers, lost)
+
+    def _lost(self, products: Masks) -> dict[Arrangement, Tensor] | None:
+        """Return which outputs of factors go, bool ``(systems, out)``; None if unknown."""
+        found = {}
+        for name, mask in products.items():
+            seen = [arrangement for arrangement in self.sums if arrangement.name == name]
+            if not seen or name in self._sorted:
+                return None
+            for arrangement in seen:
+                gone = ~arrangement.of(mask).any(2)
+                if bool(gone.any()):
+                    found[arrangement] = gone
+        return found
+
+    def _readers(self, cut: Masks) -> dict[Arrangement, Tensor] | None:
+        """Return how each reader's weight changes, ``(systems, out, features)``; None: unknown."""
         found = {}
         for arrangement in self.sums:
             mask = cut.get(arrangement.name)
@@ -180,7 +208,7 @@ class _Inputs:
                 if bool(kept.all()) or not bool(alive.any()):
                     continue
                 if not torch.equal(m, alive[:, None] & kept) or arrangement.name in self._sorted:
-                    return {}
+                    return None
                 change[i] = self._change(arrangement, i, weights[i], kept) * alive[:, None]
             if bool(change.any()):
                 found[arrangement] = change

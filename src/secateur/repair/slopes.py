@@ -6,7 +6,8 @@ these are confident few samples have any (benchmarks/results/curves.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,33 +26,41 @@ from secateur.scoring.watching import Watch
 from .quality import Spread, outputs_in, rows_of
 
 
+@dataclass(frozen=True)
+class Change:
+    """What one cut changes.
+
+    Attributes:
+        readers: reader → the change of its weight, ``(systems, out, features)``.
+        lost: factor of a product → which of its outputs go, with those they are multiplied by,
+            bool ``(systems, out)``.
+    """
+
+    readers: Mapping[Arrangement, Tensor]
+    lost: Mapping[Arrangement, Tensor]
+
+
 class Moves:
     """How far outputs move, sample for sample, when weights change.
 
     Args:
-        changes: cut → reader → change of its weight, ``(systems, out, features)``.
+        changes: of each cut, by its number.
         watched: the parameters, by name.
         means: what an intercept takes over of a reader's inputs, ``(systems, features)``, if any.
     """
 
     def __init__(
         self,
-        changes: Mapping[int, Mapping[Arrangement, Tensor]],
+        changes: Mapping[int, Change],
         watched: Mapping[str, Tensor],
         means: Callable[[Arrangement], Tensor | None],
     ):
         self.cuts = list(changes)
-        place = {cut: i for i, cut in enumerate(self.cuts)}
-        of: dict[Arrangement, list[tuple[int, Tensor]]] = {}
-        for cut, each in changes.items():
-            for arrangement, change in each.items():
-                of.setdefault(arrangement, []).append((place[cut], change))
-        self._changes = {
-            arrangement: (torch.tensor([i for i, _ in every]), torch.stack([c for _, c in every]))
-            for arrangement, every in of.items()
-        }
-        self._means = {arrangement: means(arrangement) for arrangement in of}
-        self._watched = {a.name: watched[a.name] for a in of}
+        self._readers = _by_arrangement([change.readers for change in changes.values()])
+        self._lost = _by_arrangement([change.lost for change in changes.values()])
+        self._means = {arrangement: means(arrangement) for arrangement in self._readers}
+        every = self._readers.keys() | self._lost.keys()
+        self._watched = {a.name: watched[a.name] for a in every}
         self._moved = torch.zeros(())  # (cuts, samples) of one batch
         self._told: set[Arrangement] = set()
 
@@ -61,7 +70,7 @@ class Moves:
             return {}
         spread, generator = Spread(), torch.Generator().manual_seed(0)
         squares = torch.zeros(len(self.cuts), dtype=torch.float64)
-        watch = _Hooking(self._watched.items(), self._slope)
+        watch = _Hooking(self._watched.items(), self._slope, self._lost)
         for batch in shown(batches, "estimating: slopes"):
             self._moved = torch.zeros(len(self.cuts), _samples(batch), dtype=torch.float64)
             masks = padding(model, batch)
@@ -75,20 +84,28 @@ class Moves:
             squares += self._moved.square().sum(1)
         errors = reduced(squares, "sum") / max(spread.whole(), 1e-30)
         known = dict(zip(self.cuts, errors.tolist(), strict=True))
-        for arrangement in self._changes.keys() - self._told:  # it runs under no_grad, or detached
-            for place in self._changes[arrangement][0].tolist():
-                known.pop(self.cuts[place], None)
+        for each in (self._readers, self._lost):
+            for arrangement in each.keys() - self._told:  # it runs under no_grad, or detached
+                for place in each[arrangement][0].tolist():
+                    known.pop(self.cuts[place], None)
         return known
 
     @torch.no_grad()
-    def _slope(self, reading: Reading, gradient: Tensor) -> None:
-        """Add what a reader's changes do to each sample."""
+    def _slope(self, reading: Reading, out: Tensor | None, gradient: Tensor) -> None:
+        """Add what a reading's changes do to each sample."""
         arrangement = reading.arrangement
-        if arrangement not in self._changes:
-            return
+        if arrangement in self._readers:
+            self._add_reader(reading, gradient)
+        if arrangement in self._lost and out is not None:
+            place, lost = self._lost[arrangement]
+            for where, some, _, y in reading.sampled(gradient * out, self._moved.shape[1]):
+                moved = lost[:, where].flatten(1).to(y) @ y.sum(2).movedim(1, 0).flatten(1).T
+                self._moved[place, some] -= moved.to(self._moved) / 2
         self._told.add(arrangement)
-        place, changes = self._changes[arrangement]
-        means = self._means[arrangement]
+
+    def _add_reader(self, reading: Reading, gradient: Tensor) -> None:
+        place, changes = self._readers[reading.arrangement]
+        means = self._means[reading.arrangement]
         for where, some, x, slopes in reading.sampled(gradient, self._moved.shape[1]):
             if means is not None:
                 x = x - means[where][:, None, None].to(x)
@@ -97,16 +114,40 @@ class Moves:
             self._moved[place, some] += moved.to(self._moved)
 
 
+def _by_arrangement(
+    changes: Sequence[Mapping[Arrangement, Tensor]],
+) -> dict[Arrangement, tuple[Tensor, Tensor]]:
+    """Return for each arrangement the places of what changes it, ``(n,)``, and how, stacked."""
+    of: dict[Arrangement, list[tuple[int, Tensor]]] = {}
+    for place, each in enumerate(changes):
+        for arrangement, change in each.items():
+            of.setdefault(arrangement, []).append((place, change))
+    return {
+        arrangement: (torch.tensor([i for i, _ in every]), torch.stack([c for _, c in every]))
+        for arrangement, every in of.items()
+    }
+
+
 class _Hooking(Watch):
     """A watch that tells the gradient of what came out of each reading, once a backward runs.
 
     Autograd knows an output only when its operation is over, and in-place operations that follow
     make another tensor of it: so a hook is put on before the next operation runs.
+
+    Args:
+        named: the parameters to look for.
+        slope: called with a reading, what came out of it if that is wanted, and the gradient.
+        wanted: the arrangements of which what came out is wanted.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Tensor]], slope: Any):
+    def __init__(
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        slope: Callable[[Reading, Tensor | None, Tensor], None],
+        wanted: Collection[Arrangement],
+    ):
         super().__init__(named, self._wait)
-        self._slope = slope
+        self._slope, self._wants = slope, wanted
         self._made: tuple[Reading, Tensor] | None = None
 
     def __torch_dispatch__(
@@ -124,7 +165,8 @@ class _Hooking(Watch):
             return
         (reading, out), self._made = self._made, None
         if out.requires_grad:
-            out.register_hook(partial(self._slope, reading))
+            kept = out.detach().clone() if reading.arrangement in self._wants else None
+            out.register_hook(partial(self._slope, reading, kept))
 
 
 def _samples(batch: Any) -> int:

@@ -17,7 +17,7 @@ def estimate(case: Case) -> Spread:
     """As ``error``, by second-order estimates: two passes over the data for all groups together.
 
     Errors are squares of what the outputs move by; a group of which gradients say nothing (whole
-    experts, queries and keys) is measured.
+    experts) is measured.
     """
     if units := unknown(case):
         case.needs_data("estimate")
