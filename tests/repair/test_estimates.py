@@ -83,6 +83,60 @@ def test_estimate_when_the_model_is_linear_then_is_what_is_measured(
     assert found == pytest.approx(measured, rel=1e-4)
 
 
+class Scored(nn.Module):
+    """Queries times keys, and their sum over places: of each alone it is linear."""
+
+    def __init__(self, form: str, width: int = 6):
+        super().__init__()
+        self.form = form
+        bias = form != "no bias"
+        if form == "convolution":
+            self.q, self.k = nn.Conv1d(5, width, 3), nn.Conv1d(5, width, 1, bias=bias)
+        elif form == "fused":
+            self.qk = nn.Linear(5, 2 * width)
+        else:
+            self.q, self.k = (nn.Linear(5, width, bias=bias) for _ in range(2))
+        self.head = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == "fused":
+            q, k = self.qk(x).chunk(2, -1)
+        elif self.form == "convolution":
+            q, k = self.q(x.mT).mT, self.k(x.mT).mT
+        else:
+            q, k = self.q(x), self.k(x)
+        if self.form == "in place":
+            q *= 0.5
+            k.add_(0)
+        if self.form == "heads":
+            q, k = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in (q, k))
+            scores = (q @ k.mT).sum((1, 2, 3))
+        elif self.form == "einsum":
+            scores = torch.einsum("bqd,bkd->bqk", q, k).sum((1, 2))
+        else:
+            scores = (q @ k.mT).sum((1, 2))
+        return self.head(scores[:, None])
+
+
+@pytest.mark.parametrize(
+    "form", ["linear", "no bias", "fused", "convolution", "in place", "heads", "einsum"]
+)
+def test_estimate_when_outputs_meet_in_a_product_then_is_what_is_measured(form: str) -> None:
+    torch.manual_seed(0)
+    model = Scored(form).eval()
+    batches = [torch.randn(16, 7, 5) for _ in range(2)]
+    structure = sc.analyze(model, batches[0])
+    group = min(structure.groups, key=lambda group: group.size)  # of heads: the width in each
+    keep = torch.arange(group.size) >= 1
+    masks = dict(sc.Plan.from_keeps(structure, {group.name: keep}).masks(structure))
+    products = {name: mask for name, mask in masks.items() if mask.ndim > 1}
+    (found,) = estimated_errors(model, structure, [masks], batches, None, [products])
+    measured = output_error(model, masks, structure, batches, None, squares=True)
+    assert measured > 1e-4
+    assert found == pytest.approx(measured, rel=1e-4)
+    assert estimated_errors(model, structure, [masks], batches) == [None]
+
+
 def test_estimate_when_positions_are_padding_then_these_do_not_count() -> None:
     torch.manual_seed(0)
     model = Pooled(nn.Linear(5, 8, bias=False), nn.Linear(8, 6), out=6).eval()

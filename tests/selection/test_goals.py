@@ -239,19 +239,27 @@ def test_pruner_when_an_amount_is_on_a_schedule_then_it_is_met_at_the_end(net):
 
 
 class Attending(nn.Module):
-    """Queries and keys, which only each other read, and a hidden layer, which weights read."""
+    """Queries and keys, which only each other read, and a hidden layer, which weights read.
 
-    def __init__(self):
+    ``summed``: queries are the sum of what two layers make.
+    """
+
+    def __init__(self, summed=False):
         super().__init__()
         self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 12)
+        self.more = nn.Linear(6, 8) if summed else None
         self.up, self.head = nn.Linear(12, 16), nn.Linear(16, 3)
 
     def forward(self, x):
-        scores = self.q(x) @ self.k(x).transpose(1, 2)
+        q = self.q(x) if self.more is None else self.q(x) + self.more(x)
+        scores = q @ self.k(x).transpose(1, 2)
         return self.head(self.up(scores.softmax(-1) @ self.v(x)).relu()).mean(1)
 
 
-def test_estimate_when_no_weight_reads_a_group_then_that_alone_is_measured(monkeypatch):
+@pytest.mark.parametrize("summed", [False, True])
+def test_estimate_when_it_is_unknown_what_makes_a_product_then_that_alone_is_measured(
+    monkeypatch, summed
+):
     torch.manual_seed(0)
     measured = []
     error = Candidates.error
@@ -261,11 +269,10 @@ def test_estimate_when_no_weight_reads_a_group_then_that_alone_is_measured(monke
         return error(self, keeps, **options)
 
     monkeypatch.setattr(Candidates, "error", noted)
-    x = torch.randn(8, 5, 6)
-    result = sc.prune(Attending().eval(), x, 0.4, of="macs", allocate="estimate", data=[x, x])
+    x, model = torch.randn(8, 5, 6), Attending(summed).eval()
+    result = sc.prune(model, x, 0.4, of="macs", allocate="estimate", data=[x, x])
     assert result.goals[0].met
-    assert measured
-    assert {name for names, _ in measured for name in names} == {"q"}
+    assert {name for names, _ in measured for name in names} == ({"q"} if summed else set())
     assert all(options == {"squares": True} for _, options in measured)
 
 
