@@ -14,6 +14,7 @@ counted by their width, as a repair needs as many: processors without bf16 units
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import signal
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,8 @@ class Watched:
         while not self._over.wait(0.005):
             self.peak = max(self.peak, anonymous())
             if self.limit is not None and self.peak > self.limit:
+                print(f"anonymous memory: {self.peak / 1e9:.2f} GB", flush=True)
+                faulthandler.dump_traceback(all_threads=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -164,9 +168,13 @@ def pruned(shape: Shape, folder: Path, stream: bool, limit: float | None) -> dic
 
 
 def measured(shape: Shape, folder: Path, stream: bool, limit: float | None) -> dict[str, Any]:
-    """Return what pruning took in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply_async(pruned, (shape, folder, stream, limit)).get(timeout=12 * 3600)
+    """Return what pruning took in a process of its own.
+
+    Raises:
+        BrokenProcessPool: it was killed, as one that takes more than the limit is.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(pruned, shape, folder, stream, limit).result(timeout=12 * 3600)
 
 
 def shown(rows: list[dict[str, Any]]) -> str:

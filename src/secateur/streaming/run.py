@@ -23,6 +23,7 @@ from secateur.one_shot import one_shot_config, repair_wanted
 from secateur.runtime.batches import held
 from secateur.runtime.io import write_tensors
 from secateur.runtime.progress import shown
+from secateur.runtime.release import release
 from secateur.runtime.scratch import alone_in
 from secateur.runtime.together import seal_of
 from secateur.scoring.criteria import criteria
@@ -222,6 +223,7 @@ class Run:
             given(DENSE, batches),
             given(PRUNED, batches),
         )
+        release()  # what the block before it has left, and the C library keeps
         block = self.weights.block(path, self.chain, self.options.device)
         wanted = self.wanted.by_block[path]
         how = self.how if wanted else None
