@@ -109,7 +109,7 @@ def exported(real: Real, model: nn.Module, draw: int) -> tuple[nn.Module, str]:
         torch.onnx.export(
             small, (images(real),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
         )
-        run = onnxruntime.InferenceSession(path.read_bytes())
+        run = onnxruntime.InferenceSession(str(path))
 
     class Served(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ RECIPES: dict[str, Recipe] = {
     "bert": Recipe(
         "minilm",
         "58 % of the neurons of the feed-forward layers",
-        pruned(512, 0.58, "elimination", round_to=64, **WIDTH),
+        pruned(512, 0.58, "elimination", names=["*intermediate*"], uniform=True, round_to=64),
         sentences,
     ),
     "llama": Recipe(

@@ -120,28 +120,36 @@ def choose() -> str:
 
 
 RECIPES = {
-    "bert": ("minilm", "feed-forward and heads −50 %", "elimination, repaired", "l2"),
-    "llama": ("docs llama", "feed-forward −20 %", "activation, repaired", "l2"),
-    "cnn": ("resnet56", "50 % of MACs kept, all groups", "obs, between layers, repaired", "l2"),
+    "attention": "a few heads",
+    "bert": "faster",
+    "cnn": "without a loop",
+    "deadline": "five minutes",
+    "experts": "experts",
+    "layers": "a layer",
+    "llama": "without training",
+    "onnx": "exported",
+    "protected": "with layers protected",
+    "size": "to a size of file",
+    "2:4": "2:4",
 }
-"""Recipe → what its settings were measured on, and the way that it is held against."""
+"""Recipes of ``benchmarks.recipes``, and in a word what of a page each is."""
 
 
 def expected(recipe: str) -> str:
     """Return what a recipe leaves of a real model, in a paragraph."""
-    model, setting, way, plain = RECIPES[recipe]
-    rows = [row for row in measured("repair") if row["model"] == model]
-    (dense,) = (row["quality"] for row in rows if row["way"] == "dense")
-    made = {
-        name: [row for row in rows if (row["setting"], row["way"]) == (setting, name)]
-        for name in (way, plain)
-    }
-    best, other = (mean(row["quality"] for row in made[name]) for name in (way, plain))
-    seconds = mean(row["seconds"] for row in made[way])
+    rows = [row for row in measured("recipes") if row["recipe"] == recipe]
+    first = rows[0]
+    value = {key: mean(r[key] for r in rows) for key in ("quality", "params", "macs", "seconds")}
+    left = [f"{value['quality']:.4g}, where the dense model has {first['dense']:.4g}"]
+    left.append(f"{value['params']:.0%} of its parameters and {value['macs']:.0%} of its MACs")
+    if "speed" in first:
+        left.append(f"{mean(row['speed'] for row in rows):.2f} times faster on one thread")
+    clock = "seconds" if recipe == "deadline" else "seconds of processor time"
     return (
-        f"**What you will get.** {NAMES[model]}; {setting}: {best:.4g}, where the dense model has "
-        f"{dense:.4g} and `{plain}` leaves {other:.4g}; without training, in {seconds:.0f} seconds "
-        "of processor time (`benchmarks/repair.py`).\n"
+        f"**What you will get** ({RECIPES[recipe]}). {NAMES[first['model']]}; {first['does']}: "
+        f"{'; '.join(left)}. It took {value['seconds']:.0f} {clock} (`benchmarks/recipes.py`, "
+        f"{'one draw' if len(rows) == 1 else f'mean of {len(rows)} draws'}). Loads with: "
+        f"{first['loads']}.\n"
     )
 
 

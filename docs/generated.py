@@ -56,7 +56,9 @@ def write_all(folder: Path) -> None:
     (folder / "coverage.md").write_text(coverage(), encoding="utf-8")
     (folder / "lm-classes.md").write_text(lm_classes(), encoding="utf-8")
     for recipe in RECIPES:
-        (folder / f"get-{recipe}.md").write_text(expected(recipe), encoding="utf-8")
+        (folder / f"get-{recipe.replace(':', '-')}.md").write_text(
+            expected(recipe), encoding="utf-8"
+        )
     (folder / "choose.md").write_text(choose(), encoding="utf-8")
     (folder / "gallery.md").write_text(gallery(), encoding="utf-8")
     (folder / "front.md").write_text(front(), encoding="utf-8")
@@ -64,6 +66,7 @@ def write_all(folder: Path) -> None:
     (folder / "experts.md").write_text(repaired("docs mixtral"), encoding="utf-8")
     (folder / "searched.md").write_text(told("search"), encoding="utf-8")
     (folder / "allocations.md").write_text(told("allocations"), encoding="utf-8")
+    (folder / "timed.md").write_text(told("recipes"), encoding="utf-8")
     (folder / "faults.md").write_text(faults(), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -468,3 +469,14 @@ def test_independent_when_groups_must_keep_equally_many_then_all_of_them_are_cho
     assert {g.name: g.size for g in heads} == {"a": 4, "b": 4}
     widths = analyze(Named(), torch.randn(5, 3)).independent()  # b's width, so neither's heads
     assert {g.name: g.size for g in widths} == {"a[1]": 2, "b[1]": 8}
+
+
+def test_structure_when_a_forward_was_recorded_then_none_of_its_activations_is_held() -> None:
+    width = 37  # no other tensor has it
+    net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Flatten(), nn.Linear(width, 3))
+    structure = analyze(net, torch.randn(2, 4))
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+    alive = [x for x in tensors if x.shape == (2, width)]
+    assert not alive
+    assert structure.groups

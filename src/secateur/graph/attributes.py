@@ -37,7 +37,7 @@ def traced_attributes(model: nn.Module, note: Watcher) -> Iterator[None]:
     share, each number is one attribute.  What the forward itself stores is the caller's to undo.
     """
     with Undo() as undo:
-        for path, prefix, held in list(_holders(model)):
+        for path, prefix, held in list(holders(model)):
             for name, value in list(held.items()):
                 if name.startswith("_"):
                     continue
@@ -53,7 +53,7 @@ def _own_again(held: dict[str, Any], name: str, value: Any, traced: Any) -> None
         held[name] = value
 
 
-def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (path of the module, prefix of the names, attributes) of all that holds integers."""
     seen: set[int] = set()
 
@@ -72,7 +72,7 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def followed_in(model: nn.Module) -> set[tuple[str, str]]:
     """Return whose numbers are followed: path of a module, and name of an object of it or ""."""
-    return {(path, prefix.removesuffix(".")) for path, prefix, _ in _holders(model)}
+    return {(path, prefix.removesuffix(".")) for path, prefix, _ in holders(model)}
 
 
 def _is_plain_object(value: Any) -> bool:

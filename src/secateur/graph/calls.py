@@ -33,12 +33,13 @@ class Call:
         given = (arguments, list((options or {}).values()))
         self.integers: list[int] = list(_integers(given))
         self._floats = tuple(_floats(given))
-        self._places = dict(enumerate(arguments)) | (options or {})
+        every = dict(enumerate(arguments)) | (options or {})
+        self._places = {at: x for at, x in every.items() if isinstance(x, int)}  # and no tensor
 
     def argument(self, keyword: str, place: int) -> Origin | None:
         """Return the origin of one argument, or None if it is no integer or was not given."""
         value = self._places.get(keyword, self._places.get(place))
-        return _absolute(value) if isinstance(value, int) else None
+        return None if value is None else _absolute(value)
 
     @property
     def floats(self) -> tuple[Attribute, ...]:

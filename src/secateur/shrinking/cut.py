@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
@@ -29,6 +29,7 @@ from .describe import descriptions
 from .history import HELD_AS, Changes, History, Number, Renaming, Shape
 from .implied import implied_by
 from .overrides import Overrides, say
+from .owning import own
 from .plan import Plan
 from .rescale import rescaled_floats, rescaled_tensors
 from .slices import Choice, Slices, laid_out_as
@@ -45,6 +46,7 @@ class Surgery:
         self._undo: list[Callable[[], None]] = []
         self.shapes: dict[str, tuple[Shape, Shape]] = {}  # before and after the cut
         self.rescaled: dict[str, Tensor] = {}  # parameters, by their values before rounding
+        self._mine: list[Any] = []  # objects that no other model holds
 
     def mark(self) -> int:
         """Return how many changes were made, for ``undo``."""
@@ -345,9 +347,10 @@ class Surgery:
             size: the number, or the whole of a list.
         """
         *way, name = attribute.name.split(".")
-        held = vars(self.model.get_submodule(attribute.path))
-        for step in way:
-            held = vars(held[step])
+        module = self.model.get_submodule(attribute.path)
+        if way:
+            self._own(reduce(getattr, way, module))
+        held = vars(reduce(getattr, way, module))
         if name not in held:  # a config that said nothing of it
             self._undo.append(lambda: held.pop(name, None))
             held[name] = size
@@ -363,6 +366,20 @@ class Surgery:
         # past properties and validators, which may compare it with what is not set yet
         self._undo.append(lambda: held.__setitem__(name, before))
         held[name] = value
+
+    def _own(self, value: Any) -> None:
+        """Let nobody but this model hold an object whose numbers change."""
+        if any(value is mine for mine in self._mine):
+            return
+
+        def put(attributes: dict[str, Any], name: str, new: Any) -> None:
+            before = attributes[name]
+            self._undo.append(lambda: attributes.__setitem__(name, before))
+            attributes[name] = new
+
+        known = len(self._mine)
+        self._undo.append(lambda: self._mine.__delitem__(slice(known, None)))
+        self._mine += own(self.model, value, put)
 
     def describe(self) -> None:
         """Let torch's own layers say the sizes that they now have."""

@@ -351,10 +351,9 @@ def _repeat(surgery: Surgery, history: History, saved: Mapping[str, Tensor]) -> 
         if name is not None:
             surgery.set_tensor(tensor, saved[name])
     paths = dict(model.named_modules(remove_duplicate=False))
-    config: Any = getattr(model, "config", None)
-    before = remembered(config)
+    before = remembered(getattr(model, "config", None))
     for text, (_, after) in history.attributes.items():
         surgery.set_size(Attribute.parse(text, paths), after)
-    follow(config, before, history.taken.values(), surgery.say_of_layers)
+    follow(getattr(model, "config", None), before, history.taken.values(), surgery.say_of_layers)
     surgery.describe()
     surgery.set_attribute(model, HELD_AS, history)

@@ -7,6 +7,7 @@ are files.  No call that is undone as one spans several blocks, as what would pu
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -223,7 +224,8 @@ class Run:
             given(DENSE, batches),
             given(PRUNED, batches),
         )
-        release()  # what the block before it has left, and the C library keeps
+        gc.collect()  # the block before it may hang in a cycle
+        release()
         block = self.weights.block(path, self.chain, self.options.device)
         wanted = self.wanted.by_block[path]
         how = self.how if wanted else None
