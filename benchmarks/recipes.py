@@ -142,7 +142,7 @@ RECIPES: dict[str, Recipe] = {
     "attention": Recipe(
         "minilm",
         "3 of 12 heads of each layer",
-        pruned(128, 0.25, "elimination", names=["*attention*"], grid="coarse"),
+        pruned(128, 0.25, "elimination", names=["*attention*"]),
     ),
     "protected": Recipe(
         "resnet56",

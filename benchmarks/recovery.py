@@ -122,6 +122,11 @@ VARIANTS: dict[str, Variant] = {
         "default": True,
         "rate": 1e-3,
     },
+    "fit, 5 minutes, all groups, AdamW, one round": {
+        "budget": {"minutes": 5, "names": ["*"], "rounds": 1},
+        "default": True,
+        "rate": 1e-3,
+    },
     "fit, half of the steps, l1 in one round": {
         "budget": {"steps": STEPS // 2, "rounds": 1, "criterion": "l1", "scope": "local"}
     },

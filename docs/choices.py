@@ -47,13 +47,13 @@ CHOICES = (
     Choice(
         "encoder (BERT)",
         "nothing",
-        '`"l2", grid="coarse"`',
+        '`"l2"`',
         ("minilm", "feed-forward and heads −50 %", "l2"),
     ),
     Choice(
         "encoder (BERT)",
         "inputs",
-        '`"elimination", grid="coarse"`, `data=`',
+        '`"elimination"`, `data=`',
         ("minilm", "feed-forward and heads −50 %", "elimination, repaired"),
     ),
     Choice(

@@ -66,6 +66,7 @@ def write_all(folder: Path) -> None:
     (folder / "experts.md").write_text(repaired("docs mixtral"), encoding="utf-8")
     (folder / "searched.md").write_text(told("search"), encoding="utf-8")
     (folder / "allocations.md").write_text(told("allocations"), encoding="utf-8")
+    (folder / "grids.md").write_text(told("grids"), encoding="utf-8")
     (folder / "timed.md").write_text(told("recipes"), encoding="utf-8")
     (folder / "faults.md").write_text(faults(), encoding="utf-8")
 

@@ -360,6 +360,26 @@ def test_independent_when_asked_then_these_are_chosen(model, inexact, expected):
     assert [g.name for g in structure.independent(inexact=inexact)] == expected
 
 
+@pytest.mark.parametrize(("heads", "head"), [(2, 8), (4, 4), (8, 2)])
+def test_independent_when_there_is_attention_then_whole_heads_are_chosen(heads, head):
+    structure = analyze(Attention(heads=heads, head=head), torch.randn(2, 5, 6))
+    sizes = {
+        grid: {g.size for g in structure.independent(grid=grid)}
+        for grid in ("auto", "coarse", "fine")
+    }
+    assert sizes["auto"] == {heads}
+    assert sizes["coarse"] == {heads} if head > heads else sizes["coarse"]
+    assert sizes["fine"] == ({head} if head > heads else {heads})
+
+
+def test_independent_when_a_grid_is_of_a_convolution_then_what_has_more_positions_is_chosen():
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=2), nn.Conv2d(32, 4, 1))
+    structure = analyze(net, torch.randn(2, 3, 8, 8))
+    chosen = {grid: structure.independent(grid=grid) for grid in ("auto", "fine")}
+    assert chosen["auto"] == chosen["fine"]
+    assert all(group.size > 2 for group in chosen["auto"])
+
+
 def test_independent_when_half_of_each_is_kept_then_half_of_a_grid_is_left():
     structure = analysed("residual").structure
     count = structure.counter({g.name: g.size // 2 for g in structure.independent()})

@@ -267,8 +267,10 @@ class Config(Target):
     )
     round_to: Count = Field(1, description="kept counts are multiples of this")
     uniform: bool = Field(False, description="the same kept count for all groups of one kind")
-    grid: Literal["fine", "coarse"] = Field(
-        "fine", description="of axes that share a grid: widths (fine), or whole heads (coarse)"
+    grid: Literal["auto", "fine", "coarse"] = Field(
+        "auto",
+        description="of axes that share a grid: whole heads of attention, and widths elsewhere "
+        "(auto); widths (fine); or what takes most with it (coarse)",
     )
     inexact: bool = Field(False, description="also prune groups whose removal is inexact")
     strict: bool = Field(

@@ -19,6 +19,7 @@ from .graph.choices import forbidden
 from .graph.cost import Cost, cost, human, macs
 from .graph.groups import Group, find_groups
 from .graph.infer import Inferred
+from .graph.kinds import attention_heads
 from .graph.macs import uncounted
 from .graph.record import record
 from .graph.shown import alike, factors, starred, together
@@ -109,17 +110,29 @@ class Structure(Shown):
         return frozenset({group.name, *group.sized}) if group else None
 
     def independent(
-        self, *, inexact: bool = False, coarse: bool = False, among: Set[str] | None = None
+        self, *, inexact: bool = False, grid: str = "auto", among: Set[str] | None = None
     ) -> tuple[Group, ...]:
         """Return groups of which no two share a grid, so that a share of each is a share of all.
 
-        Of heads and their widths, or convolution groups and their channels, one is chosen: an exact
-        one before an inexact one, then the one with more positions; or, ``coarse``, the one whose
-        positions take more parameters with them (whole heads).  Groups that must keep equally many
-        positions are chosen together.  ``among``: names, which alone are chosen.
+        Of heads and their widths, or convolution groups and their channels, one is chosen, an exact
+        one before an inexact one.  Groups that must keep equally many positions are chosen
+        together.
+
+        Args:
+            inexact: choose those whose removal is inexact, too.
+            grid: "fine", what has more positions; "coarse", that whose positions take more
+                parameters with them; "auto", whole heads of attention, and elsewhere as "fine".
+            among: names, which alone are chosen.
         """
-        finer = (lambda g: -g.params) if coarse else (lambda g: -g.size)
-        order = sorted(self.groups, key=lambda g: (not g.exact, finer(g)))
+        heads: Set[str] = frozenset()
+        if grid == "auto":
+            heads = attention_heads(self.inferred, self.groups)
+
+        def rank(group: Group) -> tuple[bool, bool, int]:
+            large = group.params if grid == "coarse" else group.size
+            return not group.exact, group.name not in heads, -large
+
+        order = sorted(self.groups, key=rank)
         chosen: set[str] = set()
         for group in order:
             family = [group, *(self[name] for name in group.sized)]

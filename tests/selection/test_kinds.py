@@ -77,6 +77,24 @@ def test_prune_when_kinds_are_named_then_these_lose_and_no_others(llama, what):
     assert result.verification.passed
 
 
+@pytest.mark.parametrize(("share", "gone"), [(0.25, 0), (0.5, 1)])
+def test_prune_when_a_share_is_less_than_a_head_then_it_stays_and_a_note_says_so(
+    llama, share, gone
+):
+    heads = {g.name: g.size for g in sc.analyze(llama, TOKENS).groups if g.grid}
+    result = sc.prune(llama, TOKENS, share, "l2", names=["*attn*"])
+    said = [note for note in result.notes if "less than one position" in note]
+    if gone:
+        assert not said
+        assert all(heads[name] - count == 1 for name, count in result.plan.counts.items())
+    else:
+        assert not result.plan.counts
+        (note,) = said
+        assert "ask for 50% or more" in note
+        assert "grid='fine'" in note
+        assert any(repr(name) in note for name in heads)
+
+
 def test_prune_when_experts_are_named_then_any_criterion_ranks_them():
     result = sc.prune(mixture(), batches()[0], 0.34, "l2", what=["experts"])
     assert {*result.plan.keep} == {"router"}

@@ -150,7 +150,7 @@ def saved(kind: str) -> tuple[dict[str, bytes], Tensor]:
         model = build().eval()
         if options.get("coarse"):
             structure = sc.analyze(model, x)
-            groups = structure.independent(coarse=True)
+            groups = structure.independent(grid="coarse")
             keep = {g.name: tuple(range(max(g.step, g.size // 2))) for g in groups if g.exact}
             result = sc.apply_plan(model, Plan(keep), x)
         elif options.get("drop"):

@@ -45,6 +45,13 @@ def heads(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     return {g.name for g in groups if g.grid and not g.chosen and _outermost(inferred, g)}
 
 
+def attention_heads(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Return the whole heads of attention: not the groups of a convolution."""
+    attended = _attended(inferred)
+    outer = heads(inferred, groups)
+    return {g.name for g in groups if g.name in outer and id(g.atom) in attended}
+
+
 @kinds.register
 def experts(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Whole experts of a mixture: positions that a router chooses among."""

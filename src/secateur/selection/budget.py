@@ -29,7 +29,7 @@ from .bisection import fewest, nearest, ratios_around
 from .families import families
 from .goals import counts_of, goals_of
 from .proof import NEARLY, Candidate, Cut, Proof
-from .reach import held_back, in_the_way
+from .reach import held_back, in_the_way, too_small
 from .select import Request, rungs, select, select_count
 from .targets import Selectable, scored
 from .widths import liked_by
@@ -181,7 +181,8 @@ class Budget:
             self.unmet = self._short  # what was measured of an earlier decision is no matter
         names = [s.name for s in self.selectables]
         if not requests or (not self.goals and self._allocator.plain):
-            return self._balanced(requests, names)
+            keeps, notes = self._balanced(requests, names)
+            return keeps, [*(too_small(self.selectables, requests) if share == 1 else []), *notes]
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
         idle = self._inside_dropped()

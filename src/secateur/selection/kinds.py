@@ -30,13 +30,13 @@ def candidates(structure: Structure, config: Config, target: Target) -> list[Gro
     Experts that are asked for go though masks cannot say it: what they are compared with is the
     model that never chooses them.  A criterion that ranks experts takes nothing else.
     """
-    wanted, coarse = asked(target), config.grid == "coarse"
+    wanted = asked(target)
     if not wanted:
-        return list(structure.independent(inexact=config.inexact, coarse=coarse))
+        return list(structure.independent(inexact=config.inexact, grid=config.grid))
     named = _named(structure, wanted)
     if criteria.facts[target.criterion].experts:
         named = {name for name in named if structure[name].chosen}
-    groups = structure.independent(inexact=True, coarse=coarse, among=named)
+    groups = structure.independent(inexact=True, grid=config.grid, among=named)
     groups = tuple(group for group in groups if group.name in named)
     return [g for g in groups if g.exact or g.chosen or config.inexact]
 

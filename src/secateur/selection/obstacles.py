@@ -70,7 +70,7 @@ def obstacles(structure: Structure | None, selectors: Selectors, config: Config)
 
 def group_obstacles(structure: Structure, selectors: Selectors, config: Config) -> list[str]:
     """Return why groups that a target names stay: one line for each kind of reason."""
-    free = {g.name for g in structure.independent(inexact=config.inexact)}
+    free = {g.name for g in structure.independent(inexact=config.inexact, grid=config.grid)}
     everyone = [*structure.groups, *structure.frozen]
     named = [g for g in everyone if any(map(selectors.takes, makers(g)))]
     alone = [(g, excluded(g, selectors)) for g in everyone]

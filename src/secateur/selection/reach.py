@@ -11,6 +11,7 @@ from secateur.structure import Structure
 
 from .obstacles import SHOWN, unknown
 from .select import Request
+from .targets import Selectable
 
 Share = Callable[[Mapping[str, int]], float]
 """Group → positions kept; returns the share of the whole that is gone."""
@@ -32,9 +33,8 @@ def in_the_way(
         most: the share that can go as things are.
         share: what would be gone.
     """
-    coarse = config.grid == "coarse"
     here = {group.name for group in chosen}
-    exact = structure.independent(inexact=config.inexact, coarse=coarse)
+    exact = structure.independent(inexact=config.inexact, grid=config.grid)
     lines = []
 
     def allows(groups: Iterable[Group]) -> float:
@@ -50,7 +50,7 @@ def in_the_way(
             f"left out by targets or exclude: {names}; with them {allows(exact):.1%} could go"
         )
     if not config.inexact:
-        every = structure.independent(inexact=True, coarse=coarse)
+        every = structure.independent(inexact=True, grid=config.grid)
         more = [g for g in every if g.name not in {e.name for e in exact} | here]
         if more:
             reason = f"{more[0].name!r} {more[0].inexact}"
@@ -71,6 +71,25 @@ def held_back(config: Config, requests: Sequence[Request], names: Sequence[str])
             least = max(request.keep_at_least, request.round_to)
             lines.append(f"{name!r} ({len(request.score)}) must keep {least} or a multiple of it")
     return lines[: SHOWN + 1]
+
+
+def too_small(selectables: Sequence[Selectable], requests: Sequence[Request]) -> list[str]:
+    """Return a note on the groups that stay whole as their share is less than one position."""
+    small = [
+        (each.group, request.sparsity)
+        for each, request in zip(selectables, requests, strict=True)
+        if each.group is not None and request.pool is None and request.sparsity
+        if request.sparsity * each.group.size < 1 - 1e-9
+    ]
+    if not small:
+        return []
+    group, share = small[0]
+    ask = f"ask for {1 / group.size:.0%} or more"
+    fine = ", or for widths of all heads (grid='fine')" if group.grid else ""
+    return [
+        f"{share:.0%} is less than one position of {_named([g for g, _ in small])}, which stay "
+        f"whole: {ask}{fine}"
+    ]
 
 
 def _bounds(config: Config) -> str:
