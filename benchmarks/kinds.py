@@ -2,8 +2,8 @@
 
 The goal is so many parameters: those of the embeddings, and a share of all others (the body).  Each
 row is one prune of one model with one draw of calibration data, repaired; layers keep equal widths,
-so that the stock class loads the result.  Rows are kept in results/kinds.jsonl as they are made,
-so that an interrupted run goes on.
+so that the stock class loads the result, but for rows of ``APART``.  Rows are kept in
+results/kinds.jsonl as they are made, so that an interrupted run goes on.
 
     python -m benchmarks.kinds
     python -m benchmarks.kinds --models "docs llama" --shares 0.8 --what width all
@@ -123,8 +123,8 @@ def text(found: list[dict[str, Any]]) -> str:
         f"Perplexity on the first {JUDGED} windows of the test split / in another domain, no "
         f"training; {SAMPLES} windows of calibration data, repaired; of several "
         "draws of these, the mean. Per cent are of the parameters outside of the embeddings. "
-        "`all`: how many layers go, and what the other kinds lose, by measured error; `apart`: each "
-        "layer another share, by estimated errors, which no stock class loads."
+        "`all`: how many layers go, and what the other kinds lose, by measured error; `apart`: "
+        "each layer another share, by estimated errors, which no stock class loads."
     ]
     for name, kinds in KINDS.items():
         own = [row for row in found if row["model"] == name]
