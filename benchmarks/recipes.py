@@ -95,7 +95,7 @@ def fitted(real: Real, model: nn.Module, draw: int) -> tuple[nn.Module, str]:
         return accuracy(small, data.images[held], data.labels[held], 128)
 
     found = sc.fit(model, 0.5, train=batches, evaluate=evaluate, minutes=MINUTES)
-    return found.model, "secateur.from_pretrained, once saved"
+    return found.model, found.result.loads_with
 
 
 def exported(real: Real, model: nn.Module, draw: int) -> tuple[nn.Module, str]:

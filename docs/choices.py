@@ -144,12 +144,12 @@ def expected(recipe: str) -> str:
     left.append(f"{value['params']:.0%} of its parameters and {value['macs']:.0%} of its MACs")
     if "speed" in first:
         left.append(f"{mean(row['speed'] for row in rows):.2f} times faster on one thread")
+    loads = f" Loads with: {first['loads']}." if "loads" in first else ""
     clock = "seconds" if recipe == "deadline" else "seconds of processor time"
     return (
         f"**What you will get** ({RECIPES[recipe]}). {NAMES[first['model']]}; {first['does']}: "
         f"{'; '.join(left)}. It took {value['seconds']:.0f} {clock} (`benchmarks/recipes.py`, "
-        f"{'one draw' if len(rows) == 1 else f'mean of {len(rows)} draws'}). Loads with: "
-        f"{first['loads']}.\n"
+        f"{'one draw' if len(rows) == 1 else f'mean of {len(rows)} draws'}).{loads}\n"
     )
 
 
