@@ -6,6 +6,7 @@ import math
 import random
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ def state_of(model: nn.Module) -> dict[Any, Any]:
             k: (type(v), v) for k, v in held.items() if isinstance(v, (int, float, str, tuple))
         }
         found[path] = type(module), set(held), plain
+        objects = {k: v for k, v in held.items() if isinstance(v, SimpleNamespace)}
+        found[path, "objects"] = {k: (id(v), repr(v)) for k, v in objects.items()}
         hooks = module._forward_hooks, module._forward_pre_hooks
         found[path, "hooks"] = [len(each) for each in hooks]
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,26 @@ def layer() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+
+class Configured(nn.Module):
+    """Says its width in an object inside of another, which it holds too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = SimpleNamespace(width=8)
+        self.config = SimpleNamespace(inner=self.sizes, version=2)
+        self.up, self.down = nn.Linear(108, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.up(x.flatten(1)).relu()
+        return self.down(hidden.view(-1, self.sizes.width))
+
+
+def configured() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Configured()
 
 
 def analyze(model: nn.Module) -> Any:
@@ -126,6 +147,7 @@ JOBS = {
     "repair": (net, repair),
     "attention": (layer, prune_layer),
     "fold": (net, fold),
+    "config": (configured, prune),
 }
 
 
