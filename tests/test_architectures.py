@@ -17,8 +17,8 @@ from secateur.graph.outputs import results_of, tensors_of
 transformers = pytest.importorskip("benchmarks.models.transformers")
 CALLS: dict[str, dict[str, Any]] = {
     "half": {},
-    "whole heads": {"grid": "coarse"},
-    "uniform": {"uniform": True, "of": "params"},
+    "widths of heads": {"grid": "fine"},
+    "uniform": {"uniform": True, "of": "params", "sparsity": 0.25},
     "all, globally": {"inexact": True, "scope": "global", "sparsity": 0.3},
 }
 

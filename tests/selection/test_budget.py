@@ -81,6 +81,18 @@ def test_prune_when_it_is_not_strict_then_as_much_goes_and_the_first_line_says_s
         assert abs(lost(result.structure, result, settings["of"]) - said_most) < 1e-3
 
 
+def test_prune_when_a_goal_is_more_than_whole_heads_then_the_error_names_what_lets_more_go():
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(16, 2, 4, dropout=0, batch_first=True).eval()
+    net = nn.Sequential(nn.Linear(3, 16), net, nn.Linear(16, 2))
+    x = torch.randn(2, 5, 3)
+    with pytest.raises(GoalError, match="whole heads go, of which one stays") as caught:
+        sc.prune(net, x, 0.6, of="params")
+    most = float(str(caught.value).partition("grid='fine' lets ")[2].partition("%")[0]) / 100
+    result = sc.prune(net, x, most - 0.02, of="params", grid="fine")
+    assert lost(result.structure, result, "params") >= most - 0.02
+
+
 @pytest.mark.parametrize("of", ["params", "macs"])
 @pytest.mark.parametrize("part", [0.3, 0.9, 0.999])
 def test_prune_when_the_goal_is_just_within_reach_then_it_is_met(net, of, part):

@@ -49,6 +49,10 @@ def in_the_way(
         lines.append(
             f"left out by targets or exclude: {names}; with them {allows(exact):.1%} could go"
         )
+    if config.grid != "fine":
+        narrow = structure.independent(inexact=config.inexact, grid="fine")
+        if (widths := allows(narrow)) > allows(exact) + 0.005:
+            lines.append(f"whole heads go, of which one stays: grid='fine' lets {widths:.1%} go")
     if not config.inexact:
         every = structure.independent(inexact=True, grid=config.grid)
         more = [g for g in every if g.name not in {e.name for e in exact} | here]
