@@ -60,8 +60,7 @@ def estimated_errors(
         cuts: of each, parameter name → bool tensor of its shape.
         batches: of inputs; each is run three times.
         how: the repair that will follow, a name in ``secateur.repairs``, or None.
-        products: of each, the masks of those weights whose rows are multiplied by others' that go
-            too, as queries and keys are; () where no cut has such.
+        products: of each, masks of weights whose rows are multiplied by others' that go, if any.
 
     Returns:
         None for a cut that this says nothing of: nothing that was seen reads what goes, outputs of
@@ -88,11 +87,8 @@ def estimated_errors(
         inputs.collect(model, batches)
         _let_slopes_through(model, undo)
         for some in _parts(cuts, watched):
-            known = dict[int, Change]()
-            for i in some:
-                change = inputs.change(cuts[i], products[i] if products else {})
-                if change is not None:
-                    known[i] = change
+            changes = {i: inputs.change(cuts[i], products[i] if products else {}) for i in some}
+            known = {i: change for i, change in changes.items() if change is not None}
             for i, error in Moves(known, watched, inputs.means).measured(model, batches).items():
                 found[i] = error
     return found
