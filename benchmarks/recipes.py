@@ -208,18 +208,19 @@ def text(rows: list[dict[str, Any]]) -> str:
         }
         speeds = [r["speed"] for r in own if "speed" in r]
         body.append(
-            [name, f"{recipe.model}: {recipe.does}", f"{own[0]['dense']:.4g}"]
+            [f"{name}: {recipe.model}, {recipe.does}", f"{own[0]['dense']:.4g}"]
             + [f"{mean['quality']:.4g}", f"{mean['params']:.2f}", f"{mean['macs']:.2f}"]
             + [f"{statistics.mean(speeds):.2f}" if speeds else "", f"{mean['seconds']:.0f}"]
-            + [str(len(own))]
         )
-    heads = ["recipe", "what goes", "dense", "pruned", "params", "MACs", "times faster"]
+    heads = ["recipe: model, what goes", "dense", "pruned", "params", "MACs", "faster", "seconds"]
+    draws = sorted({len([r for r in rows if r["recipe"] == name]) for name in RECIPES} - {0})
     return (
         "Accuracy in %, perplexity (less is better), or for MiniLM the correlation of similarities "
         "with the dense model's, on held-out data; params and MACs are what is left. Seconds are "
         f"processor time of one thread, and for `deadline` the {MINUTES} minutes that it was given "
-        "on two cores, with what comes before and after.\n\n"
-    ) + table([*heads, "seconds", "draws"], body)
+        "on two cores, with what comes before and after. Draws of calibration data: "
+        f"{' or '.join(map(str, draws))} each.\n\n"
+    ) + table(heads, body)
 
 
 def main() -> None:
