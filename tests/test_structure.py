@@ -496,7 +496,7 @@ def test_structure_when_a_forward_was_recorded_then_none_of_its_activations_is_h
     net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Flatten(), nn.Linear(width, 3))
     structure = analyze(net, torch.randn(2, 4))
     gc.collect()
-    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+    tensors = [x for x in gc.get_objects() if type(x) is Tensor]
     alive = [x for x in tensors if x.shape == (2, width)]
     assert not alive
     assert structure.groups

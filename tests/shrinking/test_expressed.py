@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.shrinking.expressed import rebuilt
 from tests import zoo
 
 SEED = torch.Generator().manual_seed(0)
@@ -327,7 +328,7 @@ def test_pretrained_when_whole_heads_go_then_the_stock_loader_takes_it(family, t
 
 
 def test_pretrained_when_heads_shrink_then_its_weights_and_our_plan_load(llama, tmp_path):
-    result = sc.prune(llama(), INPUTS, sparsity=0.5, inexact=True)
+    result = sc.prune(llama(), INPUTS, sparsity=0.5, inexact=True, grid="fine")
     assert result.config is None
     result.model.save_pretrained(tmp_path)
     sc.save_pruned(result.model, tmp_path, weights=False)
@@ -356,3 +357,53 @@ def test_pretrained_when_its_writer_renames_tensors_then_the_error_says_how_to_k
     loaded = sc.load_pruned(tmp_path, transformers.MixtralForCausalLM(config)).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**INPUTS).logits, result.model(**INPUTS).logits)
+
+
+class Sized:
+    """A config of one number."""
+
+    def __init__(self, width):
+        self.width = width
+
+
+class Plain(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.up, self.down = nn.Linear(4, config.width), nn.Linear(config.width, 2)
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+
+    def forward(self, x):
+        return self.down(self.up(x + self.table).relu())
+
+
+class Looks(Plain):
+    """Its constructor reads a weight."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.first = float(self.up.weight[0, 0].detach())
+
+
+class Lazy(Plain):
+    """Holds what no state dict has, and its constructor fills."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("filled", torch.empty(4).fill_(0.5), persistent=False)
+
+    def forward(self, x):
+        return super().forward(x * self.filled)
+
+
+@pytest.mark.parametrize("kind", [Plain, Looks, Lazy])
+def test_rebuilt_when_a_config_says_it_then_no_weight_is_there_twice(kind):
+    model, x = kind(Sized(6)).eval(), torch.randn(3, 4)
+    drawn = torch.get_rng_state()
+    new = rebuilt(model, model.config)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not any(t.is_meta for t in (*new.parameters(), *new.buffers()))
+    assert torch.equal(new(x), model(x))
+    for one, other in zip(new.parameters(), model.parameters(), strict=True):
+        assert one is not other
+        assert one.data_ptr() == other.data_ptr()

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from secateur.errors import ShrinkError
 from secateur.graph.origins import Attribute
@@ -96,17 +98,46 @@ def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
     """
     if is_large(model):
         return None
-    with random_kept(), quiet():
-        new = type(model)(copy.deepcopy(config))
+    new = _unfilled(model, config)
+    if new is None:
+        with random_kept(), quiet():
+            new = type(model)(copy.deepcopy(config))
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (*new.named_parameters(), *new.named_buffers()):
-        if name in held:  # some stay in float32: a table of frequencies
+        if name in held and not tensor.is_meta:  # some stay in float32: a table of frequencies
             tensor.data = tensor.data.to(device=held[name].device, dtype=held[name].dtype)
     try:
-        new.load_state_dict(model.state_dict())
+        new.load_state_dict(model.state_dict(), assign=True)  # no weight is there twice
     except RuntimeError as error:
         raise ShrinkError(f"{type(model).__name__}(config) takes other tensors: {error}") from error
     return new.train(model.training)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within it what ``torch.empty`` makes, as of each weight, has no memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _unfilled(model: nn.Module, config: Any) -> nn.Module | None:
+    """Return what the class's constructor makes of a config, where weights have no memory yet.
+
+    None where something would have none afterwards, or the constructor needs values.
+    """
+    try:
+        with random_kept(), quiet(), _Unfilled():
+            new = type(model)(copy.deepcopy(config))
+    except (RuntimeError, NotImplementedError):
+        return None  # it is built with values, and says its own errors
+    loaded = model.state_dict().keys()
+    every = (*new.named_parameters(remove_duplicate=False), *new.named_buffers())
+    return None if any(t.is_meta and name not in loaded for name, t in every) else new
 
 
 def _uniform(shapes: Mapping[str, tuple[Shape, Shape]]) -> bool:
