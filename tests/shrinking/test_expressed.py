@@ -396,6 +396,18 @@ class Lazy(Plain):
         return super().forward(x * self.filled)
 
 
+class Loads(Plain):
+    """Loads in a way of its own."""
+
+    def load_state_dict(self, state_dict, strict=True):
+        return super().load_state_dict(dict(state_dict), strict)
+
+
+def test_rebuilt_when_the_class_loads_in_its_own_way_then_it_is_asked():
+    model, x = Loads(Sized(6)).eval(), torch.randn(3, 4)
+    assert torch.equal(rebuilt(model, model.config)(x), model(x))
+
+
 @pytest.mark.parametrize("kind", [Plain, Looks, Lazy])
 def test_rebuilt_when_a_config_says_it_then_no_weight_is_there_twice(kind):
     model, x = kind(Sized(6)).eval(), torch.randn(3, 4)

@@ -98,7 +98,9 @@ def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
     """
     if is_large(model):
         return None
-    new = _unfilled(model, config)
+    plain = type(model).load_state_dict is nn.Module.load_state_dict
+    how = {"assign": True} if plain else {}  # no weight is there twice
+    new = _unfilled(model, config) if plain else None
     if new is None:
         with random_kept(), quiet():
             new = type(model)(copy.deepcopy(config))
@@ -107,7 +109,7 @@ def rebuilt(model: nn.Module, config: Any) -> nn.Module | None:
         if name in held and not tensor.is_meta:  # some stay in float32: a table of frequencies
             tensor.data = tensor.data.to(device=held[name].device, dtype=held[name].dtype)
     try:
-        new.load_state_dict(model.state_dict(), assign=True)  # no weight is there twice
+        new.load_state_dict(model.state_dict(), **how)
     except RuntimeError as error:
         raise ShrinkError(f"{type(model).__name__}(config) takes other tensors: {error}") from error
     return new.train(model.training)
