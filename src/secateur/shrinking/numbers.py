@@ -19,8 +19,14 @@ from .history import Changes, History, Number
 from .implied import Implied
 
 
-def other_values(history: History, model: nn.Module) -> Iterator[str]:
-    """Yield why a number cannot become what the file says, for each that cannot."""
+def other_values(history: History, model: nn.Module) -> list[str]:
+    """Return why a number cannot become what the file says, for each that cannot."""
+    wrong = list(_one_by_one(history, model))
+    return wrong or list(_other_configs(history, model))  # which needs them to be numbers it has
+
+
+def _one_by_one(history: History, model: nn.Module) -> Iterator[str]:
+    """Yield what is wrong with each number by itself."""
     modules = dict(model.named_modules(remove_duplicate=False))
     followed = followed_in(model)
     for text, (before, after) in history.attributes.items():
@@ -38,7 +44,6 @@ def other_values(history: History, model: nn.Module) -> Iterator[str]:
             yield f"{text} cannot be changed: it is no size of a {type(module).__name__}"
         elif wrong := _not_implied(attribute, module, model, history):
             yield wrong
-    yield from _other_configs(history, model)
 
 
 def _other_value(
