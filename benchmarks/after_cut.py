@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 import secateur
 from benchmarks.graphed import Images
 from benchmarks.methods import BATCH, Data, accuracy, loss
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur import Distillation
 from secateur.fitting.deadline import rate
 from tests.zoo import cifar_images, pretrained_cifar_resnet
@@ -106,7 +105,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=list(HOW), choices=list(HOW))
     options = parser.parse_args()
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     done = {(r["row"], r["seed"]) for r in rows}
     wanted = [(n, s) for s in options.seeds for n in options.rows if (n, s) not in done]
     if wanted:
@@ -117,8 +116,7 @@ def main() -> int:
         smaller = cut(data)
     for name, seed in wanted:
         rows.append(measure(name, seed, smaller, data, held))
-        with ROWS.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        keep(ROWS, rows[-1])
         print(*rows[-1].values(), sep="\t", flush=True)
     write("after_cut", "After the cut: optimizer, rate and batch", rows, _text(rows))
     return 0

@@ -12,7 +12,6 @@ made.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 
 import secateur
 from benchmarks.models.real import REAL, Real
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur.pruner import candidates as running
 from secateur.runtime.measure import clock_of, latency
 
@@ -154,15 +153,14 @@ def main() -> None:
     parser.add_argument("--judged", type=int, help="so many held-out samples, in place of all")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     done = {(r["model"], r["allocate"], r["draw"]) for r in rows}
     for name in given.models:
         for draw in given.draws:
             for way in given.ways:
                 if (name, way, draw) not in done:
                     rows.append(row(name, way, draw, given.judged))
-                    with ROWS.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
+                    keep(ROWS, rows[-1])
                     print(rows[-1], flush=True)
     write("allocations", "One goal, shared out in every way", rows, text(rows))
 

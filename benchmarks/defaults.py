@@ -12,7 +12,6 @@ that an interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from torch import Tensor
 
 import secateur
 from benchmarks.models.real import REAL, Real
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 
 ROWS = FOLDER / "defaults.jsonl"
 SAMPLES = {
@@ -100,17 +99,14 @@ def measure(name: str, share: float, way: str) -> dict[str, Any]:
         "quality": real.quality(result.model, SAMPLES[name]),
         "macs": result.after.macs / result.before.macs,
     }
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+    keep(ROWS, found)
     print(*found.values(), sep="\t", flush=True)
     return found
 
 
 def rows() -> list[dict[str, Any]]:
     """Return the rows that there are."""
-    if not ROWS.is_file():
-        return []
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
+    return rows_in(ROWS)
 
 
 def main() -> None:

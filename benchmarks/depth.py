@@ -9,14 +9,13 @@ Rows are kept in results/depth.jsonl as they are made, so that an interrupted ru
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
 
 import secateur
 from benchmarks.models.real import REAL
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from benchmarks.repair import _quality
 
 ROWS = FOLDER / "depth.jsonl"
@@ -47,7 +46,7 @@ def main() -> int:
     parser.add_argument("--by", nargs="+", default=["influence", "error"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
-    found = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    found = rows_in(ROWS)
     made = {tuple(row[key] for key in KEYS) for row in found}
     for name in options.models:
         for by in options.by:
@@ -58,8 +57,7 @@ def main() -> int:
                         if (key := (*key[:4], seed)) not in made:
                             made.add(key)
                             found.append(measure(*key))
-                            with ROWS.open("a") as file:
-                                file.write(json.dumps(found[-1]) + "\n")
+                            keep(ROWS, found[-1])
                             print(*found[-1].values(), sep="\t", flush=True)
     write("depth", "Layers removed whole, without training", found, _text(found))
     return 0

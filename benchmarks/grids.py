@@ -10,15 +10,15 @@ and keys among them), ``auto`` takes whole heads.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+from itertools import product
+from statistics import mean
 from typing import Any
 
 import torch
 
 import secateur as sc
 from benchmarks.models.real import REAL
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 
 ROWS = FOLDER / "grids.jsonl"
 SAMPLES = {"minilm": 128, "docs llama": 16}
@@ -63,27 +63,13 @@ def row(name: str, setting: str, grid: str, draw: int) -> dict[str, Any]:
 def text(rows: list[dict[str, Any]]) -> str:
     """Return the table of all."""
     body = []
-    for name in SAMPLES:
-        for setting in SETTINGS:
-            for grid in GRIDS:
-                own = [
-                    r
-                    for r in rows
-                    if (r["model"], r["setting"], r["grid"]) == (name, setting, grid)
-                ]
-                if own:
-                    mean = {
-                        k: statistics.mean(r[k] for r in own) for k in ("quality", "params", "macs")
-                    }
-                    body.append(
-                        [
-                            f"{name}, {setting}",
-                            grid,
-                            f"{own[0]['dense']:.4g}",
-                            f"{mean['quality']:.4g}",
-                        ]
-                        + [f"{mean['params']:.3f}", f"{mean['macs']:.3f}", str(len(own))]
-                    )
+    for name, setting, grid in product(SAMPLES, SETTINGS, GRIDS):
+        own = [r for r in rows if (r["model"], r["setting"], r["grid"]) == (name, setting, grid)]
+        if not own:
+            continue
+        quality, params, macs = (mean(r[k] for r in own) for k in ("quality", "params", "macs"))
+        cells = [f"{name}, {setting}", grid, f"{own[0]['dense']:.4g}", f"{quality:.4g}"]
+        body.append([*cells, f"{params:.3f}", f"{macs:.3f}", str(len(own))])
     heads = ["what goes", "grid", "dense", "pruned", "params left", "MACs left", "draws"]
     return (
         "MiniLM: correlation of similarities with the dense model's; docs Llama: perplexity (less "
@@ -98,17 +84,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="*", default=[0])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     done = {(r["model"], r["setting"], r["grid"], r["draw"]) for r in rows}
-    for draw in given.draws:
-        for name in given.models:
-            for setting in SETTINGS:
-                for grid in GRIDS:
-                    if (name, setting, grid, draw) not in done:
-                        rows.append(row(name, setting, grid, draw))
-                        with ROWS.open("a") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
-                        print(rows[-1], flush=True)
+    for draw, *key in product(given.draws, given.models, SETTINGS, GRIDS):
+        if (*key, draw) not in done:
+            rows.append(row(*key, draw))
+            keep(ROWS, rows[-1])
+            print(rows[-1], flush=True)
     write("grids", "Whole heads, or widths of heads", rows, text(rows))
 
 

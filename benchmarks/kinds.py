@@ -12,7 +12,6 @@ results/kinds.jsonl as they are made, so that an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from torch import nn
 
 import secateur
 from benchmarks.models.real import REAL, Real
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur.errors import GoalError
 
 ROWS = FOLDER / "kinds.jsonl"
@@ -102,7 +101,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    found = rows_in(ROWS)
     made = {tuple(row[key] for key in KEYS) for row in found}
     for name in options.models:
         asked = [(s, w) for s in options.shares for w in options.what or KINDS[name]]
@@ -110,8 +109,7 @@ def main() -> int:
         for key in [(name, 1.0, "dense", 0), *keys]:
             if key not in made:
                 found.append(measure(*key))
-                with ROWS.open("a") as file:
-                    file.write(json.dumps(found[-1]) + "\n")
+                keep(ROWS, found[-1])
                 print(*found[-1].values(), sep="\t", flush=True)
     write("kinds", "Each kind alone, and all under one budget", found, text(found))
     return 0

@@ -15,7 +15,6 @@ stopped goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 import secateur
 from benchmarks.limits import Clock, Late, Outcome, in_a_process
 from benchmarks.models import lm
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur import Result
 from secateur.graph.kinds import kinds
 from secateur.graph.outputs import results_of
@@ -146,8 +145,7 @@ def main() -> int:
                 continue
             row = {"class": name, "kind": kind} | in_a_process(examine, name, kind, options.limit)
             rows[name, kind] = row
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            keep(ROWS, row)
             print(name, kind, row["status"], row.get("error", "")[:200], sep="\t", flush=True)
     write("lm_classes", "Language models of transformers", list(rows.values()), text(rows))
     return 0
@@ -193,8 +191,7 @@ def _why(row: Outcome) -> str:
 
 def read() -> dict[tuple[str, str], Outcome]:
     """Return the last row of each class and kind."""
-    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
-    return {(row["class"], row["kind"]): row for row in map(json.loads, lines)}
+    return {(row["class"], row["kind"]): row for row in rows_in(ROWS)}
 
 
 if __name__ == "__main__":

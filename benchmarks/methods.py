@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur
-from benchmarks.record import FOLDER, device_name, table, write
+from benchmarks.record import FOLDER, device_name, keep, rows_in, table, write
 from secateur import Config, Pruner
 from tests.zoo import cifar_images, pretrained_cifar_resnet
 
@@ -206,7 +205,7 @@ def main() -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
 
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     key = ("model", "method", "seed", "steps", "device")
     made = {tuple(r[k] for k in key) for r in rows}
     data, model, on = Data(options.device), f"resnet{options.depth}", device_name(options.device)
@@ -216,8 +215,7 @@ def main() -> int:
                 continue
             rows.append(measure(options.depth, method, seed, options.steps, data))
             ROWS.parent.mkdir(exist_ok=True)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            keep(ROWS, rows[-1])
             print(*rows[-1].values(), sep="\t", flush=True)
     write("methods", "Methods at half the MACs, same training", rows, _text(rows, every))
     return 0

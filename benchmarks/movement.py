@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
-import json
 import os
 import statistics
 import sys
@@ -27,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.record import FOLDER, device_name, table, write
+from benchmarks.record import FOLDER, device_name, keep, rows_in, table, write
 from secateur import Config, Pruner
 from secateur.masks import masking
 from tests.zoo import shared_data, torchvision_models
@@ -157,7 +156,7 @@ def main() -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
 
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     key = ("method", "kept", "seed", "steps", "batch", "layers", "device")
     made = {tuple(r[k] for k in key) for r in rows}
     data = {split: tuple(x.to(options.device) for x in tokens(split)) for split in ("train", "dev")}
@@ -170,8 +169,7 @@ def main() -> int:
                 row = measure(method, kept, seed, *budget, data)
                 rows.append(row)
                 ROWS.parent.mkdir(exist_ok=True)
-                with ROWS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                keep(ROWS, row)
                 print(*row.values(), sep="\t", flush=True)
     write("movement", "Magnitude against movement on SST-2", rows, _text(rows))
     return 0

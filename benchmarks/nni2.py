@@ -14,7 +14,6 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur import Config, Pruner
 from secateur.masks import masking
 from secateur.nni.pytorch import TorchEvaluator, pruning
@@ -308,15 +307,14 @@ def main() -> int:
     parser.add_argument("--tables", nargs="+", default=known, choices=known)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     for about, make in wanted(options.tables):
         if any(row.items() >= about.items() for row in rows):
             continue
         row = {**about, **make()}
         rows.append(row)
         ROWS.parent.mkdir(exist_ok=True)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        keep(ROWS, row)
         print(*row.values(), sep="\t", flush=True)
     write("nni2", "NNI 2.x's seven pruners", rows, _text(rows))
     return 0

@@ -1,6 +1,6 @@
 """What the documentation's recipes leave of real models: quality, cost and time, one row each.
 
-Each is the call of its page, with the data of ``benchmarks.models.real``; seconds are processor
+Each has the settings of its page, and the data of ``benchmarks.models.real``; seconds are processor
 time of one thread for all of it, or, of a budget of time, on the wall with all cores.  Speed is
 measured anew at the end, dense and smaller in turns.  Rows are kept in results/recipes.jsonl as
 they are made.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 import secateur as sc
 from benchmarks.methods import Data
 from benchmarks.models.real import REAL, Real, accuracy
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur.runtime.measure import clock_of, latency
 
 ROWS = FOLDER / "recipes.jsonl"
@@ -229,7 +228,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--draws", type=int, nargs="*", default=[0])
     given = parser.parse_args()
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     done = {(r["recipe"], r["draw"]) for r in rows}
     threads = torch.get_num_threads()
     for name in given.only:
@@ -238,8 +237,7 @@ def main() -> None:
             if (name, draw) in done:
                 continue
             rows.append(row(name, draw))
-            with ROWS.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            keep(ROWS, rows[-1])
             print(rows[-1], flush=True)
     write("recipes", "What the recipes leave of real models", rows, text(rows))
 

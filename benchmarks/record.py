@@ -36,6 +36,19 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that earlier runs kept in a file; none where there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a file as soon as it is made, so that an interrupted run goes on."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table: the first column and words to the left, numbers to the right.
 

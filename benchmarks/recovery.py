@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 import secateur
 from benchmarks.methods import BATCH, COMMON, Data, accuracy, loss
-from benchmarks.record import FOLDER, device_name, table, write
+from benchmarks.record import FOLDER, device_name, keep, rows_in, table, write
 from secateur import Config, Distillation, Pruner
 from tests.zoo import cifar_images, pretrained_cifar_resnet
 
@@ -268,7 +267,7 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = rows_in(ROWS)
     made = {(r["variant"], r["seed"], r["device"], r.get("held", 0)) for r in rows}
     data = Data(options.device)
     for seed in options.seeds:
@@ -277,8 +276,7 @@ def main() -> int:
             if (name, seed, device_name(options.device), held) in made:
                 continue
             rows.append(measure(name, seed, options.steps, data))
-            with ROWS.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            keep(ROWS, rows[-1])
             print(*rows[-1].values(), sep="\t", flush=True)
     write("recovery", "What training-time pruning gains and loses by", rows, _text(rows))
     return 0

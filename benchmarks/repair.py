@@ -12,7 +12,6 @@ they are made, so that an interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from torch import nn
 
 import secateur
 from benchmarks.models.real import REAL, Real
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 from secateur.repair import reestimate_norms
 
 ROWS = FOLDER / "repair.jsonl"
@@ -217,14 +216,13 @@ def main() -> int:
     parser.add_argument("--ways", default="*", help="a shell pattern")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    found = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    found = rows_in(ROWS)
     made = {(r["model"], r["setting"], r["way"], r["seed"]) for r in found}
     for key in rows(options):
         if key not in made:
             found.append(measure(*key))
             ROWS.parent.mkdir(exist_ok=True)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(found[-1]) + "\n")
+            keep(ROWS, found[-1])
             print(*found[-1].values(), sep="\t", flush=True)
     write("repair", "Pruned without training", found, _text(found))
     return 0

@@ -12,7 +12,6 @@ is one way.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from torch import nn
 
 import secateur
 from benchmarks.models.real import REAL, accuracy
-from benchmarks.record import FOLDER, table, write
+from benchmarks.record import FOLDER, keep, rows_in, table, write
 
 ROWS = FOLDER / "search.jsonl"
 MODEL = "resnet20"
@@ -97,7 +96,7 @@ def main() -> int:
         default=Path(tempfile.gettempdir()) / "secateur-benchmark-search.journal",
     )
     options = parser.parse_args()
-    found = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    found = rows_in(ROWS)
     made = {(row["way"], row["seed"], row["trials"]) for row in found}
     for seed in options.seeds:
         for way in (*GIVEN, *SEARCHED):
@@ -105,8 +104,7 @@ def main() -> int:
             if fnmatch(way, options.ways) and (way, seed, trials) not in made:
                 found.append(measure(way, seed, options.trials, options.studies))
                 ROWS.parent.mkdir(exist_ok=True)
-                with ROWS.open("a") as file:
-                    file.write(json.dumps(found[-1]) + "\n")
+                keep(ROWS, found[-1])
                 print(*found[-1].values(), sep="\t", flush=True)
     write("search", "Searched allocations", found, _text(found))
     return 0

@@ -368,8 +368,8 @@ def test_independent_when_there_is_attention_then_whole_heads_are_chosen(heads, 
         for grid in ("auto", "coarse", "fine")
     }
     assert sizes["auto"] == {heads}
-    assert sizes["coarse"] == {heads} if head > heads else sizes["coarse"]
-    assert sizes["fine"] == ({head} if head > heads else {heads})
+    assert sizes["fine"] == {max(heads, head)}
+    assert sizes["coarse"] == {min(heads, head)}
 
 
 def test_independent_when_a_grid_is_of_a_convolution_then_what_has_more_positions_is_chosen():

@@ -86,7 +86,7 @@ def test_prune_when_a_goal_is_more_than_whole_heads_then_the_error_names_what_le
     net = nn.TransformerEncoderLayer(16, 2, 4, dropout=0, batch_first=True).eval()
     net = nn.Sequential(nn.Linear(3, 16), net, nn.Linear(16, 2))
     x = torch.randn(2, 5, 3)
-    with pytest.raises(GoalError, match="whole heads go, of which one stays") as caught:
+    with pytest.raises(GoalError, match="whole heads go, one of them stays") as caught:
         sc.prune(net, x, 0.6, of="params")
     most = float(str(caught.value).partition("grid='fine' lets ")[2].partition("%")[0]) / 100
     result = sc.prune(net, x, most - 0.02, of="params", grid="fine")

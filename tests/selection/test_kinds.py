@@ -86,6 +86,7 @@ def test_prune_when_a_share_is_less_than_a_head_then_it_stays_and_a_note_says_so
     said = [note for note in result.notes if "less than one position" in note]
     if gone:
         assert not said
+        assert result.plan.counts
         assert all(heads[name] - count == 1 for name, count in result.plan.counts.items())
     else:
         assert not result.plan.counts

@@ -141,12 +141,13 @@ def test_prune_when_transformers_models_have_one_config_then_the_other_can_be_sa
     net, other = (transformers.LlamaForCausalLM(config).eval() for _ in range(2))
     ids = torch.arange(10)[None]
     before = other(ids).logits
-    if what == "depth":
-        net = sc.prune(net, ids, 0.5, data=[ids], what=[what]).model
+    if what == "depth":  # it cuts a copy; what is loaded becomes as deep in place
+        sc.prune(net, ids, 0.5, data=[ids], what=[what]).save(tmp_path / "small")
+        assert sc.load_pruned(tmp_path / "small", net) is net
     else:
         sc.prune(net, ids, 0.5, inplace=True, uniform=True, data=[ids], what=[what])
-    other.save_pretrained(tmp_path)
-    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    other.save_pretrained(tmp_path / "other")
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "other")
     assert torch.equal(again(ids).logits, before)
     assert net.config.to_dict() != other.config.to_dict()
     assert all(m.config is net.config for m in net.modules() if hasattr(m, "config"))

@@ -161,8 +161,8 @@ class Candidates:
 
     def _made_by(self, group: Group) -> set[str]:
         """Return the weights that make a group: matrices and kernels."""
-        shapes = self.tensors()
-        return {m.tensor for m in group.members if m.role == "out" and shapes[m.tensor].ndim > 1}
+        made = {m.tensor for m in group.members if m.role == "out"}
+        return {name for name in made if len(self.known.tensor(name)) > 1}
 
     def _factors(self, keeps: Mapping[str, Tensor]) -> Masks:
         """Return the masks of weights whose rows meet others' that go too."""

@@ -182,7 +182,8 @@ class Budget:
         names = [s.name for s in self.selectables]
         if not requests or (not self.goals and self._allocator.plain):
             keeps, notes = self._balanced(requests, names)
-            return keeps, [*(too_small(self.selectables, requests) if share == 1 else []), *notes]
+            given = self.structure, self.config, self.selectables, requests, keeps
+            return keeps, [*(too_small(*given) if share == 1 else []), *notes]
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
         idle = self._inside_dropped()

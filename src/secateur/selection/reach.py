@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 
+from torch import Tensor
+
 from secateur.config import Config
 from secateur.graph.groups import Group
 from secateur.structure import Structure
@@ -52,7 +54,7 @@ def in_the_way(
     if config.grid != "fine":
         narrow = structure.independent(inexact=config.inexact, grid="fine")
         if (widths := allows(narrow)) > allows(exact) + 0.005:
-            lines.append(f"whole heads go, of which one stays: grid='fine' lets {widths:.1%} go")
+            lines.append(f"whole heads go, one of them stays: grid='fine' lets {widths:.1%} go")
     if not config.inexact:
         every = structure.independent(inexact=True, grid=config.grid)
         more = [g for g in every if g.name not in {e.name for e in exact} | here]
@@ -77,22 +79,28 @@ def held_back(config: Config, requests: Sequence[Request], names: Sequence[str])
     return lines[: SHOWN + 1]
 
 
-def too_small(selectables: Sequence[Selectable], requests: Sequence[Request]) -> list[str]:
+def too_small(
+    structure: Structure | None,
+    config: Config,
+    selectables: Sequence[Selectable],
+    requests: Sequence[Request],
+    keeps: Sequence[Tensor],
+) -> list[str]:
     """Return a note on the groups that stay whole as their share is less than one position."""
     small = [
         (each.group, request.sparsity)
-        for each, request in zip(selectables, requests, strict=True)
+        for each, request, keep in zip(selectables, requests, keeps, strict=True)
         if each.group is not None and request.pool is None and request.sparsity
-        if request.sparsity * each.group.size < 1 - 1e-9
+        if request.sparsity * each.group.size < 1 - 1e-9 and bool(keep.all())
     ]
-    if not small:
+    if not small or structure is None:
         return []
     group, share = small[0]
-    ask = f"ask for {1 / group.size:.0%} or more"
-    fine = ", or for widths of all heads (grid='fine')" if group.grid else ""
+    finer = {g.name for g in structure.independent(inexact=config.inexact, grid="fine")}
+    fine = "" if group.name in finer else ", or for widths (grid='fine')"
     return [
         f"{share:.0%} is less than one position of {_named([g for g, _ in small])}, which stay "
-        f"whole: {ask}{fine}"
+        f"whole: ask for {1 / group.size:.0%} or more{fine}"
     ]
 
 
