@@ -116,10 +116,15 @@ class Candidates:
         besides = self.besides(keeps, drop)
         return output_error(self.model, masks, self.known, batches, how, squares=squares, **besides)
 
-    def error(self, keeps: Mapping[int, Tensor], *, squares: bool = False) -> float:
-        """Return how far the output is off when some selectables keep such positions alone."""
+    def error(
+        self, keeps: Mapping[int, Tensor], *, squares: bool = False, goal: bool = False
+    ) -> float:
+        """Return how far the output is off when some selectables keep such positions.
+
+        ``goal``: beside the blocks that go; else all others are whole.
+        """
         named = {self.selectables[i].name: keep for i, keep in keeps.items()}
-        return self.lost(named, squares=squares)
+        return self.lost(named, self.budget.drop if goal else (), squares=squares)
 
     def _masks(self, keeps: Mapping[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return masks, and those of what groups keep besides."""

@@ -204,6 +204,7 @@ class Budget:
     def take_over(self, found: Mapping[str, Any]) -> None:
         """Share by what an allocator found out in an earlier run, or find it out again."""
         self.known.found, self._spread = dict(found), None
+        self.known.notes.clear()
 
     def _inside_dropped(self) -> set[str]:
         """Return the groups that go with the blocks, and that no other must be as wide as."""
@@ -251,12 +252,13 @@ class Budget:
         """Return what stays so that all goals are met, by what costs are said to be."""
         names = [s.name for s in self.selectables]
 
-        def over(shares: Sequence[float]) -> float:
-            return self.over(
-                self._counts(self._balanced(self._at(requests, shares), names)[0]), share
-            )
+        def kept(shares: Sequence[float]) -> list[Tensor]:
+            return self._balanced(self._at(requests, shares), names)[0]
 
-        spread = self._shares(requests, over)
+        def over(shares: Sequence[float]) -> float:
+            return self.over(self._counts(kept(shares)), share)
+
+        spread = self._shares(requests, kept, over)
         # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
         low, high = ratios_around(lambda ratio: over(spread(ratio)), 1.0, finest)
@@ -266,7 +268,7 @@ class Budget:
         even = spread(high) if self._allocator.later else []
         later = [each < max(even) for each in even] or [False] * len(requests)
         keeps = self._one_by_one(requests, more, keeps, share, later)
-        return self._back(requests, keeps, share), notes
+        return self._back(requests, keeps, share), [*notes, *self.known.notes]
 
     def over(self, counts: Mapping[str, int], share: float = 1.0) -> float:
         """Return how far a model is over a share of the goal: what it costs by what is allowed.
@@ -294,7 +296,10 @@ class Budget:
         return max(0.0, 1 - 1 / self.over(self._whole())) if self.goals else 0.0
 
     def _shares(
-        self, requests: Sequence[Request], over: Callable[[Sequence[float]], float]
+        self,
+        requests: Sequence[Request],
+        kept: Callable[[Sequence[float]], list[Tensor]],
+        over: Callable[[Sequence[float]], float],
     ) -> Spread:
         """Return how the goal is shared, found once: it is of the dense model."""
         if self._spread is None:
@@ -308,6 +313,7 @@ class Budget:
                 units,
                 alike=self.config.alike,
                 structure=self.structure,
+                keeps=kept,
                 over=over,
                 known=self.known,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,9 +24,14 @@ Curve = list[tuple[float, float]]
 
 
 class Measure(Protocol):
-    """How far the output is off when positions go; ``squares``: of outputs, logits too."""
+    """How far the output is off when positions go.
 
-    def __call__(self, keeps: dict[int, Tensor], *, squares: bool = False) -> float: ...
+    ``squares``: of outputs, logits too; ``goal``: beside all blocks that go.
+    """
+
+    def __call__(
+        self, keeps: Mapping[int, Tensor], *, squares: bool = False, goal: bool = False
+    ) -> float: ...
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Known:
             where these do not tell.
         curves: errors of these scores that are known already, by places of selectables.
         found: what an allocator has found out, as plain data: a run that is resumed has it.
+        notes: what a user is told of it.
     """
 
     model: nn.Module | None = None
@@ -52,6 +58,7 @@ class Known:
     estimated: Callable[[Sequence[dict[int, Tensor]]], Sequence[float | None]] | None = None
     curves: dict[tuple[int, ...], Curve] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -62,7 +69,8 @@ class Case:
         selectables: what is decided on, with ``requests`` that have scores.
         units: places of selectables that keep equally many positions, and of each other one.
         alike: all lose the same share, as far as that is the allocator's choice.
-        over: how far selectables that lose these shares are over the goal, 1 is met.
+        keeps: what stays of each selectable when they lose these shares.
+        over: how far such selectables are over the goal, 1 is met.
     """
 
     selectables: Sequence[Selectable]
@@ -70,6 +78,7 @@ class Case:
     units: Sequence[Sequence[int]]
     alike: bool
     structure: Structure | None
+    keeps: Callable[[Sequence[float]], Sequence[Tensor]]
     over: Callable[[Sequence[float]], float]
     known: Known
 

@@ -13,6 +13,7 @@ from secateur.selection.bisection import ratios_around
 from secateur.selection.select import rungs, select_count
 
 from .case import FOREIGN, Case, Curve, Spread
+from .judged import TAKEN, with_alternatives
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
 """Of a group that are taken out to measure what the output loses; between them errors are drawn."""
@@ -66,7 +67,10 @@ def measured(case: Case, unit: Sequence[int], *, squares: bool = False) -> Curve
 
 
 def cheapest(case: Case) -> Spread:
-    """Return shares whose errors, by the curves of all units, have the least sum under the goal."""
+    """Return shares whose errors, by the curves of all units, have the least sum under the goal.
+
+    They are measured beside what needs no curves; where that is nearer, it is taken.
+    """
     found = case.known.found
     if not found:
         curves = [case.known.curves[tuple(unit)] for unit in case.units]
@@ -76,12 +80,14 @@ def cheapest(case: Case) -> Spread:
             for curve, ladder in zip(curves, found["ladders"], strict=True)
         ]
         found["prices"] = _settled(case, found["ladders"], found["errors"])
+    elif TAKEN not in found:
+        found[TAKEN] = [[0]]  # by an older version, which had no other
     tables = [found.get(name, ()) for name in ("ladders", "errors", "prices")]
     sizes = {tuple(map(len, table)) for table in tables}
     shares = [share for ladder in tables[0] for share in ladder or (inf,)]
     if len(sizes) != 1 or len(tables[0]) != len(case.units) or not all(0 <= s <= 1 for s in shares):
         raise FileError(FOREIGN)
-    return _Shares(case, *tables)
+    return with_alternatives(case, _Shares(case, *tables))
 
 
 def _settled(
