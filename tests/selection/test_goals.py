@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -265,7 +266,8 @@ def test_estimate_when_it_is_unknown_what_makes_a_product_then_that_alone_is_mea
     error = Candidates.error
 
     def noted(self, keeps, **options):
-        measured.append(({self.selectables[i].name for i in keeps}, options))
+        if "goal" not in options:
+            measured.append(({self.selectables[i].name for i in keeps}, options))
         return error(self, keeps, **options)
 
     monkeypatch.setattr(Candidates, "error", noted)
@@ -274,6 +276,70 @@ def test_estimate_when_it_is_unknown_what_makes_a_product_then_that_alone_is_mea
     assert result.goals[0].met
     assert {name for names, _ in measured for name in names} == ({"q"} if summed else set())
     assert all(options == {"squares": True} for _, options in measured)
+
+
+class Streams(nn.Module):
+    """Two blocks around a residual stream: widths of two kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.ups = nn.ModuleList(nn.Linear(16, n) for n in (24, 48))
+        self.downs = nn.ModuleList(nn.Linear(n, 16) for n in (24, 48))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for up, down in zip(self.ups, self.downs, strict=True):
+            x = x + down(up(x).relu())
+        return self.head(x)
+
+
+WAYS = ("by curves", "alike", "hidden first")
+"""Alike, here, is widths first: what is the same as before is not measured twice."""
+
+
+@pytest.mark.parametrize("allocate", ["error", "estimate"])
+@pytest.mark.parametrize("best", WAYS)
+def test_prune_when_curves_share_out_then_nothing_that_needs_none_is_nearer(
+    monkeypatch, allocate, best
+):
+    torch.manual_seed(0)
+    net, data = Streams().eval(), [torch.randn(64, 6) for _ in range(4)]
+    tried, error = [], Candidates.error
+
+    def noted(self, keeps, **options):
+        if not options.get("goal"):
+            return error(self, keeps, **options)
+        tried.append({self.selectables[i].name: int(keep.sum()) for i, keep in keeps.items()})
+        return 0.1 if len(tried) == 1 + WAYS.index(best) else 0.2
+
+    monkeypatch.setattr(Candidates, "error", noted)
+    result = sc.prune(net, X, 0.4, of="macs", allocate=allocate, data=data)
+    assert len(tried) == len({tuple(each.items()) for each in tried}) == len(WAYS)
+    sizes = {group.name: group.size for group in result.structure.groups}
+    assert tried[1]["stem"] == sizes["stem"], "widths alone"
+    assert tried[2]["ups.0"] == sizes["ups.0"], "the stream alone"
+    taken = tried[WAYS.index(best)]
+    kept = {name: result.plan.counts.get(name, size) for name, size in sizes.items()}
+    assert all(abs(kept[name] - taken[name]) <= 2 for name in kept)
+    assert result.goals[0].met
+    assert any(note.startswith(f"shared out {best}: ") for note in result.notes)
+
+
+@pytest.mark.parametrize(("taken", "fits"), [(None, True), ([[1]], True), ([[9]], False)])
+def test_pruner_when_a_state_says_what_was_taken_then_it_is_one_of_the_ways(net, taken, fits):
+    config = sc.Config(sparsity=0.5, of="macs", allocate="error", steps=2, schedule="linear")
+    pruner = sc.Pruner(net, config, X)
+    pruner.calibrate(list(torch.randn(4, 16, 6)))
+    pruner.step()
+    state = pruner.state_dict()
+    state["allocation"].pop("taken")
+    state["allocation"] |= {} if taken is None else {"taken": taken}
+    resumed = sc.Pruner(Net().eval(), config, X)
+    resumed.load_state_dict(state)
+    with nullcontext() if fits else pytest.raises(FileError, match="other groups"):
+        resumed.step()
+        assert resumed.finish().goals[0].met
 
 
 @pytest.mark.parametrize("allocate", NEED_DATA)
