@@ -22,11 +22,12 @@ from secateur.runtime.copying import copied
 from secateur.runtime.forward import in_eval_mode
 from secateur.scoring.criteria import criteria
 from secateur.shrinking import Plan, Result, apply_plan, cut_optimizer
-from secateur.training.distillation import Distillation, logits_of
+from secateur.training.distillation import Distillation, at_least_float32, logits_of
 from secateur.types import call_arguments
 
 from .deadline import Deadline, rate
 from .options import Options
+from .precision import AUTO, FULL, autocast, chosen
 from .rounds import Fitted, Round
 from .saved import saved, tell, told
 from .stream import Stream, few, inputs_of
@@ -68,6 +69,9 @@ class Job:
         self.rounds: list[Round] = []
         self.best: dict[str, Tensor] | None = None
         self.stream = Stream(options.train, None if state is None else state["stream"])
+        self.precision = options.precision
+        if self.precision == AUTO:
+            self.precision = self._best_precision() if state is None else FULL
         if state is not None:
             self._restore(state)
 
@@ -91,7 +95,7 @@ class Job:
         assert self.best is not None
         self.model.load_state_dict(self.best)
         self.model.train(self.dense.training)
-        return Fitted(self.result, self.dense_value, self.rounds)
+        return Fitted(self.result, self.dense_value, self.rounds, self.precision)
 
     def _due(self, progress: float) -> bool:
         rounds = self.config.steps
@@ -125,7 +129,8 @@ class Job:
             group["lr"] = group["initial_lr"] * rate(progress)
         self.model.train()
         self.optimizer.zero_grad()
-        loss = self.teacher(self._loss(self.model, next(self.stream)))
+        with autocast(self.model, self.precision):
+            loss = self.teacher(self._loss(self.model, next(self.stream)))
         if not bool(loss.detach().isfinite()):
             raise ConfigError(
                 f"the loss is {float(loss.detach())} at step {self.step + 1}: give an optimizer=… "
@@ -149,7 +154,13 @@ class Job:
             return loss
         args, kwargs = arguments(model, inputs_of(batch))
         logits = logits_of(model(*args, **kwargs))
-        return F.cross_entropy(logits, batch[1].to(logits.device))
+        return F.cross_entropy(at_least_float32(logits), batch[1].to(logits.device))
+
+    def _best_precision(self) -> str:
+        """Return in what training is fastest; what is counted in steps is the same anywhere."""
+        if self.deadline.minutes is None or self.options.loss is not None:
+            return FULL
+        return chosen(self.dense, inputs_of(next(Stream(self.options.train))))
 
     def _default(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         args, kwargs = call_arguments(self.example)
@@ -216,6 +227,7 @@ class Job:
         state = {
             "settings": self._settings(),
             "teacher": self.teacher.digest(),
+            "precision": self.precision,
             "plan": None if cut is None else json.dumps(cut.plan.to_json()),
             "told": None if cut is None else told(cut),
             "pruner": None if pruner is None else pruner.state_dict(),
@@ -236,6 +248,8 @@ class Job:
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take over the state of an interrupted fit."""
         self.teacher.check(state["teacher"])
+        if self.options.precision == AUTO:
+            self.precision = state.get("precision", FULL)
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
         if self.result is not None:

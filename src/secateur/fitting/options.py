@@ -15,6 +15,7 @@ from secateur.errors import ConfigError
 from secateur.repair import repairs
 from secateur.types import Example
 
+from .precision import AUTO, check
 from .rounds import Round
 
 Train = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -36,6 +37,8 @@ class Options:
         weight: of the dense model's outputs in the loss; see ``Distillation``.
         temperature: of these outputs.
         hidden: names of layers whose outputs are matched as well; see ``Distillation``.
+        precision: of training steps: "float32", "bfloat16" (autocast; weights stay as they are), or
+            "auto": with a budget of minutes and no ``loss`` of yours, the faster one here.
         example_inputs: as for ``prune``; by default of the first batch.
         folder: where all state is kept; called again, an interrupted fit goes on from there.
         on_round: called with each ``Round``.
@@ -55,6 +58,7 @@ class Options:
     weight: float = 0.9
     temperature: float = 4.0
     hidden: Sequence[str] = ()
+    precision: str = AUTO
     example_inputs: Example = None
     folder: str | os.PathLike[str] | None = None
     on_round: Callable[[Round], object] = print
@@ -64,6 +68,7 @@ class Options:
             raise ConfigError(f"rounds must be a whole number from 1 on, got {self.rounds!r}")
         if self.repair != "none":
             repairs[self.repair]
+        check(self.precision)
         for name in ("evaluate", "on_round"):
             if not callable(getattr(self, name)):
                 raise ConfigError(f"{name} must be a function, got {getattr(self, name)!r}")

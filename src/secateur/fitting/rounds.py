@@ -52,6 +52,7 @@ class Fitted:
         result: of the cut, with the plan; its ``model`` has the weights of the best round.
         rounds: in their order; those after the last pruning are of the model that is returned.
         dense: what ``evaluate`` returned for the dense model.
+        precision: of the training steps, "float32" or "bfloat16".
 
     >>> from secateur import prune
     >>> import torch
@@ -67,6 +68,7 @@ class Fitted:
     result: Result
     dense: float
     rounds: list[Round] = field(default_factory=list)
+    precision: str = "float32"
 
     @property
     def model(self) -> nn.Module:

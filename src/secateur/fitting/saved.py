@@ -16,6 +16,8 @@ KEYS = {
     *("settings", "teacher", "plan", "told", "pruner", "model", "optimizer", "best", "stream"),
     *("random", "step", "pruned", "spent", "dense", "rounds"),
 }
+LATER = {"precision"}
+"""Of states since this was there."""
 
 
 def saved(file: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -28,7 +30,7 @@ def saved(file: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     state = read_state(file)
-    if not isinstance(state, Mapping) or set(state) != KEYS:
+    if not isinstance(state, Mapping) or set(state) - LATER != KEYS:
         raise FileError(f"{file} holds no state of a fit")
     theirs = state["settings"]
     if other := [key for key in settings if settings[key] != theirs.get(key)]:

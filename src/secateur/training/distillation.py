@@ -43,6 +43,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0
     See also:
         ``Distillation``, which runs the teacher too.
     """
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     classes = student.shape[-1]
     q = F.log_softmax(student.reshape(-1, classes) / temperature, dim=1)
     p = F.log_softmax(teacher.detach().reshape(-1, classes) / temperature, dim=1)
@@ -248,6 +249,15 @@ def logits_of(output: Any) -> Tensor:
             "nor anything with logits"
         )
     return found
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits, those of half precision in float32: sums over classes lose too much in it.
+
+    >>> at_least_float32(torch.ones(1).bfloat16()).dtype
+    torch.float32
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _see(told: Distillation, args: Any, kwargs: Any, output: Any) -> None:
