@@ -7,7 +7,7 @@ only when what was really cut was timed (``proof.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import floor
 from typing import Any
@@ -30,8 +30,9 @@ from .families import families
 from .goals import counts_of, goals_of
 from .proof import NEARLY, Candidate, Cut, Proof
 from .reach import held_back, in_the_way, too_small
-from .select import Request, rungs, select, select_count
+from .select import Request, rungs, select_count
 from .targets import Selectable, scored
+from .ties import Ties
 from .widths import liked_by
 
 NEAR = 0.005
@@ -70,11 +71,12 @@ class Budget:
         self.selectables = selectables
         self.known = Known(model)
         self._allocator = allocators.facts[config.allocate]
-        self._families = families(config, structure, selectables)
+        names = [each.name for each in selectables]
+        self._ties = Ties(names, families(config, structure, selectables))
         self.costs = costs if costs is not None else {}
         self.goals = goals_of(config, structure, selectables, model, example, self.costs)
         self._proof = Proof(structure, self.goals)
-        self._widths = liked_by(self._proof.timed, structure, selectables, self._families)
+        self._widths = liked_by(self._proof.timed, structure, selectables, self._ties.families)
         self._spread: Spread | None = None
         self.drop: tuple[str, ...] = tuple(blocks[1:])
         self.unmet = self._short = self._shortfall(self.goals)
@@ -119,7 +121,7 @@ class Budget:
         if goal.asked.startswith("at most"):
             shown = goal.cost.shown
             said += f" (asked {goal.asked}, at least {shown(left)} of {shown(goal.dense)} stay)"
-        return [said, *self._held(), *reasons]
+        return [said, *self._ties.notes(), *reasons]
 
     def reached(self, counts: Mapping[str, int], model: nn.Module) -> list[Reached]:
         """Return what was asked for beside what a smaller model costs, measured where it can be.
@@ -133,8 +135,8 @@ class Budget:
 
     def _too_few(self, every: list[Request]) -> str:
         """Return that, and why, fewer channels can go than are asked for."""
-        held = {name for inside, _ in self._outside() for name in inside}
-        names = [s.name for s in self.selectables]
+        held = self._ties.held()
+        names = self._ties.names
         wanted = [floor(len(r.score) * (r.sparsity or 0.0) + 1e-9) for r in every]
         free = [0 if name in held else n for name, n in zip(names, wanted, strict=True)]
         asked = free if any(free) else wanted  # what a note tells of is left out, unless it is all
@@ -146,17 +148,15 @@ class Budget:
             return ""
         reasons = held_back(self.config, every, [s.name for s in self.selectables])
         said = f"{sum(asked)} of {total} channels cannot go, at most {most} can"
-        return "\n  ".join([said, *self._held(), *reasons])
+        return "\n  ".join([said, *self._ties.notes(), *reasons])
 
     def _everything(self, requests: list[Request]) -> list[Tensor]:
         """Return what stays when as much goes as may go."""
-        names = [s.name for s in self.selectables]
-        return self._balanced(self._at(requests, [1.0] * len(requests)), names)[0]
+        return self._ties.select(self._at(requests, [1.0] * len(requests)))[0]
 
     def _most(self, requests: list[Request]) -> float:
         """Return the share of channels that goes at these requests' ratios."""
-        names = [s.name for s in self.selectables]
-        keeps, _ = self._balanced(requests, names)
+        keeps, _ = self._ties.select(requests)
         return 1 - sum(int(keep.sum()) for keep in keeps) / sum(map(len, keeps))
 
     def _at(self, requests: Sequence[Request], shares: Sequence[float]) -> list[Request]:
@@ -179,9 +179,9 @@ class Budget:
         """
         if cut is not None:
             self.unmet = self._short  # what was measured of an earlier decision is no matter
-        names = [s.name for s in self.selectables]
+        names = self._ties.names
         if not requests or (not self.goals and self._allocator.plain):
-            keeps, notes = self._balanced(requests, names)
+            keeps, notes = self._ties.select(requests)
             given = self.structure, self.config, self.selectables, requests, keeps
             return keeps, [*(too_small(*given) if share == 1 else []), *notes]
         pairs = zip(requests, names, strict=True)
@@ -211,7 +211,7 @@ class Budget:
         if self.structure is None or not self.drop:
             return set()
         own = {n for name in self.drop for n in self.structure.block(name).own}
-        tied = {name for family in self._families for name in family}
+        tied = {name for family in self._ties.families for name in family}
         return {
             each.name
             for each in self.selectables
@@ -250,10 +250,9 @@ class Budget:
 
     def _met(self, requests: list[Request], share: float) -> tuple[list[Tensor], list[str]]:
         """Return what stays so that all goals are met, by what costs are said to be."""
-        names = [s.name for s in self.selectables]
 
         def kept(shares: Sequence[float]) -> list[Tensor]:
-            return self._balanced(self._at(requests, shares), names)[0]
+            return self._ties.select(self._at(requests, shares))[0]
 
         def over(shares: Sequence[float]) -> float:
             return self.over(self._counts(kept(shares)), share)
@@ -263,7 +262,7 @@ class Budget:
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
         low, high = ratios_around(lambda ratio: over(spread(ratio)), 1.0, finest)
         (more, _), (keeps, notes) = (
-            self._balanced(self._at(requests, spread(ratio)), names) for ratio in (low, high)
+            self._ties.select(self._at(requests, spread(ratio))) for ratio in (low, high)
         )
         even = spread(high) if self._allocator.later else []
         later = [each < max(even) for each in even] or [False] * len(requests)
@@ -303,14 +302,10 @@ class Budget:
     ) -> Spread:
         """Return how the goal is shared, found once: it is of the dense model."""
         if self._spread is None:
-            place = {s.name: i for i, s in enumerate(self.selectables)}
-            tied = [[place[n] for n in family if n in place] for family in self._families]
-            alone = set(place.values()) - {i for unit in tied for i in unit}
-            units = sorted([*(u for u in tied if u), *([i] for i in alone)], key=min)
             case = Case(
                 self.selectables,
                 requests,
-                units,
+                self._ties.units,
                 alike=self.config.alike,
                 structure=self.structure,
                 keeps=kept,
@@ -334,12 +329,9 @@ class Budget:
         network is several percent; here they go in the order of the scores that are lost, those
         that go later than others after these.
         """
-        place = {s.name: i for i, s in enumerate(self.selectables)}
-        units = [[place[n] for n in family if n in place] for family in self._families]
-        alone = set(place.values()) - {i for unit in units for i in unit}
         changing = [
             unit
-            for unit in [*units, *([i] for i in sorted(alone))]
+            for unit in self._ties.units
             if any(not torch.equal(more[i], fewer[i]) for i in unit)
         ]
 
@@ -361,11 +353,7 @@ class Budget:
         fine = all(r.round_to == 1 and r.widths is None for r in requests)
         if fine and not self._allocator.coarse:
             return keeps
-        names = [s.name for s in self.selectables]
-        place = {name: i for i, name in enumerate(names)}
-        units = [[place[n] for n in f] for f in self._families if all(n in place for n in f)]
-        tied = {name for family in self._families for name in family}
-        units += [[place[name]] for name in names if name not in tied]
+        names, units = self._ties.names, self._ties.free
         start = [int(keeps[unit[0]].sum()) for unit in units]
         ladders = [
             sorted({count} | set.intersection(*(rungs(requests[i]) for i in unit)))
@@ -391,45 +379,3 @@ class Budget:
 
     def _whole(self) -> dict[str, int]:
         return {s.name: s.group.size for s in self.selectables if s.group is not None}
-
-    def _balanced(
-        self, requests: list[Request], names: list[str]
-    ) -> tuple[list[Tensor], list[str]]:
-        """Select, then give equally many positions to groups that must keep equally many."""
-        selection = select(requests, names)
-        keeps, notes = list(selection.keeps), [*selection.notes, *self._held()]
-        place = {name: i for i, name in enumerate(names)}
-        for family in self._families:
-            members = [place[name] for name in family if name in place]
-            if not members:
-                continue
-            whole = len(members) < len(family)  # a member that is not pruned keeps everything
-            counts = [len(keeps[i]) if whole else int(keeps[i].sum()) for i in members]
-            width = max(counts) if whole else round(sum(counts) / len(counts))
-            step = max((requests[i].round_to for i in members), default=1)
-            if requests[members[0]].widths is not None and not whole:
-                fits = set.intersection(*(rungs(requests[i]) for i in members))
-                width = min(fits, key=lambda k: (abs(k - width), k), default=width)  # noqa: B023
-            elif width % step and not whole:
-                width = min(
-                    max(step, step * round(width / step)), *(len(keeps[i]) for i in members)
-                )
-            for i in members:
-                if int(keeps[i].sum()) != width:
-                    keeps[i] = select_count(requests[i].score, len(keeps[i]) - width)
-        return keeps, notes
-
-    def _outside(self) -> Iterator[tuple[list[str], str]]:
-        """Yield groups that stay whole, and the mate because of which: it is not pruned."""
-        here = {s.name for s in self.selectables}
-        for family in self._families:
-            inside = [name for name in family if name in here]
-            if inside and len(inside) < len(family):
-                yield inside, next(name for name in family if name not in here)
-
-    def _held(self) -> list[str]:
-        return [
-            f"{', '.join(inside)}: stays whole, as it must keep as many positions as {mate!r}, "
-            "which the config leaves out"
-            for inside, mate in self._outside()
-        ]
