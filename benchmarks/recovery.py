@@ -55,6 +55,8 @@ def _movement(end: float, **options: Any) -> Variant:
 
 HELPED: Variant = {"repaired": True, "taught": True, "rate": 0.003, "steps": STEPS // 2}
 """Half of the steps, with a repair at the cut and the dense model as a teacher."""
+THRICE: Variant = {"rounds": 3, "precision": "float32"}
+"""How a fit was conducted before it was measured in one round, and in bfloat16."""
 OBS: Variant = {"criterion": "obs", "scope": "global", "normalize": "output", "max_sparsity": 0.75}
 
 VARIANTS: dict[str, Variant] = {
@@ -115,28 +117,33 @@ VARIANTS: dict[str, Variant] = {
         "end": 0.25,
         "rate": LOW,
     },
-    "fit, 5 minutes": {"budget": {"minutes": 5}, "rate": LOW},
+    "fit, 5 minutes": {"budget": {"minutes": 5, **THRICE}, "rate": LOW},
     "fit, 5 minutes, all groups, AdamW": {
-        "budget": {"minutes": 5, "names": ["*"]},
+        "budget": {"minutes": 5, "names": ["*"], **THRICE},
         "default": True,
         "rate": 1e-3,
     },
     "fit, 5 minutes, all groups, AdamW, one round": {
-        "budget": {"minutes": 5, "names": ["*"], "rounds": 1},
+        "budget": {"minutes": 5, "names": ["*"], "rounds": 1, "precision": "float32"},
+        "default": True,
+        "rate": 1e-3,
+    },
+    "fit, 5 minutes, its defaults": {
+        "budget": {"minutes": 5, "names": ["*"]},
         "default": True,
         "rate": 1e-3,
     },
     "fit, half of the steps, l1 in one round": {
         "budget": {"steps": STEPS // 2, "rounds": 1, "criterion": "l1", "scope": "local"}
     },
-    "fit, half of the steps": {"budget": {"steps": STEPS // 2}, "rate": LOW},
+    "fit, half of the steps": {"budget": {"steps": STEPS // 2, **THRICE}, "rate": LOW},
     "fit, half of the steps, all groups, AdamW": {
-        "budget": {"steps": STEPS // 2, "names": ["*"]},
+        "budget": {"steps": STEPS // 2, "names": ["*"], **THRICE},
         "default": True,
         "rate": 1e-3,
     },
     "fit, half of the steps, all groups": {
-        "budget": {"steps": STEPS // 2, "names": ["*"]},
+        "budget": {"steps": STEPS // 2, "names": ["*"], **THRICE},
         "rate": LOW,
     },
 }

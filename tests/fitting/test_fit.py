@@ -58,6 +58,7 @@ def quiet(model: nn.Module, sparsity: float | None = 0.6, **settings: Any) -> Fi
     if "minutes" in settings:
         del given["steps"]
     given["repair"] = "none"  # each takes as long as all steps of such a small network
+    given["rounds"] = 3
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return fit(model, sparsity, **{**given, **settings})

@@ -28,7 +28,7 @@ class Options:
     """How a fit is conducted; ``secateur.fit`` takes each field by its name.
 
     Attributes:
-        rounds: prunings on the way to the goal.
+        rounds: prunings on the way to the goal; of one, the smaller model has all of the budget.
         loss: ``(model, batch) → scalar``; by default the cross entropy of pairs, and of dicts the
             ``loss`` that the model returns.
         optimizer: ``(parameters) → optimizer``; by default AdamW, at a rate of 1e-3 or, for models
@@ -51,7 +51,7 @@ class Options:
 
     train: Train
     evaluate: Callable[[nn.Module], float]
-    rounds: int = 3
+    rounds: int = 1
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
     repair: str = "least_squares"

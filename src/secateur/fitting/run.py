@@ -37,10 +37,10 @@ def fit(
 ) -> Fitted:
     """Prune a model and train the smaller one, within so many minutes or steps.
 
-    The first part of the budget goes into rounds: what matters least goes, what stays is repaired,
-    and a copy of the model is trained, by your loss and the dense model's outputs.  Then it is cut,
-    and the smaller one has the rest.  The learning rate falls along one cosine.  What measured best
-    of all that meet the goal is kept.
+    What matters least goes from a copy, what stays is repaired, the copy is cut, and the smaller
+    model is trained, by your loss and the dense model's outputs, along one cosine of the learning
+    rate.  With ``rounds`` the first part of the budget goes into several prunings, each of which
+    is trained under its masks.  What measured best of all that meet the goal is kept.
 
     Args:
         model: the dense model; it stays as it is, and teaches.  The copy has an optimizer besides.
@@ -58,7 +58,7 @@ def fit(
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> batches = [(torch.randn(4, 8), torch.randint(0, 4, (4,)))] * 3
-    >>> how = {"steps": 8, "rounds": 1, "on_round": lambda made: None}
+    >>> how = {"steps": 8, "on_round": lambda made: None}
     >>> fitted = fit(net, 0.5, train=batches, evaluate=lambda net: 0.9, **how)
     >>> fitted.model[0].out_features, [each.step for each in fitted.rounds]
     (8, [5, 7, 8])
