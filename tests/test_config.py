@@ -126,6 +126,16 @@ def test_config_when_a_setting_is_given_keeps_it(key: str, value: Any) -> None:
             "granularity '2:4' cannot have a global scope.",
         ),
         (
+            {"scope": "global", "allocate": "depth"},
+            "scope='global' ranks positions of all groups together, and allocate='depth' gives "
+            "each group a share of its own; keep one.",
+        ),
+        (
+            {"allocate": "error", "targets": [{}, {"scope": "global"}]},
+            "scope='global' ranks positions of all groups together, and allocate='error' gives "
+            "each group a share of its own; keep one.",
+        ),
+        (
             {"parameters": ["bias"]},
             "'parameters' are not for granularity 'group', which takes them all.",
         ),

@@ -326,7 +326,7 @@ class Config(Target):
     @classmethod
     def _contradictions(cls, settings: Mapping[str, Any]) -> list[str]:
         targets = settings.get("targets") or ()
-        budgets = _budget_problems(settings)
+        budgets = [*_budget_problems(settings), *_sharing_problems(settings)]
         if not targets or not isinstance(targets, (list, tuple)):
             return [*super()._contradictions({"granularity": "group", **settings}), *budgets]
         general = super()._contradictions(settings)
@@ -359,6 +359,23 @@ def _budget_problems(settings: Mapping[str, Any]) -> list[str]:
     except TypeError:
         return []  # the field says what is wrong
     return []
+
+
+def _sharing_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return that one ranking of all and shares of each contradict each other."""
+    allocate, targets = settings.get("allocate"), settings.get("targets")
+    if not isinstance(allocate, str) or allocate not in allocators:
+        return []  # the field says what is wrong
+    if allocators.facts[allocate].plain:
+        return []
+    every = [settings, *(targets if isinstance(targets, (list, tuple)) else ())]
+    given = [each._given() if isinstance(each, Target) else each for each in every]
+    if not any(isinstance(each, Mapping) and each.get("scope") == "global" for each in given):
+        return []
+    return [
+        f"scope='global' ranks positions of all groups together, and allocate={allocate!r} gives "
+        "each group a share of its own; keep one."
+    ]
 
 
 def _shares_of_targets(targets: object) -> list[str]:

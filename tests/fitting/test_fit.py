@@ -193,6 +193,7 @@ TRAINS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         {"train": [((x.flatten(1), x.flatten(1)), y) for x, y in list(loader())[:6]]},
     ),
     "error curves": (net, {"criterion": "activation", "allocate": "error"}),
+    "error curves, no criterion": (net, {"allocate": "error"}),
     "a loss": (
         net,
         {

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from secateur.config import Config
-from secateur.defaults import BETWEEN
+from secateur.defaults import BETWEEN, WITH_DATA
 from secateur.errors import ConfigError
+from secateur.scoring.allocations import allocators
 
 from .deadline import Deadline
 from .job import Job
@@ -22,6 +23,8 @@ OURS = ("schedule", "steps", "every", "start")
 REPAIRED = BETWEEN
 """How to choose what goes where a repair follows: best of what was measured on a ResNet-20."""
 UNREPAIRED = {"criterion": "taylor", "scope": "global"}
+ALLOTTED = {"criterion": WITH_DATA}
+"""How to score where an allocation says how much goes where."""
 
 
 def fit(
@@ -88,5 +91,6 @@ def _config(
     if not made.model_fields_set & {"of", "budget"}:
         defaults["of"] = "macs"
     if not any("criterion" in each.model_fields_set for each in (made, *made.targets)):
-        defaults |= UNREPAIRED if options.repair == "none" else REPAIRED
+        ranked = UNREPAIRED if options.repair == "none" else REPAIRED
+        defaults |= ranked if allocators.facts[made.allocate].plain else ALLOTTED
     return made.with_defaults(defaults)
