@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur import Fitted, fit
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, FileError
 from secateur.fitting import precision
+from secateur.masks.resume import read_state, write_state
 from secateur.training import distillation_loss
 from tests.trained import digits, net
 
@@ -73,34 +74,66 @@ def test_fit_when_it_goes_on_then_in_the_precision_that_it_began_in(
     assert made(net(), minutes=0.01, folder=tmp_path).precision == "bfloat16"
 
 
+def test_fit_when_a_state_says_another_precision_then_it_is_none_of_a_fit(tmp_path: Path) -> None:
+    made(net(), folder=tmp_path)
+    file = tmp_path / "fit.safetensors"
+    write_state(file, {**read_state(file), "precision": "float8"})
+    with pytest.raises(FileError, match="holds no state of a fit"):
+        made(net(), folder=tmp_path)
+
+
 @pytest.mark.parametrize("wrong", ["float23", "bf16", None, 16])
 def test_fit_when_there_is_no_such_precision_then_says_which_there_are(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="precision must be one of auto, float32, bfloat16"):
         made(net(), precision=wrong)
 
 
-class Refusing(nn.Module):
+class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x.flatten(1))
-        if x.dtype == torch.bfloat16:
-            raise RuntimeError("expected scalar type Float but found BFloat16")
+        return self.first(x.flatten(1))
+
+
+class Refusing(Plain):
+    """Its code wants float32, as what goes through numpy does: always, or in training alone."""
+
+    def __init__(self, error: Exception, trained: bool = False) -> None:
+        super().__init__()
+        self.error, self.trained = error, trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if x.dtype == torch.bfloat16 and self.training >= self.trained:
+            raise self.error
         return x
 
 
-class Coarse(Refusing):
+class Backward(Plain):
+    """Its backward wants float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if x.dtype == torch.bfloat16 and x.requires_grad:
+            x.register_hook(_refuse)
+        return x
+
+
+def _refuse(gradient: Tensor) -> None:
+    raise RuntimeError("expected scalar type Float but found BFloat16")
+
+
+class Coarse(Plain):
     """Its outputs are small differences of large numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x.flatten(1))
-        return (x + 1000.0) - 1000.0
+        return (super().forward(x) + 1000.0) - 1000.0
 
 
 class Timed:
-    """Autocast that takes another time than computing does: so much of each forward."""
+    """Autocast that takes another time than computing does: so much of each step."""
 
     def __init__(self, half: float, monkeypatch: pytest.MonkeyPatch):
         self.now, self.half, real = 0.0, half, precision.autocast
@@ -117,14 +150,21 @@ class Timed:
     ("build", "half", "expected"),
     [
         (net, 0.5, "bfloat16"),
+        (Plain, 0.5, "bfloat16"),
         (net, 0.95, "float32"),
         (net, 2.0, "float32"),
         (lambda: net().double(), 0.5, "float32"),
         (lambda: net().bfloat16(), 0.5, "float32"),
-        (Refusing, 0.5, "float32"),
+        (lambda: Refusing(RuntimeError("Float")), 0.5, "float32"),
+        (lambda: Refusing(TypeError("Got unsupported ScalarType BFloat16")), 0.5, "float32"),
+        (lambda: Refusing(ValueError("Float"), trained=True), 0.5, "float32"),
+        (Backward, 0.5, "float32"),
         (Coarse, 0.5, "float32"),
     ],
-    ids=["faster", "alike", "slower", "of float64", "of bfloat16", "refusing", "coarse"],
+    ids=[
+        *("faster", "plain", "alike", "slower", "of float64", "of bfloat16", "refusing"),
+        *("refusing as numpy does", "refusing to train", "refusing gradients", "coarse"),
+    ],
 )
 def test_chosen_when_bfloat16_is_faster_and_near_then_it_is_taken(
     build: Any, half: float, expected: str, monkeypatch: pytest.MonkeyPatch
@@ -133,10 +173,17 @@ def test_chosen_when_bfloat16_is_faster_and_near_then_it_is_taken(
     model = build()
     Timed(half, monkeypatch)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    dtype = next(model.parameters()).dtype
-    assert precision.chosen(model, X.to(dtype)) == expected
+    x = X.to(next(model.parameters()).dtype)
+    found = precision.chosen(model, x, lambda each: each(x).float().square().mean())
+    assert found == expected
     assert all(torch.equal(before[n], value) for n, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
     assert model.training
+
+
+def test_chosen_when_the_model_fails_in_float32_too_then_its_error_is_told() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        precision.chosen(Plain(), torch.ones(1, 3), lambda model: model(torch.ones(1, 3)).sum())
 
 
 def test_distillation_loss_when_logits_are_rounded_then_it_is_summed_in_float32() -> None:

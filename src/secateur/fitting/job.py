@@ -69,9 +69,7 @@ class Job:
         self.rounds: list[Round] = []
         self.best: dict[str, Tensor] | None = None
         self.stream = Stream(options.train, None if state is None else state["stream"])
-        self.precision = options.precision
-        if self.precision == AUTO:
-            self.precision = self._best_precision() if state is None else FULL
+        self.precision = self._precision(state)
         if state is not None:
             self._restore(state)
 
@@ -156,11 +154,16 @@ class Job:
         logits = logits_of(model(*args, **kwargs))
         return F.cross_entropy(at_least_float32(logits), batch[1].to(logits.device))
 
-    def _best_precision(self) -> str:
-        """Return in what training is fastest; what is counted in steps is the same anywhere."""
+    def _precision(self, state: Mapping[str, Any] | None) -> str:
+        """Return what was asked for, what it began in, or, against the clock, what is faster."""
+        if self.options.precision != AUTO:
+            return self.options.precision
+        if state is not None:
+            return str(state.get("precision", FULL))
         if self.deadline.minutes is None or self.options.loss is not None:
-            return FULL
-        return chosen(self.dense, inputs_of(next(Stream(self.options.train))))
+            return FULL  # what is counted in steps is the same anywhere
+        batch = next(Stream(self.options.train))
+        return chosen(self.dense, inputs_of(batch), lambda model: self._loss(model, batch))
 
     def _default(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         args, kwargs = call_arguments(self.example)
@@ -248,8 +251,6 @@ class Job:
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take over the state of an interrupted fit."""
         self.teacher.check(state["teacher"])
-        if self.options.precision == AUTO:
-            self.precision = state.get("precision", FULL)
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
         if self.result is not None:

@@ -12,12 +12,14 @@ from secateur.errors import ConfigError, FileError
 from secateur.masks.resume import read_state
 from secateur.shrinking import Result
 
+from .precision import FULL, HALF
+
 KEYS = {
     *("settings", "teacher", "plan", "told", "pruner", "model", "optimizer", "best", "stream"),
     *("random", "step", "pruned", "spent", "dense", "rounds"),
 }
 LATER = {"precision"}
-"""Of states since this was there."""
+"""What states of earlier versions have not: these trained in float32."""
 
 
 def saved(file: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -30,7 +32,8 @@ def saved(file: Path, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     state = read_state(file)
-    if not isinstance(state, Mapping) or set(state) - LATER != KEYS:
+    known = isinstance(state, Mapping) and set(state) - LATER == KEYS
+    if not known or state.get("precision", FULL) not in (FULL, HALF):
         raise FileError(f"{file} holds no state of a fit")
     theirs = state["settings"]
     if other := [key for key in settings if settings[key] != theirs.get(key)]:

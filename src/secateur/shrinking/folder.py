@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from secateur.errors import FileError
-from secateur.runtime.io import BOUND, read_tensors, read_text, read_text_of
+from secateur.runtime.io import BOUND, opened, read_tensors, read_text, read_text_of
 from secateur.runtime.together import sealed
 
 from .document import PLAN, Document, bound_to, understood
@@ -59,28 +61,26 @@ def read_folder(folder: Path, *, verify_digests: bool = True) -> Saved:
     Raises:
         FileError: there is no plan that can be read, or no file with weights.
     """
-    last: tuple[int, int] | None = None
     for _ in range(MOST_TRIES):
-        save = _save(folder / PLAN)
-        text = read_text(folder / PLAN)
-        document = understood(text, folder / PLAN, verify=verify_digests)
-        bound = bound_to(text) if verify_digests else None
-        saved = Saved(document, *_tensors(folder, document, bound))
-        if saved.wrong and save == last:  # twice, with no save in between
-            return saved
-        if not saved.wrong and read_text(folder / PLAN) == text:
-            return saved
-        last = save
+        with opened(folder / PLAN) as (head, _):
+            text = read_text(folder / PLAN)
+            document = understood(text, folder / PLAN, verify=verify_digests)
+            bound = bound_to(text) if verify_digests else None
+            for _ in range(len(document.seals) + 1):  # each file may get its name meanwhile, once
+                saved = Saved(document, *_tensors(folder, document, bound))
+                if not _is_still(head, folder / PLAN):
+                    break
+                if not saved.wrong:
+                    return saved
+            else:
+                return saved
     raise FileError(f"{folder} is being written all the time: it was never the same for one read")
 
 
-def _save(plan: Path) -> tuple[int, int] | None:
-    """Return what tells one save of a plan from the next, also of the same text."""
-    try:
-        seen = plan.stat()
-    except (OSError, ValueError):  # reading it says why
-        return None
-    return seen.st_ino, seen.st_mtime_ns
+def _is_still(head: BinaryIO, plan: Path) -> bool:
+    """Tell whether a plan that was opened is the one of its folder; no other has its inode yet."""
+    with opened(plan) as (now, _):
+        return os.path.samestat(os.fstat(head.fileno()), os.fstat(now.fileno()))
 
 
 def _tensors(
