@@ -1,4 +1,4 @@
-"""A 7-billion-shaped model, block by block on a GPU: seconds for each billion of parameters.
+"""An 8-billion-shaped model, block by block on a GPU: seconds for each billion of parameters.
 
 Blocks are as wide as those of an 8B Llama; a few of them tell what each one takes, as all are
 alike.  Weights and tokens are random: what is measured is time and memory, not what is kept.  A
@@ -106,7 +106,7 @@ def main() -> None:
     if asked.smoke:
         print(text(rows, shape))
     else:
-        title = "A 7-billion-shaped model, block by block on a GPU"
+        title = "An 8-billion-shaped model, block by block on a GPU"
         write("stream_gpu", title, rows, text(rows, shape))
 
 

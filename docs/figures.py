@@ -96,7 +96,7 @@ def methods_figure(highlight: str) -> str:
 
 def movement_figure() -> str:
     """Return accuracy on SST-2 against the share of the weights that is kept, as SVG."""
-    rows = longest("movement", "layers", "batch")
+    rows = longest("movement", "layers", "batch", taught=False, half=False)
     found = accuracies(rows, "method", "kept")
     dense = [row["accuracy"] for row in rows if row["method"] == "dense"]
     kept = sorted({share for method, share in found if method != "dense"})
@@ -152,9 +152,13 @@ def movement_figure() -> str:
     )
 
 
-def longest(name: str, *keys: str) -> list[Row]:
-    """Return the rows of a benchmark with the most steps, all of one value of each key."""
-    rows = json.loads((RESULTS / f"{name}.json").read_text())["data"]
+def longest(name: str, *keys: str, **wanted: object) -> list[Row]:
+    """Return the rows of a benchmark with the most steps, all of one value of each key.
+
+    Rows that say something else than what is wanted do not count.
+    """
+    every = json.loads((RESULTS / f"{name}.json").read_text())["data"]
+    rows = [r for r in every if all(r.get(k, value) == value for k, value in wanted.items())]
     most = max([row["steps"], *(row.get(key, 0) for key in keys)] for row in rows)
     return [row for row in rows if [row["steps"], *(row.get(key, 0) for key in keys)] == most]
 
