@@ -64,7 +64,20 @@ def offer_notebook(app: Any, name: str, source: list[str]) -> None:
         source[0] = notebooks.offered(source[0], f"/_generated/{name}.ipynb")
 
 
+TYPE = ":type: "
+
+
+def keep_sentences(app: Any, what: str, name: str, it: Any, options: Any, lines: list[str]) -> None:
+    """Put a sentence of a field together again: napoleon takes what is before a colon for a type.
+
+    Types stand in the code here.
+    """
+    if what in ("attribute", "property") and lines and lines[-1].startswith(TYPE):
+        lines[0] = f"{lines.pop().removeprefix(TYPE)}: {lines[0]}"
+
+
 def setup(app: Any) -> None:
     """Called by sphinx."""
     app.connect("source-read", offer_notebook)
+    app.connect("autodoc-process-docstring", keep_sentences, priority=800)
     app.connect("doctree-read", show_bare_types)
