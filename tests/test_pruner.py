@@ -679,3 +679,16 @@ def test_step_when_it_prunes_then_the_log_has_one_line(
         "step 2: 50.0% of the goal, 25.0% masked",
         "step 4: 100.0% of the goal, 50.0% masked",
     ]
+
+
+def test_pruner_when_its_model_was_cut_then_what_follows_says_so_and_metrics_stay():
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    pruner = Pruner(net, Config(sparsity=0.5, steps=2), torch.zeros(1, 8))
+    pruner.step()
+    pruner.finish()
+    width = net[0].out_features
+    for again in (pruner.step, pruner.finish, pruner.decide):
+        with pytest.raises(ConfigError, match=r"'0\.weight' is \(.*a new Pruner"):
+            again()
+    assert net[0].out_features == width < 32
+    assert net(torch.zeros(1, 8)).shape == (1, 4)

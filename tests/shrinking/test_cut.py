@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
-from secateur import Plan, Structure, analyze
+from secateur import Plan, Structure, analyze, prune
 from secateur.errors import PlanError, ShrinkError, VerificationError
 from secateur.shrinking import cut_and_verify, group_masks
 from secateur.shrinking.cut import Surgery
@@ -316,3 +317,23 @@ def test_cut_when_sizes_are_followed_by_a_negative_dimension_then_each_attribute
     structure = analyze(model, x)
     result = cut(model, structure, Plan({"first": (0, 2, 3)}), example=x)
     assert result.model.parts == (3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.3),
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+    ],
+    ids=["prune", "weight norm, old", "spectral norm, old", "weight norm", "spectral norm"],
+)
+def test_cut_when_a_weight_is_made_of_others_then_its_layer_says_its_new_size(wrap):
+    model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.zeros(2, 8)
+    wrap(model[2])
+    model.eval()(x)
+    small = prune(model, x, 0.5).model
+    assert small[2].in_features == small[0].out_features == 16

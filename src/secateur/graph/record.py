@@ -29,6 +29,7 @@ from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
 from secateur.runtime.alone import in_trial
 from secateur.runtime.caches import forget_unnamed, keys_of
+from secateur.runtime.copying import not_its_own, of_original
 from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
 from secateur.runtime.ordinary import ordinary, without_autocast
 from secateur.runtime.undo import Undo, in_mode, unhook
@@ -48,10 +49,12 @@ LARGE = 2**31  # bytes of parameters from which on the forward runs on fake tens
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, recording: Recording, fake: bool, apart: Apart):
+    def __init__(self, recording: Recording, fake: bool, apart: Apart, others: dict[int, str]):
         super().__init__()
         self.recording = recording
         self.fake = fake
+        self.others = others  # names of parameters that a copy must not read, by their ids
+        self.read: set[str] = set()  # of those
         self.apart = apart
         self.running: dict[int, nn.Module | None] = {0: None}  # calls of modules, by their number
         self.values: Any = WeakTensorKeyDictionary()
@@ -117,8 +120,10 @@ class _Recorder(TorchDispatchMode):
 
     def ref(self, x: Any) -> Any:
         if isinstance(x, Tensor):
-            value = self.values.get(x)
-            return Ref(self.new(x) if value is None else value)
+            if (value := self.values.get(x)) is None:
+                self.read |= {self.others[id(x)]} if id(x) in self.others else set()
+                value = self.new(x)
+            return Ref(value)
         if isinstance(x, (list, tuple)):
             return type(x)([self.ref(part) for part in x])
         return x
@@ -266,6 +271,7 @@ def record(model: nn.Module, example: Example) -> Recording:
 
     Raises:
         TraceError: the forward failed; the message has its error, and the model is as before.
+        CopyError: it is a copy, and computes with parameters of its original.
     """
     if runs_for_real(model):
         return _record(model, example, fake=False)
@@ -292,7 +298,7 @@ def _record(
     recording = Recording()
     with ExitStack() as stack:
         apart = stack.enter_context(undisturbed(model, example, afresh=afresh, watched=True))
-        recorder = _Recorder(recording, fake, apart)
+        recorder = _Recorder(recording, fake, apart, of_original(model))
         named = [*model.named_parameters(remove_duplicate=False)]
         buffers = [*model.named_buffers(remove_duplicate=False)]
         inside = stack.enter_context(standing_in(model)) if fake else ordinary
@@ -326,6 +332,8 @@ def _record(
                 f"{type(error).__name__}: {error}{without_autocast()}"
             ) from error
         recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
+        if recorder.read:
+            raise not_its_own(model, recorder.read)
         if recording.unread():
             _record_training(recorder, model, args, kwargs)
     recording.stateful = apart.changed

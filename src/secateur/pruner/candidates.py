@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.config import Config
@@ -63,19 +64,33 @@ class Candidates:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored and masked by name: the parameters, without their masks."""
-        self.check_names()
+        self.check_same()
         return {n: whole(p.detach()) for n, p in self.model.named_parameters()}
 
-    def check_names(self) -> None:
-        """Refuse a model that has other layers than when the run began."""
-        names = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        lost = [p.tensor for s in self.selectables for p in s.parts if p.tensor not in names]
-        if lost:
-            raise ConfigError(
-                f"the model has no parameter {lost[0]!r} any more: something has replaced its "
-                "layers since the pruner was made.  Take adapters off before the pruner goes on "
-                "(secateur.merge adds what they learned), or finish() it before they come"
-            )
+    def __post_init__(self) -> None:
+        self._shapes = self._shapes_now()
+
+    def _shapes_now(self) -> dict[str, torch.Size]:
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: parameter.shape for name, parameter in named}
+
+    def check_same(self) -> None:
+        """Refuse a model that has other layers than when the run began, or smaller ones."""
+        now = self._shapes_now()
+        for name in (p.tensor for s in self.selectables for p in s.parts):
+            if name not in now:
+                raise ConfigError(
+                    f"the model has no parameter {name!r} any more: something has replaced its "
+                    "layers since the pruner was made.  Take adapters off before the pruner goes "
+                    "on (secateur.merge adds what they learned), or finish() it before they come"
+                )
+            if now[name] != self._shapes[name]:
+                was, is_ = tuple(self._shapes[name]), tuple(now[name])
+                raise ConfigError(
+                    f"{name!r} is {is_} now, and was {was} when the pruner was made: the model has "
+                    "been cut since, as by finish().  To prune the smaller model further, make a "
+                    "new Pruner of it"
+                )
 
     def decided(
         self, scores: Sequence[Tensor], tensors: Mapping[str, Tensor], share: float

@@ -478,7 +478,7 @@ class Pruner:
             raise ConfigError("nothing is masked yet: call step() before finish()")
         if self.structure is None:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
-        self.candidates.check_names()
+        self.candidates.check_same()
         model = self.model if inplace else copied(self.model, borrowing=True)
         on = masking.masks_on(model)
         with Undo(lasting=True) as undo:

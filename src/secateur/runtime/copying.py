@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any, TypeVar
+from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import CopyError
 
+from .rebinding import Rebinding
 from .state import State
 
 M = TypeVar("M", bound=nn.Module)
+_originals: WeakKeyDictionary[nn.Module, ReferenceType[nn.Module]] = WeakKeyDictionary()
+"""What each copy was made of, while both are there."""
 
 
 def copied(model: M, *, borrowing: bool = False) -> M:
@@ -31,7 +36,9 @@ def copied(model: M, *, borrowing: bool = False) -> M:
     """
     lent = {id(p): _borrowed(p) for p in _plain(model)} if borrowing else {}
     try:
-        return _deep_copy(model, lent)
+        made = _deep_copy(model, lent)
+        _originals[made] = ReferenceType(model)
+        return made
     except Exception as error:  # what a user's objects raise when they are copied is theirs
         name, held = _culprit(model)
         holds = f"its {name!r}, a {type(held).__name__}, " if name else "something that it holds "
@@ -43,6 +50,28 @@ def copied(model: M, *, borrowing: bool = False) -> M:
             f"({type(error).__name__}: {error}). Cut the model itself with inplace=True, or give "
             "the object that holds it a __deepcopy__"
         ) from error
+
+
+def of_original(model: nn.Module) -> dict[int, str]:
+    """Return the names of the parameters that a model's original has, by their ids.
+
+    Those of a model that is no copy, or whose original is gone, are none.
+    """
+    reference = _originals.get(model)
+    original = reference and reference()
+    return {id(p): name for name, p in original.named_parameters()} if original else {}
+
+
+def not_its_own(model: nn.Module, names: Collection[str]) -> CopyError:
+    """Return the error that a model computes with parameters of another in place of its own."""
+    first, *others = sorted(names)
+    more = f" and {len(others)} more" if others else ""
+    return CopyError(
+        f"this {type(model).__name__} does not compute with its own {first!r}{more}: something in "
+        "it, such as a function, a class or a cache, holds other layers, as those of the model "
+        "that it is a copy of. Cut the model itself with inplace=True, or let its forward reach "
+        "its layers through self"
+    )
 
 
 def own(model: nn.Module, lender: nn.Module) -> None:
@@ -73,13 +102,16 @@ def _deep_copy(model: M, made: dict[int, Any]) -> M:
     Args:
         made: copies that there are already, by the ids of their originals.
     """
+    memo = dict(made)
     try:
-        return copy.deepcopy(model, dict(made))
+        found = copy.deepcopy(model, memo)
     except RuntimeError:
         state = State()
         state.keep(model)
-        kept = {id(t): t.detach().clone() for t in state.tensors() if not t.is_leaf}
-        return copy.deepcopy(model, {**kept, **made})
+        memo = {id(t): t.detach().clone() for t in state.tensors() if not t.is_leaf} | made
+        found = copy.deepcopy(model, memo)
+    Rebinding(memo).everywhere()
+    return found
 
 
 def _culprit(model: nn.Module) -> tuple[str, object]:

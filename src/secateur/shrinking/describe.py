@@ -95,6 +95,9 @@ def _annotated(kind: type) -> dict[str, Any]:
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    for made_of in (f"{name}_orig", f"{name}_v"):  # torch's pruning, spectral and weight norms
+        if (parameter := module._parameters.get(made_of)) is not None:
+            return parameter  # the tensor of that name is of the last forward
     tensor: Tensor | None = getattr(module, name, None)
     if tensor is None and isinstance(module, nn.modules.batchnorm._NormBase):
         return module.running_mean

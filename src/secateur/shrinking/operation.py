@@ -26,6 +26,7 @@ from .locate import first_difference
 from .plan import Plan
 from .rescale import unrounded
 from .trials import Trial, uneven
+from .used import insist_on_own
 from .verify import Check, Verification
 
 
@@ -80,6 +81,7 @@ class Operation:
 
         Raises:
             ShrinkError, VerificationError: nothing can be cut.
+            CopyError: the model computes with other parameters than its own.
         """
         plan.check(self.structure)
         every = parts(self.structure, plan)
@@ -91,6 +93,8 @@ class Operation:
             _, sure, told = self._settled([], exact)
             every = others
         done, _, more = self._settled(sure, every)
+        if self.check:
+            insist_on_own(self.check, self.model, self.surgery.shapes)
         told += more
         warnings = [_shares(self.structure, plan, done.plan)] if told else []
         return replace(done, notes=[*told, *done.notes], warnings=warnings)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import ShrinkError
@@ -311,8 +312,13 @@ def once(
     noise: torch.Generator | None = None,
     seed: int = 0,
     masks: ById | None = None,
+    watching: TorchDispatchMode | None = None,
 ) -> list[Tensor]:
-    """Return a model's output tensors, in eval mode and without gradients."""
+    """Return a model's output tensors, in eval mode and without gradients.
+
+    Args:
+        watching: sees each operation as the model's code calls it.
+    """
     mode = precision.mode(noise, masks)
 
     def own(x: Any) -> Any:  # a forward may change what it is given: a cache
@@ -332,6 +338,8 @@ def once(
         apart.writes.drawing.seed(seed)
         if mode:
             stack.enter_context(in_mode(mode))
+        if watching:
+            stack.enter_context(in_mode(watching))
         out = model(*args, **kwargs)
     return [t.detach().clone() for t in results_of(model, out)]
 
