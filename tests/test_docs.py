@@ -23,9 +23,14 @@ import torch
 import secateur
 from secateur import cli, criteria, methods, schedules
 from secateur.cli import application
+from secateur.costs import COSTS
 from tests import zoo
 
 ROOT = Path(__file__).parent.parent
+REGISTRIES = (
+    *(criteria, methods, schedules, secateur.repairs, secateur.kinds, secateur.allocators),
+    secateur.block_rankings,
+)
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if not p.parent.name.startswith("_"))
 PAGES.append(ROOT / "README.md")
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -64,7 +69,8 @@ def test_page_when_its_python_runs_from_top_to_bottom_then_nothing_fails(
         zoo.torchvision_models()  # transformers imports torchvision, which may need help
     module = ModuleType(f"docs_{page.stem}")  # classes of a page are found by their module's name
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    registered = [(r, dict(r._functions)) for r in (criteria, methods, schedules)]
+    registered = [(r, dict(r._functions)) for r in REGISTRIES]
+    costs = dict(COSTS)
     try:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
             torch.manual_seed(0)
@@ -74,6 +80,8 @@ def test_page_when_its_python_runs_from_top_to_bottom_then_nothing_fails(
     finally:
         for registry, functions in registered:
             registry._functions = functions
+        COSTS.clear()
+        COSTS.update(costs)
 
 
 def commands() -> list[object]:

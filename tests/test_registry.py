@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from secateur import criteria, schedules
+import secateur
+from secateur import Method, criteria, schedules
+from secateur.costs import COSTS
+from secateur.costs.cost import Cost, Count, cost
 from secateur.errors import UnknownNameError
 from secateur.registry import Registry
 
@@ -84,3 +88,38 @@ def test_getitem_when_the_name_is_no_text_then_unknown_name_error(colours, name)
 def test_package_when_imported_then_its_criteria_and_schedules_are_registered():
     assert {"magnitude", "l1", "l2", "fpgm", "random"} <= set(criteria)
     assert {"constant", "linear", "cubic"} <= set(schedules)
+
+
+class NoSettings(Method):
+    """Not declared as a dataclass."""
+
+
+class NoUnit(Cost):
+    def of(self, count: Count) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("register", "given", "said"),
+    [
+        (schedules.register, lambda: 1.0, r"must be a function \(progress\), got \(\)"),
+        (schedules.register, 0.5, "not a float"),
+        (secateur.repairs.register, lambda system: system.weight, "damping"),
+        (secateur.kinds.register, lambda groups: set(), r"\(inferred, groups\)"),
+        (secateur.allocators.register, lambda: None, r"\(case\)"),
+        (secateur.block_rankings.register, lambda model: [], "blocks, batches, skipped"),
+        (secateur.methods.register, type("Plain", (), {}), "derived from secateur.Method"),
+        (secateur.methods.register, NoSettings, "'no_settings'.*dataclass"),
+        (cost, type("Plain", (), {}), "derived from Cost"),
+        (cost, NoUnit, "'NoUnit' must say its unit in words"),
+    ],
+)
+def test_register_when_it_cannot_be_called_as_it_will_be_then_it_is_refused(
+    register: Any, given: Any, said: str
+) -> None:
+    known = [*secateur.methods, *schedules, *secateur.kinds, *secateur.allocators, *COSTS]
+    with pytest.raises(ValueError, match=said):
+        register(given)
+    assert known == [
+        *(*secateur.methods, *schedules, *secateur.kinds, *secateur.allocators, *COSTS)
+    ]

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from .fitting import fit as fit
     from .graph.cost import Cost as Cost
     from .graph.groups import Group as Group
+    from .graph.kinds import kinds as kinds
     from .one_shot import prune as prune
     from .pruner import Pruner as Pruner
     from .repair import Repair as Repair
     from .repair import reestimate_norms as reestimate_norms
     from .repair import repairs as repairs
     from .runtime.progress import Progress as Progress
+    from .scoring.allocations import allocators as allocators
     from .scoring.criteria import criteria as criteria
     from .scoring.schedules import schedules as schedules
     from .searching import Search as Search
@@ -45,12 +47,14 @@ if TYPE_CHECKING:
     from .shrinking import load_pruned as load_pruned
     from .shrinking import save_pruned as save_pruned
     from .shrinking import shrink as shrink
+    from .shrinking.rankings import block_rankings as block_rankings
     from .streaming import prune_checkpoint as prune_checkpoint
     from .structure import Structure as Structure
     from .structure import analyze as analyze
     from .trainers.merging import merge as merge
     from .trainers.peft import keep_zeros as keep_zeros
     from .training import Distillation as Distillation
+    from .training import Method as Method
     from .training import distillation_loss as distillation_loss
     from .training import methods as methods
 
@@ -59,10 +63,12 @@ _HOMES = {
     "fitting": ("Fitted", "fit"),
     "graph.cost": ("Cost",),
     "graph.groups": ("Group",),
+    "graph.kinds": ("kinds",),
     "one_shot": ("prune",),
     "pruner": ("Pruner",),
     "repair": ("Repair", "reestimate_norms", "repairs"),
     "runtime.progress": ("Progress",),
+    "scoring.allocations": ("allocators",),
     "scoring.criteria": ("criteria",),
     "scoring.schedules": ("schedules",),
     "searching": ("Search", "search"),
@@ -79,11 +85,12 @@ _HOMES = {
         "save_pruned",
         "shrink",
     ),
+    "shrinking.rankings": ("block_rankings",),
     "streaming": ("prune_checkpoint",),
     "structure": ("Structure", "analyze"),
     "trainers.merging": ("merge",),
     "trainers.peft": ("keep_zeros",),
-    "training": ("Distillation", "distillation_loss", "methods"),
+    "training": ("Distillation", "Method", "distillation_loss", "methods"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

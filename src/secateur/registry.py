@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,10 @@ def name_of(defined: str) -> str:
     return re.sub("(?<=[a-z])(?=[A-Z])", "_", defined).lower()
 
 
+def _names(listed: str) -> list[str]:
+    return [name for name in listed.replace(" ", "").split(",") if name]
+
+
 class Registry(Mapping[str, Callable[..., Any]]):
     """A read-only mapping from a name to the function that was registered under it.
 
@@ -50,15 +55,21 @@ class Registry(Mapping[str, Callable[..., Any]]):
     secateur.errors.UnknownNameError: unknown colour 'rad'. Did you mean 'red'? Known: red.
     """
 
-    def __init__(self, kind: str, home: str = ""):
+    def __init__(self, kind: str, home: str = "", takes: str = ""):
         self.kind = kind
         self.home = home
         """The package whose modules register, where whoever looks a name up may not have it."""
+        self.takes = takes
+        """What its functions are called with, as in their signature: ``system, *, damping``."""
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def register(self, function: F) -> F:
-        """Register a function under its own name; a name is never taken twice."""
-        return self.register_as(function.__name__)(function)
+        """Register a function under its own name; a name is never taken twice.
+
+        Raises:
+            ValueError: the name is taken, or it cannot be called with what it will be.
+        """
+        return self.register_as(getattr(function, "__name__", repr(function)))(function)
 
     def register_as(self, name: str) -> Callable[[F], F]:
         """Register a function under a name that none may have in Python, such as "global"."""
@@ -66,10 +77,25 @@ class Registry(Mapping[str, Callable[..., Any]]):
         def registered(function: F) -> F:
             if name in self._functions:
                 raise ValueError(f"{self.kind} {name!r} is registered already")
+            self._check(name, function)
             self._functions[name] = function
             return function
 
         return registered
+
+    def _check(self, name: str, function: Any) -> None:
+        """Refuse what cannot be called with what it will be."""
+        wanted = f"{self.kind} {name!r} must be a function ({self.takes or '…'})"
+        if not callable(function):
+            raise ValueError(f"{wanted}, not a {type(function).__name__}")
+        if not self.takes:
+            return
+        positional, _, keywords = self.takes.partition("*")
+        try:
+            signature = inspect.signature(function)
+            signature.bind(*_names(positional), **dict.fromkeys(_names(keywords)))
+        except TypeError as error:
+            raise ValueError(f"{wanted}, got {signature}: {error}") from None
 
     def search(self, pattern: str = "*") -> list[str]:
         """Return the registered names that match a shell pattern, sorted."""

@@ -118,7 +118,20 @@ C = TypeVar("C", bound=type[Cost])
 
 
 def cost(kind: C) -> C:
-    """Register a cost under the name of its class."""
+    """Register a cost under the name of its class.
+
+    Raises:
+        ValueError: it is no subclass of ``Cost``, says not what its unit is called, or the name is
+            taken.
+    """
+    given: object = kind  # whatever somebody decorates
+    if not (isinstance(given, type) and issubclass(given, Cost)):
+        raise ValueError(f"a cost must be a class derived from Cost, not {given!r}")
+    if not getattr(kind, "words", ()) or kind.of is Cost.of:
+        raise ValueError(
+            f"cost {kind.name()!r} must say its unit in words, as in words = ('MACs',), and return "
+            "an amount of it by of(count)"
+        )
     if kind.name() in COSTS:
         raise ValueError(f"cost {kind.name()!r} is registered already")
     COSTS[kind.name()] = kind

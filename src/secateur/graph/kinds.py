@@ -15,7 +15,8 @@ from .groups import Group
 from .infer import Inferred
 from .program import Ref
 
-kinds = Registry("kind of group")
+kinds = Registry("kind of group", takes="inferred, groups")
+"""What ``what=`` may name: ``(inferred, groups) → names`` of the groups of that kind."""
 ADDS = {"aten.add", "aten.add_"}
 PRODUCTS = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
 """What multiplies two activations in attention, queries and keys, or chances and values."""

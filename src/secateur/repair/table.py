@@ -27,7 +27,7 @@ class RepairRegistry(Registry):
     """
 
     def __init__(self, kind: str):
-        super().__init__(kind)
+        super().__init__(kind, takes="system, *, damping")
         self.means_only: set[str] = set()
 
     @overload

@@ -35,10 +35,17 @@ class Facts:
 
 
 class Allocators(Registry):
-    """A registry of functions from a case to shares, with what they say of themselves."""
+    """A registry of functions from a case to shares, with what they say of themselves.
+
+    An allocator is ``(case) → spread``; a spread takes a strength in [0, 1] and returns the share
+    that each of ``case.selectables`` loses: it never falls, and all go at 1.
+
+    >>> allocators["uniform"].__name__
+    'uniform'
+    """
 
     def __init__(self, kind: str, home: str = ""):
-        super().__init__(kind, home)
+        super().__init__(kind, home, takes="case")
         self.facts: dict[str, Facts] = {}
 
     @overload
@@ -68,3 +75,4 @@ class Allocators(Registry):
 
 
 allocators = Allocators("allocation", "secateur.selection.allocators")
+"""Ways to share a goal among groups: ``(case) → spread``, and what each says of itself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from secateur.registry import Registry
 
-schedules = Registry("schedule")
+schedules = Registry("schedule", takes="progress")
 COMPOUND = {"geometric"}
 
 

@@ -26,7 +26,8 @@ from secateur.runtime.copying import copied
 from secateur.runtime.forward import evaluating, undisturbed
 from secateur.runtime.undo import Undo, unhook_module
 
-block_rankings = Registry("ranking of blocks")
+block_rankings = Registry("ranking of blocks", takes="model, blocks, batches, skipped")
+"""What each block is worth: ``(model, blocks, batches, skipped) → scores``, one for each block."""
 Skipped = Mapping[str, Passing]
 NONE: Skipped = {}
 

@@ -95,17 +95,31 @@ def fresh(example: Example) -> list[Trial]:
 def _lengths(example: Example, others: Sequence[Varying]) -> list[Trial]:
     """Return the trials of a larger and of a smaller size, of several at once where that does.
 
-    The first ways make one size larger and the next smaller, so that they are not mixed up; the
-    last ways change one alone.
+    The first ways make one size larger and the next smaller, so that they are not mixed up; then
+    all go together, as the lengths of ids and of their mask do; the last ways change one alone.
     """
     found = []
     for one, other in ((_larger, _smaller), (_smaller, _larger)):
-        ways = _ways(example, others, one, other) if len(others) > 1 else ()
-        ways += _ways(example, others, one)
+        ways = _apart(example, others, one, other) + _ways(example, others, one)
         if len(others) > 1:
             ways += tuple(way for v in others for way in _ways(example, [v], one))
         found.append(ways)
     return found
+
+
+def _likeliest(example: Example, others: Sequence[Varying]) -> list[Trial]:
+    """Return the trials of a larger and of a smaller size, in a few ways that most models take."""
+    pairs = ((_larger, _smaller), (_smaller, _larger))
+    return [
+        (_apart(example, others, one, other)[:1] + _ways(example, others, one))[:3]
+        for one, other in pairs
+    ]
+
+
+def _apart(
+    example: Example, others: Sequence[Varying], *sizes: Callable[[int], list[int]]
+) -> Trial:
+    return _ways(example, others, *sizes) if len(others) > 1 else ()
 
 
 def uneven(example: Example, structure: Structure) -> Iterator[Example]:
@@ -117,12 +131,12 @@ def uneven(example: Example, structure: Structure) -> Iterator[Example]:
 
 def _few(example: Example, batches: Sequence[Varying], others: Sequence[Varying]) -> list[Trial]:
     """As little as can be: other values with the first sizes, another batch with the second."""
-    larger, smaller = _lengths(example, others)
+    larger, smaller = _likeliest(example, others)
     values = tuple(way for trial in fresh(example) for way in trial)
     batch = _ways(example, batches, _other)[:1]
     found = [
-        (*(_then(v, way) for way in larger[:3] for v in values[:1]), *values),
-        (*(_then(b, way) for way in smaller[:3] for b in batch), *smaller[:1], *batch),
+        (*(_then(v, way) for way in larger for v in values[:1]), *values),
+        (*(_then(b, way) for way in smaller for b in batch), *smaller, *batch),
     ]
     return [trial for trial in found if trial]
 

@@ -106,7 +106,8 @@ class Verification:
     ``difference`` is the largest ``|a - b|`` ÷ the largest ``|a|`` of the same column, over all
     outputs, inputs and dimensions but the first; ``exact`` says that no group is inexact, so that
     it must be at most ``tolerance``.  ``tried`` names the inputs; ``refused`` those that the masked
-    model did not take, with its error; ``precision`` what both computed in, and why not float64.
+    model did not take, nor others in their place, with its error; ``precision`` what both computed
+    in, and why not float64.
 
     >>> from secateur import prune
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -185,6 +186,7 @@ class Check:
     def _expected(self, model: nn.Module, some: Sequence[Trial], read: ById) -> Expected:
         found = Expected()
         for trial in some:
+            refused: list[str] = []
             for way in trial:
                 try:
                     outputs = once(model, way.make(), self.precision, masks=read)
@@ -194,13 +196,15 @@ class Check:
                             f"{self.model} does not run on the example once it is masked: "
                             f"{said(error)}"
                         ) from error
-                    found.refused.append(f"{way.name} ({said(error)})")
+                    refused.append(f"{way.name} ({said(error)})")
                 else:
                     if trial is self.trials[0]:
                         check_comparable(way.make(), outputs)
                     found.ways.append(way)
                     found.outputs.append(outputs)
                     break
+            else:  # one that was made up is no news where another of its kind does
+                found.refused += refused
         return found
 
     def compare(self, model: nn.Module, expected: Expected, *, exact: bool) -> Verification:

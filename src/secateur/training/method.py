@@ -20,6 +20,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, cast
 
 from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import is_pydantic_dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -32,7 +33,25 @@ from .run import Run
 
 
 class Method:
-    """A method without any hook; see the module's docstring for when each is called."""
+    """A method without any hook, to derive others from; all hooks are optional.
+
+    A ``Pruner`` makes one for its run and calls ``attach`` once; ``before`` and ``penalty`` before
+    each step of an optimizer; ``step`` at the start of each step of its own; ``scores`` and
+    ``complete`` whenever it decides; ``pruned`` when new masks are on.
+
+    >>> from pydantic.dataclasses import dataclass
+    >>> @methods.register
+    ... @dataclass(kw_only=True)
+    ... class Plain(Method):
+    ...     "A pull of each weight towards zero."
+    ...     strength: float = 0.1
+    ...     def attach(self, run): self.run = run
+    ...     def penalty(self):
+    ...         return self.strength * sum(p.abs().sum() for p in self.run.model.parameters())
+    >>> named("plain", {"strength": 0.5}).strength
+    0.5
+    >>> del methods._functions["plain"]
+    """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the config that the method changes the defaults of."""
@@ -85,10 +104,21 @@ class MethodRegistry(Registry):
     """Methods by the name of their class; see ``name_of``."""
 
     def register(self, function: F) -> F:
-        name = name_of(function.__name__)
-        if name in self._functions:
-            raise ValueError(f"{self.kind} {name!r} is registered already")
-        self._functions[name] = function
+        """Register a class under its name in small letters.
+
+        Raises:
+            ValueError: it is no subclass of ``Method``, its settings are not declared by pydantic's
+                ``dataclass``, or the name is taken.
+        """
+        name = name_of(getattr(function, "__name__", repr(function)))
+        if not (isinstance(function, type) and issubclass(function, Method)):
+            raise ValueError(f"method {name!r} must be a class derived from secateur.Method")
+        if not is_pydantic_dataclass(cast(type, function)):
+            raise ValueError(
+                f"method {name!r} must be a pydantic.dataclasses.dataclass, whose fields are its "
+                "settings: put @dataclass(kw_only=True) below @methods.register"
+            )
+        self.register_as(name)(function)
         return function
 
 

@@ -15,7 +15,7 @@ Make = Callable[[int], BaseSampler]
 """Seed of a slot → the sampler that draws for it."""
 F = TypeVar("F", bound="Callable[[Setting], Make]")
 
-samplers = Registry("sampler")
+samplers = Registry("sampler", takes="setting")
 FRONTS: set[str] = set()
 """Those that look for the front of value against cost, and not for one best."""
 
