@@ -38,13 +38,15 @@ ROWS = FOLDER / "movement.jsonl"
 TOKENS = 24
 RATE = 2e-4
 TEMPERATURE = 2.0
+POINTS = 10
+"""Of a curve: how often a run is looked at."""
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude", "schedule": "cubic"},
     "movement": {"method": "movement"},
 }
 
-KEYS = ("method", "kept", "seed", "steps", "batch", "layers", "device", "taught", "half")
-PLAIN = {"taught": False, "half": False}
+KEYS = ("method", "kept", "seed", "steps", "batch", "layers", "device", "taught", "half", "rate")
+PLAIN = {"taught": False, "half": False, "rate": RATE}
 """What rows of earlier forms of this script do not say."""
 
 Data = dict[str, tuple[Tensor, ...]]
@@ -105,6 +107,7 @@ class Budget:
     """How long and what is trained: the same for every method.
 
     ``taught``: by the fine-tuned dense model.  ``half``: forwards in bfloat16, by autocast.
+    ``rate``: the optimizer's, at its peak.
     """
 
     steps: int
@@ -113,6 +116,7 @@ class Budget:
     device: torch.device
     taught: bool = False
     half: bool = False
+    rate: float = RATE
 
     def facts(self) -> dict[str, Any]:
         """Return what a row says of it."""
@@ -121,8 +125,11 @@ class Budget:
 
 def trained(
     budget: Budget, settings: dict[str, Any] | None, seed: int, data: Data, dense: nn.Module | None
-) -> tuple[Classifier, float]:
-    """Return the first layers after a fine-tuning in which they were pruned, and the sparsity."""
+) -> tuple[Classifier, float, list[tuple[int, float, float]]]:
+    """Return the first layers after a fine-tuning in which they were pruned, and the sparsity.
+
+    Also a curve: steps, sparsity and accuracy, some times on the way.
+    """
     ids, mask, labels = data["train"]
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -131,13 +138,14 @@ def trained(
     pruner = None if settings is None else Pruner(model, Config(**settings), example)
     teacher = None if dense is None else Distillation(model, dense, temperature=TEMPERATURE)
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, RATE)
+    optimizer = torch.optim.AdamW(learning, budget.rate)
+    curve: list[tuple[int, float, float]] = []
     steps, warm = budget.steps, max(budget.steps // 20, 1)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warm, (steps - t) / (steps - warm))
     )
     model.train()
-    for _ in range(steps):
+    for done in range(1, steps + 1):
         index = torch.randint(len(labels), (budget.batch,), generator=generator).to(ids.device)
         optimizer.zero_grad()
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=budget.half):
@@ -149,11 +157,15 @@ def trained(
         rates.step()
         if pruner is not None:
             pruner.step()
+        if done % max(steps // POINTS, 1) == 0:
+            sparsity = 0.0 if pruner is None else pruner.metrics()["sparsity"]
+            curve.append((done, sparsity, accuracy(model, *data["dev"])))
+            model.train()
     if teacher is not None:
         teacher.close()
     sparsity = 0.0 if pruner is None else pruner.metrics()["sparsity"]
     masking.take_off(model)
-    return model.eval(), sparsity
+    return model.eval(), sparsity, curve
 
 
 def measure(
@@ -170,7 +182,7 @@ def measure(
         "steps": steps * 6 // 10,
     }
     asked = settings | METHODS[method] if method in METHODS else None
-    model, sparsity = trained(budget, asked, seed, data, dense)
+    model, sparsity, curve = trained(budget, asked, seed, data, dense)
     row = {
         "method": method,
         "kept": kept,
@@ -178,6 +190,7 @@ def measure(
         **budget.facts(),
         "accuracy": accuracy(model, *data["dev"]),
         "sparsity": sparsity,
+        "curve": curve,
         "seconds": time.perf_counter() - start,
     }
     return row, model
@@ -195,12 +208,13 @@ def main() -> int:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--taught", action="store_true", help="by the fine-tuned dense model")
     parser.add_argument("--half", action="store_true", help="forwards in bfloat16")
+    parser.add_argument("--rate", type=float, default=RATE, help="of the optimizer, at its peak")
     options = parser.parse_args()
 
     rows = [PLAIN | row for row in rows_in(ROWS)]
     made = {tuple(row[k] for k in KEYS) for row in rows}
     data = {split: tuple(x.to(options.device) for x in tokens(split)) for split in ("train", "dev")}
-    names = "steps", "batch", "layers", "device", "taught", "half"
+    names = "steps", "batch", "layers", "device", "taught", "half", "rate"
     budget = Budget(*(getattr(options, name) for name in names))
     alone = replace(budget, taught=False)
     for seed in options.seeds:
@@ -224,21 +238,21 @@ def main() -> int:
 
 def _text(rows: list[dict[str, Any]]) -> str:
     body = []
-    key = ("device", "layers", "steps", "batch", "taught", "half", "kept", "method")
+    key = ("device", "layers", "steps", "batch", "taught", "half", "rate", "kept", "method")
     for each in sorted({tuple(r[k] for k in key) for r in rows}, reverse=True):
-        device, layers, steps, batch, taught, half, kept, method = each
+        device, layers, steps, batch, taught, half, rate, kept, method = each
         found = [r["accuracy"] for r in rows if tuple(r[k] for k in key) == each]
         spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
         body.append(
             [method, f"{kept:.0%}", f"{statistics.mean(found):.2f}{spread}", str(len(found))]
-            + [str(layers), f"{steps:,} of {batch}", "dense" if taught else ""]
+            + [str(layers), f"{steps:,} of {batch}", f"{rate:g}", "dense" if taught else ""]
             + [f"{device}, bfloat16" if half else device]
         )
-    head = ["method", "kept", "accuracy %", "seeds", "layers", "steps", "teacher", "device"]
+    head = ["method", "kept", "accuracy %", "seeds", "layers", "steps", "rate", "teacher", "device"]
     return "\n\n".join(
         [
-            f"all-MiniLM-L6-v2, its first layers; sentences of at most {TOKENS} tokens; AdamW, "
-            f"rate {RATE}; accuracy on the 872 sentences of SST-2's dev set, mean ± standard "
+            f"all-MiniLM-L6-v2, its first layers; sentences of at most {TOKENS} tokens; AdamW; "
+            "accuracy on the 872 sentences of SST-2's dev set, mean ± standard "
             "deviation over seeds (the standard error of one figure is about 1.2 points). A "
             f"teacher is the dense row's model, its weight 0.9, at temperature {TEMPERATURE:g}.",
             table(head, body),

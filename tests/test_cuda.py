@@ -275,3 +275,21 @@ def test_a_model_on_two_devices(x: Tensor, settings: dict[str, Any]) -> None:
     before = {name: p.device for name, p in net.named_parameters()}
     smaller = pruner.finish().model
     assert {name: p.device for name, p in smaller.named_parameters()} == before
+
+
+def test_semi_structured_when_a_layer_is_large_then_torch_computes_the_same_with_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4096, 4096, bias=False), nn.ReLU(), nn.Linear(4096, 64))
+    model = secateur.prune(
+        model.half().cuda(),
+        torch.zeros(1, 4096).half().cuda(),
+        criterion="magnitude",
+        granularity="2:4",
+    ).model.eval()
+    x = torch.randn(8192, 4096, device="cuda", dtype=torch.float16)
+    with torch.inference_mode():
+        dense = model(x)
+        found = secateur.semi_structured(model, x)
+        assert {layer.name for layer in found} == {"0", "2"}
+        torch.testing.assert_close(model(x), dense, rtol=2e-2, atol=2e-2)
+    assert all(layer.dense and layer.sparse for layer in found if not layer.why)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .shrinking import save_pruned as save_pruned
     from .shrinking import shrink as shrink
     from .shrinking.rankings import block_rankings as block_rankings
+    from .shrinking.semi_structured import semi_structured as semi_structured
     from .streaming import prune_checkpoint as prune_checkpoint
     from .structure import Structure as Structure
     from .structure import analyze as analyze
@@ -86,6 +87,7 @@ _HOMES = {
         "shrink",
     ),
     "shrinking.rankings": ("block_rankings",),
+    "shrinking.semi_structured": ("semi_structured",),
     "streaming": ("prune_checkpoint",),
     "structure": ("Structure", "analyze"),
     "trainers.merging": ("merge",),

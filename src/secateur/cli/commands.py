@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "export": (
         "secateur export small --onnx --torch-export",
         "secateur export small --onnx --dynamic-batch",
+        "secateur export small --semi-structured",
     ),
     "report": ("secateur report small", "secateur report small --markdown"),
     "list": ("secateur list", 'secateur list "l*"'),

@@ -1,10 +1,12 @@
-"""``secateur export``: ONNX or an ExportedProgram, checked by running it."""
+"""``secateur export``: ONNX, an ExportedProgram, or 2:4 layers, checked by running them."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from os.path import isdir  # which takes any text
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +22,9 @@ from secateur.runtime.forward import evaluating
 from secateur.runtime.io import whole
 from secateur.runtime.progress import during
 from secateur.shrinking.difference import difference
-from secateur.shrinking.exports import ONNX, PT2
+from secateur.shrinking.exports import ONNX, PT2, SEMI_STRUCTURED
+from secateur.shrinking.semi_structured import semi_structured as sparse_layers
+from secateur.shrinking.semi_structured import write_layers
 from secateur.types import Example, call_arguments
 
 from .models import load
@@ -37,6 +41,7 @@ def export(
     *,
     onnx: Annotated[bool, Parameter(negative=())] = False,
     torch_export: Annotated[bool, Parameter(negative=())] = False,
+    semi_structured: Annotated[bool, Parameter(negative=())] = False,
     dynamic_batch: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
     given: Given = NOTHING,
@@ -52,13 +57,19 @@ def export(
         Write model.onnx, and run it with onnxruntime where that is installed.
     torch_export
         Write model.pt2, which torch.export.load reads.
+    semi_structured
+        Time each linear layer whose weight is 2:4 on torch's sparse kernels, and write the names of
+        those that get faster to semi_structured.json, which secateur.semi_structured takes. Needs a
+        CUDA device; in half precision.
     dynamic_batch
         Let the first dimension of every input vary; checked with twice as many.
     out
         The folder for the files; by default that of the model, else the current one.
     """
-    if not (onnx or torch_export):
-        raise ConfigError("say what to write: --onnx, --torch-export, or both")
+    if not (onnx or torch_export or semi_structured):
+        raise ConfigError("say what to write: --onnx, --torch-export or --semi-structured")
+    if semi_structured and not torch.cuda.is_available():
+        raise ConfigError("--semi-structured times layers on a CUDA device, and there is none here")
     loaded = load(model, given)
     folder = out or (Path(model) if isdir(model) else Path())
     example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
@@ -69,6 +80,8 @@ def export(
             written["torch_export"] = _torch_export(loaded.model, example, shapes, folder)
         if onnx:
             written["onnx"] = _onnx(loaded.model, example, shapes, folder)
+        if semi_structured:  # last: it moves the model
+            written["semi_structured"] = _semi_structured(loaded.model, loaded.example, folder)
     lines = "\n".join(
         f"{each['file']}: {each['bytes']:,} bytes, {each['checked']}" for each in written.values()
     )
@@ -127,6 +140,28 @@ def _onnx(model: nn.Module, example: Example, shapes: Any, folder: Path) -> dict
     feed: Mapping[str, Any] = {name: value.numpy() for name, value in zip(names, flat, strict=True)}
     found = [torch.from_numpy(value) for value in session.run(None, feed)]
     return _checked(path, difference([expected], [found], floor=1), "onnxruntime")
+
+
+def _semi_structured(model: nn.Module, example: Example, folder: Path) -> dict[str, Any]:
+    """Time 2:4 layers on the device, in half precision, and write which get faster."""
+    on = partial(_on_device, dtype=torch.float16)
+    found = sparse_layers(model.half().cuda(), tree_map(on, example))
+    path = folder / SEMI_STRUCTURED
+    write_layers(found, path)
+    faster = sum(layer.converted for layer in found)
+    said = f"{faster} of {len(found)} layers with 2:4 weights get faster"
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "checked": "\n  ".join([said, *map(str, found)]),
+        "layers": [asdict(layer) for layer in found],
+    }
+
+
+def _on_device(x: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    return x.cuda().to(dtype) if x.is_floating_point() else x.cuda()
 
 
 def _needed(package: str) -> None:

@@ -10,8 +10,8 @@ from secateur.runtime.together import Seal, seal_of
 
 log = logging.getLogger(__name__)
 
-ONNX, PT2 = "model.onnx", "model.pt2"
-EXPORTS = (ONNX, f"{ONNX}.data", PT2)
+ONNX, PT2, SEMI_STRUCTURED = "model.onnx", "model.pt2", "semi_structured.json"
+EXPORTS = (ONNX, f"{ONNX}.data", PT2, SEMI_STRUCTURED)
 """What ``secateur export`` writes beside the weights."""
 REPORTS = ("report.json", "report.html")
 """What tells of the model that was here before, and of no other."""
