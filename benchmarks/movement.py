@@ -43,6 +43,7 @@ POINTS = 10
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude", "schedule": "cubic"},
     "movement": {"method": "movement"},
+    "movement, prior 1": {"method": "movement", "method_options": {"prior": 1.0}},
 }
 
 KEYS = ("method", "kept", "seed", "steps", "batch", "layers", "device", "taught", "half", "rate")
@@ -204,7 +205,9 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kept", type=float, nargs="+", default=[0.7, 0.15, 0.05])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", default=["magnitude", "movement"], choices=list(METHODS)
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--taught", action="store_true", help="by the fine-tuned dense model")
     parser.add_argument("--half", action="store_true", help="forwards in bfloat16")

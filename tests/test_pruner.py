@@ -692,3 +692,53 @@ def test_pruner_when_its_model_was_cut_then_what_follows_says_so_and_metrics_sta
             again()
     assert net[0].out_features == width < 32
     assert net(torch.zeros(1, 8)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "goal", [{"sparsity": 0.5}, {"sparsity": 0.5, "of": "macs"}, {"budget": "220 params"}]
+)
+def test_finish_when_the_schedule_is_not_over_then_the_first_warning_says_so(goal):
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    pruner = Pruner(net, Config(schedule="cubic", steps=4, **goal), torch.zeros(4, 8))
+    pruner.step()
+    early = pruner.finish(inplace=False)
+    assert "after 1 of 4 pruning steps" in early.warnings[0]
+    assert not any(reached.met for reached in early.goals)
+    for _ in range(3):
+        pruner.step()
+    late = pruner.finish()
+    assert not late.warnings
+    assert all(reached.met for reached in late.goals)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("granularity", ["2:4", "1:4", "balanced:1,4"])
+def test_prune_when_masks_make_a_pattern_then_no_row_or_column_goes(seed, granularity):
+    torch.manual_seed(seed)
+    layers = nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4)
+    net = nn.Sequential(*layers).eval()
+    goal = {"sparsity": 0.5} if granularity.startswith("balanced") else {}
+    result = prune(net, torch.randn(4, 8), criterion="magnitude", granularity=granularity, **goal)
+    assert result.unchanged
+    kept = 3 if granularity == "1:4" else 2
+    for layer in result.model[::2]:
+        assert ((layer.weight != 0).view(len(layer.weight), -1, 4).sum(-1) <= kept).all()
+
+
+def test_prune_when_groups_go_beside_a_pattern_then_only_these_are_cut():
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+    targets = [
+        {"names": ["0"], "sparsity": 0.5},
+        {"names": ["4"], "granularity": "2:4", "criterion": "magnitude"},
+    ]
+    result = prune(net.eval(), torch.randn(4, 8), config=Config(targets=targets))
+    assert result.plan.counts == {"0": 16}
+    assert result.verification.passed
+    assert ((result.model[4].weight != 0).view(4, -1, 4).sum(-1) == 2).all()
+
+
+@pytest.mark.parametrize("setting", [{"start": 3}, {"every": 2}])
+def test_prune_when_a_setting_is_of_a_schedule_then_config_error_names_it(setting):
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))} say nothing"):
+        prune(net, torch.zeros(1, 8), 0.5, **setting)

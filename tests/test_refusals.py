@@ -19,7 +19,9 @@ from secateur.errors import (
     NoMatchError,
     ScoreError,
     SecateurError,
+    WriteError,
 )
+from secateur.runtime.measure import latency
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -217,3 +219,36 @@ def test_prune_when_data_is_one_tensor_then_it_is_not_taken_apart_into_samples(l
     criterion = "taylor" if loss else "activation"
     with pytest.raises(ConfigError, match=r"data: a tensor .* is no list of batches: give x.split"):
         sc.prune(net(), X, 0.5, criterion, data=X, loss=loss)
+
+
+def test_prune_when_a_part_of_a_grid_is_named_as_a_module_then_the_error_says_how():
+    layers = nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, groups=4), nn.ReLU()
+    net = nn.Sequential(*layers, nn.Conv2d(64, 4, 1)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    assert "0[1]" in {group.name for group in sc.analyze(net, x).groups}
+    for field in ("names", "exclude"):
+        with pytest.raises(NoMatchError, match=r"part of '0', .*allocation="):
+            sc.prune(net, x, 0.5, **{field: ["0[1]"]})
+
+
+@pytest.mark.parametrize("folder", [None, "", 3])
+def test_save_when_no_folder_is_named_then_write_error(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    result = sc.prune(net, torch.zeros(1, 8), 0.5)
+    with pytest.raises(WriteError, match="names no folder"):
+        result.save(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_prune_when_a_model_was_exported_then_it_is_refused():
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    exported = torch.export.export(net, (torch.zeros(2, 8),)).module()
+    with pytest.raises(ModelError, match=r"torch\.export made"):
+        sc.prune(exported, torch.zeros(2, 8), 0.5)
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"runs": 3, "threads": 0}])
+def test_latency_when_there_is_nothing_to_run_then_config_error(wrong):
+    with pytest.raises(ConfigError, match="at least one"):
+        latency({"a": nn.Linear(2, 2)}, torch.zeros(1, 2), **wrong)

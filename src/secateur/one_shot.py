@@ -177,6 +177,11 @@ def one_shot_config(
         config = Config.from_dict(config)
     if config.schedule != "constant" or config.steps != 1:
         raise ConfigError("prune() prunes in one shot; for a schedule use Pruner in your loop")
+    if idle := {"start", "every"} & config.model_fields_set:
+        raise ConfigError(
+            f"prune() prunes in one shot, where {' and '.join(sorted(idle))} say nothing; use "
+            "Pruner in your loop"
+        )
     if config.method is not None:
         raise ConfigError(f"method {config.method!r} learns from training: use Pruner in your loop")
     return config

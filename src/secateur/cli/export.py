@@ -66,10 +66,7 @@ def export(
     out
         The folder for the files; by default that of the model, else the current one.
     """
-    if not (onnx or torch_export or semi_structured):
-        raise ConfigError("say what to write: --onnx, --torch-export or --semi-structured")
-    if semi_structured and not torch.cuda.is_available():
-        raise ConfigError("--semi-structured times layers on a CUDA device, and there is none here")
+    _check(onnx or torch_export or semi_structured, on_device=semi_structured)
     loaded = load(model, given)
     folder = out or (Path(model) if isdir(model) else Path())
     example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
@@ -86,6 +83,13 @@ def export(
         f"{each['file']}: {each['bytes']:,} bytes, {each['checked']}" for each in written.values()
     )
     show(lines, written, as_json=as_json)
+
+
+def _check(anything: bool, *, on_device: bool) -> None:
+    if not anything:
+        raise ConfigError("say what to write: --onnx, --torch-export or --semi-structured")
+    if on_device and not torch.cuda.is_available():
+        raise ConfigError("--semi-structured times layers on a CUDA device, and there is none here")
 
 
 def _doubled(example: Example) -> Example:

@@ -187,6 +187,9 @@ def _names(where: dict[int, tuple[Atom, list[Member]]]) -> dict[int, str]:
     taken: dict[str, int] = {}
     for key, (_, members) in where.items():
         first = members[0]
+        if first.tensor.endswith(".bias"):  # under autocast it is cast before the weight is
+            weight = f"{first.tensor.removesuffix('.bias')}.weight"
+            first = next((m for m in members if m.tensor == weight), first)
         path = first.tensor.removesuffix(".weight")
         base = path if first.dim == 0 else f"{path}:{first.dim}"
         taken[base] = taken.get(base, 0) + 1

@@ -204,11 +204,16 @@ class Candidates:
         return result.model
 
     def plan(self, decision: Decision) -> Plan:
-        """Return what is kept of each group, and which blocks go, of a decision on groups alone."""
-        return replace(Plan.from_keeps(self.known, decision.keeps), drop=decision.drop)
+        """Return what is kept of each group, and which blocks go, of what was decided as groups."""
+        groups = {s.name for s in self.selectables if s.group is not None}
+        keeps = {name: keep for name, keep in decision.keeps.items() if name in groups}
+        return replace(Plan.from_keeps(self.known, keeps), drop=decision.drop)
 
     def cut(self, model: nn.Module, decision: Decision, on: Masks, *, verify: bool) -> Result:
         """Cut a model without masks down to a decision, in place.
+
+        Where masks make a pattern, as 2:4, only what was decided as a group is cut: the pattern
+        would not survive that rows or columns go because nothing reads them.
 
         Args:
             model: the run's, or a copy of it.
@@ -217,9 +222,10 @@ class Candidates:
             verify: check that the result is exact.
         """
         notes = list(decision.notes)
-        if all(s.group is not None for s in self.selectables):
-            given = self.known, self.plan(decision), on, self.example
-            return cut_and_verify(model, *given, notes=notes, verify=verify)
+        patterned = any(s.patterned for s in self.selectables)
+        if patterned or all(s.group is not None for s in self.selectables):
+            given = self.known, self.plan(decision), decision.masks if patterned else on
+            return cut_and_verify(model, *given, self.example, notes=notes, verify=verify)
         result = shrink_masks(
             model,
             decision.masks,

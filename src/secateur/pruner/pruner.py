@@ -413,6 +413,16 @@ class Pruner:
         }
 
     @property
+    def _early(self) -> str:
+        """Say that the whole goal has not been asked for yet, or nothing."""
+        if self._goal or self.share == 1:
+            return ""
+        return (
+            f"the whole goal was not asked for yet: finish() came after {self.updates} of "
+            f"{self.steps} pruning steps. Call step() until all are made, or ask for less"
+        )
+
+    @property
     def progress(self) -> str:
         """Where the run is, in one line: calls, share of the goal, share masked, largest score."""
         now = self.metrics()
@@ -488,9 +498,8 @@ class Pruner:
         if not inplace:
             own(result.model, self.model)
         result.with_repair(self.repaired)
-        if self._goal or self.share == 1:
-            result.goals = self.budget.reached(result.plan.counts, result.model)
-        if short := self.budget.unmet or missed(result.goals):
+        result.goals = self.budget.reached(result.plan.counts, result.model)
+        if short := self._early or self.budget.unmet or missed(result.goals):
             result.warnings.insert(0, short)
         if inplace:
             self._unwatch()

@@ -54,8 +54,17 @@ def _keep_modes(model: nn.Module, undo: Undo) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in eval mode, in which it runs the operations that its code names."""
-    with alone(), in_eval_mode(model), in_mode(_AsNamed()):
-        torch.clear_autocast_cache()  # casts of weights made before hide the weights
+    with alone(), in_eval_mode(model), in_mode(_AsNamed()), _casts_anew():
+        yield
+
+
+@contextmanager
+def _casts_anew() -> Iterator[None]:
+    """Let autocast cast weights wherever they are read: casts that it remembers hide them."""
+    with Undo() as undo:
+        undo(partial(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled()))
+        torch.set_autocast_cache_enabled(False)
+        torch.clear_autocast_cache()
         yield
 
 

@@ -102,6 +102,7 @@ class Turns:
         try:
             if not self._stopping:
                 torch.set_num_threads(threads)  # each thread begins with torch's own default
+                torch.set_autocast_cache_enabled(False)  # their cache is one, of casts nobody sees
                 self.result = outermost(partial(self._computed, device, modes))
         except _Stopped:
             pass

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer as wall
 
+from secateur.errors import ConfigError
 from secateur.types import Example, call_arguments
 
 from .forward import in_eval_mode
@@ -130,10 +131,15 @@ def latency(
         threads: of torch, on a CPU; None is what torch uses now.
         clock: what tells time, by default the clock on the wall.
 
+    Raises:
+        ConfigError: there are no runs or threads.
+
     >>> found = latency({"a": nn.Linear(8, 8)}, torch.zeros(1, 8), runs=3)["a"]
     >>> 0 < found.low <= found.median <= found.high, found.runs
     (True, 3)
     """
+    if runs < 1 or (threads is not None and threads < 1):
+        raise ConfigError(f"runs={runs}, threads={threads}: at least one of each is needed")
     args, kwargs = call_arguments(example)
     threads = threads or torch.get_num_threads()
     times: dict[str, list[float]] = {name: [] for name in models}

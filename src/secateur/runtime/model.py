@@ -54,6 +54,11 @@ def _wrapped(module: nn.Module) -> str | None:
         return f"wrapped in {name}: give .module, prune, and wrap what comes of it"
     if COMPILED in bases:
         return "what torch.compile made: give ._orig_mod, prune, and compile what comes of it"
+    if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):  # which may not be set
+        return (
+            "what torch.export made, whose shapes are fixed: give the module that it was made "
+            "from, prune, and export what comes of it"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         return (
             f"a scripted or traced {name}, whose shapes are fixed and whose operations are hidden: "

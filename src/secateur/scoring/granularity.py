@@ -40,6 +40,11 @@ class Granularity(Protocol):
         """The share that it removes by itself, such as a half of 2:4; None where a goal says it."""
         return None
 
+    @property
+    def patterned(self) -> bool:
+        """Whether masks make a pattern that is none any more when rows or columns go."""
+        return False
+
     def units(self, shape: Shape) -> int:
         """Return how many units a tensor of this shape has; ConfigError where it cannot fit."""
         ...
@@ -275,6 +280,11 @@ class Balanced(Granularity):
     def __post_init__(self) -> None:
         Tile(self.sizes)
 
+    @property
+    def patterned(self) -> bool:
+        """Each tile keeps as many."""
+        return True
+
     def units(self, shape: Shape) -> int:
         return prod(shape)
 
@@ -324,6 +334,11 @@ class NM(Granularity):
     def sparsity(self) -> float:
         """The share that the pattern removes."""
         return self.n / self.m
+
+    @property
+    def patterned(self) -> bool:
+        """Each ``m`` lose ``n``."""
+        return True
 
     def units(self, shape: Shape) -> int:
         return self.clusters(shape) * self.m

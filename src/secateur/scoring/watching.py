@@ -22,7 +22,8 @@ from .deliveries import Deliveries, Delivery
 from .readings import Reading, Routed, Rows, reading
 
 aten = torch.ops.aten
-COPIES = (aten._to_copy, aten.clone, aten.mul)
+SAME = (aten._to_copy, aten.clone)
+COPIES = (*SAME, aten.mul)
 CHOICES = (aten.index, aten.index_select)
 FLAT = (aten.view, aten._unsafe_view, aten.reshape, aten.clone)
 
@@ -53,8 +54,12 @@ class Parameters:
                 return View(name, found[0], found[1], whole, original)
         return None
 
-    def copied(self, source: Tensor, made: Tensor) -> None:
-        """Let a copy of all of a parameter stand for it, as long as it lives."""
+    def copied(self, source: Tensor, made: Tensor, *, same: bool) -> None:
+        """Let a copy of all of a parameter stand for it, as long as it lives.
+
+        Args:
+            same: it holds the parameter's numbers, in another type at most.
+        """
         view = self.find(source)
         if view is None or not view.whole or made.shape != source.shape:
             return
@@ -62,7 +67,7 @@ class Parameters:
             return  # transposed: its dimensions are others
         held = self._bases.setdefault(_memory(made), [])
         held[:] = [entry for entry in held if entry[1]() is not None]
-        held.append((view.name, ref(made), False))
+        held.append((view.name, ref(made), same and view.original))
 
 
 def _held(tensor: Tensor) -> Tensor:
@@ -171,7 +176,8 @@ class Watch(TorchDispatchMode):
         tensors = [x for x in args if isinstance(x, Tensor)]
         if packet in COPIES:
             for x in tensors:
-                self.parameters.copied(x, out)
+                same = packet in SAME and out.is_floating_point() and x.is_floating_point()
+                self.parameters.copied(x, out, same=same)
         if not tensors:
             return
         first = tensors[0]

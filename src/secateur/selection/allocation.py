@@ -84,7 +84,9 @@ def _check_words(allocation: Allocation, names: Sequence[str], structure: Struct
             continue
         group = groups.get(word)
         if group is None:
-            why = f" matches none.{did_you_mean(word, names)}"
+            parts = [repr(name) for name in names if name.startswith(f"{word}[")]
+            hint = f" Its parts are {', '.join(parts)}." if parts else did_you_mean(word, names)
+            why = f" matches none.{hint}"
         elif group.frozen is not None:
             why = f" cannot go, it is frozen: {group.frozen}"
         elif not group.exact:

@@ -103,7 +103,14 @@ def _hint(pattern: str, known: Collection[str], others: Collection[str], there: 
     " Did you mean 'backbone.*'?"
     >>> _hint("Linear", ["fc"], ["Linear"], "types")
     " It is for 'types'."
+    >>> _hint("fc[1]", ["fc"], [], "")
+    " It is a part of 'fc', which selects it; one part alone goes by allocation=."
     """
+    part = re.fullmatch(r"(.+)\[\d+\]", pattern)
+    if part and part[1] in known:
+        return (
+            f" It is a part of {part[1]!r}, which selects it; one part alone goes by allocation=."
+        )
     if pattern in others:
         return f" It is for {there!r}."
     if search(r"[*?\[]", pattern):

@@ -67,6 +67,11 @@ class Selectable:
         """The parts that have scores of their own; the others only follow the decision."""
         return tuple(part for part in self.parts if part.scores)
 
+    @property
+    def patterned(self) -> bool:
+        """Whether its masks make a pattern that counts positions of a tensor."""
+        return any(part.granularity.patterned for part in self.parts)
+
     def score(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return one score per position from the weights alone; see ``combine``."""
         parts = self.scoring

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from secateur.errors import FileError
+from secateur.errors import FileError, WriteError
 from secateur.graph.origins import Attribute
 from secateur.replacements import name_of
 from secateur.runtime.claims import claimed
@@ -109,6 +109,9 @@ def save_with(
     Raises: as ``save_pruned``.
     """
     model = _model_of(model)
+    given: object = directory
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
+        raise WriteError(f"{directory!r} names no folder; '.' is the current one")
     with claimed(model):
         return _save(model, Path(directory), weights, beside)
 

@@ -25,6 +25,7 @@ from .history import Changes
 from .locate import first_difference
 from .plan import Plan
 from .rescale import unrounded
+from .training_mode import TrainingMode
 from .trials import Trial, uneven
 from .used import insist_on_own
 from .verify import Check, Verification
@@ -71,6 +72,7 @@ class Operation:
         self.check = check
         self.as_it_is = as_it_is
         self.start = surgery.mark()
+        self.training = TrainingMode(surgery.model, example) if check else None
 
     @property
     def model(self) -> nn.Module:
@@ -188,6 +190,8 @@ class Operation:
                     f"{found.worst}) though every removal is exact",
                     found.worst,
                 )
+        if self.training:
+            self.training.check(self.model)
         return done
 
     @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from secateur.graph.conditions import ALWAYS, Never, Shared, either, every
 from secateur.graph.typing import Dim, Site, Typed, Typing
 
@@ -65,13 +67,20 @@ def _meet(
     leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ abs abs_ neg neg_ sign sgn sqrt sqrt_
     sin sin_ tan asin atan sinh asinh atanh square erf expm1 log1p floor floor_ ceil ceil_ round
     round_ trunc hardshrink softshrink softsign nan_to_num clone alias detach contiguous
-    lift_fresh lift_fresh_copy _to_copy to real positive deg2rad rad2deg dropout native_dropout
+    lift_fresh lift_fresh_copy to real positive deg2rad rad2deg dropout native_dropout
     feature_dropout alpha_dropout view_as _conj conj resolve_conj frac _to_dense i1 special_i1
     special_i1e special_entr"""
 )
 def keeps_zero(t: Typing, x: Typed, *_: Any, **__: Any) -> Typed:
     """f(0) = 0."""
     return Typed(tuple(replace(d, source=None) for d in x.dims), x.static)
+
+
+@rule("_to_copy")
+def cast(t: Typing, x: Typed, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Typed:
+    """The tensor itself in another type, as a weight under autocast; not so in whole numbers."""
+    real = dtype is None or dtype.is_floating_point
+    return x if real else keeps_zero(t, x)
 
 
 @rule("clone.default", "alias.default", "detach.default", "lift_fresh.default")
