@@ -252,3 +252,23 @@ def test_prune_when_a_model_was_exported_then_it_is_refused():
 def test_latency_when_there_is_nothing_to_run_then_config_error(wrong):
     with pytest.raises(ConfigError, match="at least one"):
         latency({"a": nn.Linear(2, 2)}, torch.zeros(1, 2), **wrong)
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_prune_when_weights_are_offloaded_then_model_error_says_what_to_do(also):
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.cpu_offload(net(), execution_device="cpu")
+    if also:
+        accelerate.hooks.add_hook_to_module(model[0], accelerate.hooks.ModelHook(), append=True)
+    with pytest.raises(ModelError, match=r"'0' is a Linear whose weights accelerate.*--stream"):
+        sc.prune(model, X, 0.5)
+
+
+def test_prune_when_accelerate_hooks_move_inputs_only_then_it_is_pruned_as_without():
+    hooks = pytest.importorskip("accelerate").hooks
+    model, plain = net(), net()
+    for layer in model:
+        hooks.add_hook_to_module(layer, hooks.AlignDevicesHook(execution_device="cpu"))
+    small, same_ = sc.prune(model, X, 0.5), sc.prune(plain, X, 0.5)
+    assert torch.equal(small.model(X), same_.model(X))
+    assert small.model[0].out_features == 8

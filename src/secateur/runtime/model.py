@@ -52,6 +52,11 @@ def _wrapped(module: nn.Module) -> str | None:
     name = type(module).__name__
     if not bases.isdisjoint(PARALLEL):
         return f"wrapped in {name}: give .module, prune, and wrap what comes of it"
+    if any(getattr(hook, "offload", False) for hook in _hooks_of(module)):
+        return (
+            f"a {name} whose weights accelerate keeps elsewhere until they are used: load the "
+            "model whole, or give its folder to secateur prune --stream"
+        )
     if COMPILED in bases:
         return "what torch.compile made: give ._orig_mod, prune, and compile what comes of it"
     if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):  # which may not be set
@@ -65,6 +70,12 @@ def _wrapped(module: nn.Module) -> str | None:
             "give the module that it was made from, prune, and script what comes of it"
         )
     return None
+
+
+def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    """Return accelerate's hooks around a module's forward."""
+    hook = vars(module).get("_hf_hook")
+    return tuple(getattr(hook, "hooks", (hook,)))
 
 
 def _said(given: Any) -> str:
