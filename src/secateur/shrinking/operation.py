@@ -27,7 +27,7 @@ from .plan import Plan
 from .rescale import unrounded
 from .training_mode import TrainingMode
 from .trials import Trial, uneven
-from .used import insist_on_own
+from .used import Reads, insist_on_own
 from .verify import Check, Verification
 
 
@@ -95,8 +95,6 @@ class Operation:
             _, sure, told = self._settled([], exact)
             every = others
         done, _, more = self._settled(sure, every)
-        if self.check:
-            insist_on_own(self.check, self.model, self.surgery.shapes)
         told += more
         warnings = [_shares(self.structure, plan, done.plan)] if told else []
         return replace(done, notes=[*told, *done.notes], warnings=warnings)
@@ -178,8 +176,10 @@ class Operation:
         done.attributes = self.surgery.cut(self.structure, plan, masks)
         if self.check and expected:
             exact = all(map(self._exact, parts(self.structure, plan)))
+            reads = Reads(self.model, {before for before, _ in self.surgery.shapes.values()})
             with self._unrounded(self.check):
-                found = self.check.compare(self.model, expected, exact=exact)
+                found = self.check.compare(self.model, expected, exact=exact, watching=reads)
+            insist_on_own(self.check, reads, self.surgery.shapes)
             done.verification = found
             if not found.passed:
                 if self.check.insist():  # a forward may read a parameter past its operations

@@ -6,22 +6,21 @@ such a copy computes the same as before, so that a comparison of the two finds n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from secateur.errors import ShrinkError
 from secateur.runtime.copying import not_its_own
 from secateur.runtime.undo import Undo
 
 from .history import Shape
 from .trials import Way
-from .verify import Check, once, ready, said
+from .verify import Check, once, ready
 
 
 class Reads(TorchDispatchMode):
@@ -39,12 +38,18 @@ class Reads(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, shapes: Collection[Shape] = ()):
         super().__init__()
+        self.model = model
         self.unread = {name for name, p in model.named_parameters() if p.numel()}
         self.foreign = False
         self._shapes = shapes
-        self._own: dict[int, list[str]] = {_place(buffer): [] for buffer in model.buffers()}
-        for name, parameter in model.named_parameters():
+        self._own: dict[int, list[str]] = {}
+
+    def __enter__(self) -> Self:
+        """Find where the tensors are by now: a check may have moved them meanwhile."""
+        self._own = {_place(buffer): [] for buffer in self.model.buffers()}
+        for name, parameter in self.model.named_parameters():
             self._own.setdefault(_place(parameter), []).append(name)
+        return cast(Self, super().__enter__())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -73,29 +78,25 @@ def _place(tensor: Tensor) -> int:
         return 0
 
 
-def insist_on_own(check: Check, model: nn.Module, cut: Mapping[str, tuple[Shape, Shape]]) -> None:
-    """Insist that a model computes on the example with those of its parameters that were cut.
+def insist_on_own(check: Check, reads: Reads, cut: Collection[str]) -> None:
+    """Insist that a model has computed with those of its parameters that were cut.
 
     Args:
-        cut: the shapes before and after, by the names of parameters and buffers.
+        reads: what was seen of the model on the example.
+        cut: names of parameters and buffers.
 
     Raises:
-        CopyError: some are not read where other parameters are, and what they hold is no matter.
-        ShrinkError: it does not run.
+        CopyError: some were not read where others were, and what they hold is no matter.
     """
-    way = check.trials[0][0]
-    parameters = dict(model.named_parameters())
+    model, unread = reads.model, sorted(reads.unread.intersection(cut))
+    if not (unread and reads.foreign):
+        return
+    parameters, way = dict(model.named_parameters()), check.trials[0][0]
     with ready(model, check.precision):
-        reads = Reads(model, {before for before, _ in cut.values()})
-        try:
-            outputs = once(model, way.make(), check.precision, watching=reads)
-        except Exception as error:  # the user's forward may raise anything
-            raise ShrinkError(f"{type(model).__name__} does not run: {said(error)}") from error
-        unread = sorted(name for name in reads.unread & cut.keys())
-        if unread and reads.foreign:
-            without = _without(check, model, way, [parameters[name] for name in unread])
-            if all(map(torch.equal, outputs, without)):
-                raise not_its_own(model, unread)
+        outputs = once(model, way.make(), check.precision)
+        without = _without(check, model, way, [parameters[name] for name in unread])
+    if all(map(torch.equal, outputs, without)):
+        raise not_its_own(model, unread)
 
 
 def _without(check: Check, model: nn.Module, way: Way, unread: Iterable[Tensor]) -> list[Tensor]:

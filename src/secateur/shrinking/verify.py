@@ -207,8 +207,18 @@ class Check:
                 found.refused += refused
         return found
 
-    def compare(self, model: nn.Module, expected: Expected, *, exact: bool) -> Verification:
+    def compare(
+        self,
+        model: nn.Module,
+        expected: Expected,
+        *,
+        exact: bool,
+        watching: TorchDispatchMode | None = None,
+    ) -> Verification:
         """Run another model on the same inputs, and say how far its outputs are.
+
+        Args:
+            watching: sees the operations on the first of them.
 
         Raises:
             ShrinkError: it does not run on one that the masked model takes.
@@ -219,7 +229,8 @@ class Check:
         with ready(model, precision):
             for way, old in zip(expected.ways, expected.outputs, strict=True):
                 try:
-                    new = once(model, way.make(), precision)
+                    new = once(model, way.make(), precision, watching=watching)
+                    watching = None
                 except Exception as error:  # the user's forward may raise anything
                     on = f" (on {way.name})" if way is not expected.ways[0] else ""
                     message = f"the smaller {self.model} does not run: {said(error)}{on}"
