@@ -248,16 +248,10 @@ class Check:
                     allowed = max(allowed, level)
                 if gap > worst:
                     worst, where = gap, way.name
-        return Verification(
-            worst,
-            precision.tolerance if failed else allowed,
-            exact,
-            len(expected.ways),
-            str(precision),
-            tuple(way.name for way in expected.ways),
-            tuple(expected.refused),
-            where,
-        )
+        tried = tuple(way.name for way in expected.ways)
+        allowed = precision.tolerance if failed else allowed
+        made = worst, allowed, exact, len(tried), str(precision), tried, tuple(expected.refused)
+        return Verification(*made, where)
 
     def same(self, model: nn.Module, expected: Expected) -> bool:
         """Tell whether another model runs and computes the same."""
