@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ import secateur
 from secateur import Config, Pruner, analyze, prune, schedules
 from secateur.errors import (
     ConfigError,
+    CopyError,
     NoMatchError,
     ScoreError,
     ShrinkError,
@@ -742,3 +744,30 @@ def test_prune_when_a_setting_is_of_a_schedule_then_config_error_names_it(settin
     net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} say nothing"):
         prune(net, torch.zeros(1, 8), 0.5, **setting)
+
+
+@pytest.mark.parametrize("method", [None, "movement", "group_lasso"])
+def test_pruner_when_it_is_copied_or_pickled_then_it_says_what_to_take_instead(method):
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    pruner = Pruner(net, Config(sparsity=0.5, method=method), torch.zeros(1, 8))
+    for take in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(CopyError, match="state_dict"):
+            take(pruner)
+
+
+def test_finish_when_a_state_of_before_the_goal_was_loaded_then_it_says_that_it_is_early():
+    def made() -> Pruner:
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        return Pruner(net, Config(sparsity=0.5, schedule="cubic", steps=2), torch.zeros(1, 8))
+
+    pruner = made()
+    pruner.step()
+    early = pruner.state_dict()
+    pruner.step()
+    late = pruner.state_dict()
+    pruner.load_state_dict(early)
+    assert "after 1 of 2" in pruner.finish().warnings[0]
+    for state in (late, {k: v for k, v in late.items() if k != "whole"}):
+        other = made()
+        other.load_state_dict(state)
+        assert not other.finish().warnings

@@ -235,7 +235,16 @@ def test_fit_when_batches_are_of_any_form_then_the_model_gets_smaller(name: str)
         ({"train": []}, ConfigError, "train: there are no batches"),
         ({"train": 3}, ConfigError, "train"),
         ({"train": [torch.zeros(2, 1, 8, 8)]}, ConfigError, "pair of inputs and labels"),
-        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, ConfigError, "another than LBFGS"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, ConfigError, "returned LBFGS"),
+        ({"optimizer": lambda p: None}, ConfigError, "returned NoneType"),
+        ({"optimizer": "adam"}, ConfigError, "of the parameters that returns one, got a str"),
+        ({"loss": 0.5}, ConfigError, "loss must be a function, got a float"),
+        ({"loss": lambda model, batch: model(batch[0])}, ConfigError, "a scalar tensor, and"),
+        ({"loss": lambda model, batch: 0.0}, ConfigError, "a scalar tensor, and returned 0.0"),
+        ({"minutes": "5"}, ConfigError, "minutes='5'"),
+        ({"minutes": True}, ConfigError, "minutes=True"),
+        ({"folder": __file__}, ConfigError, "is a file"),
+        ({"train": [{"x": torch.zeros(2, 1, 8, 8), "labels": 0}]}, ConfigError, "refuses it"),
         ({"rounds": 1, "optimizer": lambda p: torch.optim.SGD(p, 1e30)}, ConfigError, "lower rate"),
     ],
 )
@@ -320,3 +329,48 @@ def test_evaluate_when_it_fails_then_the_dense_model_is_in_its_mode(dense: nn.Mo
     with pytest.raises(OSError, match="no test set"):
         fit(model, 0.5, train=loader(), evaluate=failing, steps=4)
     assert [module.training for module in model.modules()] == modes
+
+
+def test_fit_when_nothing_can_be_trained_then_config_error() -> None:
+    with pytest.raises(ConfigError, match="requires a gradient"):
+        quiet(net().requires_grad_(False), steps=4)
+
+
+def test_fit_when_a_backbone_is_frozen_then_it_is_pruned_without_its_gradients() -> None:
+    model = net()
+    first, *_ = model.parameters()
+    first.requires_grad_(False)
+    made = quiet(model, steps=4, repair="none")
+    assert made.result.after.macs < made.result.before.macs
+
+
+class Predicts(nn.Module):
+    """Returns a dict without logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"prediction": self.net(x)}
+
+
+def test_fit_when_outputs_have_no_logits_then_it_trains_without_a_teacher() -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(batch[0])["prediction"], batch[1])
+
+    how = {"loss": loss, "evaluate": lambda model: 0.5, "steps": 4}
+    with pytest.raises(ConfigError, match="weight=0"):
+        quiet(Predicts(), **how)
+    made = quiet(Predicts(), weight=0, **how)
+    assert made.result.after.macs < made.result.before.macs
+    assert not made.model._forward_hooks
+
+
+def test_fit_when_a_folder_holds_one_that_is_over_then_the_log_says_that_nothing_is_trained(
+    dense: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet(dense, folder=tmp_path, steps=4)
+    assert not caplog.text
+    quiet(dense, folder=tmp_path, steps=4)
+    assert "nothing is trained" in caplog.text

@@ -549,3 +549,26 @@ def test_speedup_model_when_masks_of_values_are_on_then_it_says_that_they_keep_c
     assert len(told) == (0 if unwrapped else 1)
     assert model[0].out_channels == (4 if unwrapped else 8)
     assert gap(masked, model, image) < 1e-5
+
+
+def test_speedup_when_called_as_in_nni_2_then_it_takes_these_arguments() -> None:
+    from secateur.nni.pytorch.speedup import ModelSpeedup as Older
+
+    x, mask = torch.zeros(1, 3, 8, 8), torch.ones(8, 3, 3, 3)
+    mask[:3] = 0
+    masks = {"0": {"weight": mask, "bias": mask[:, 0, 0, 0]}}
+    for given in ({"masks_file": masks}, {"masks_file": masks, "confidence": 4, "fold_bias": True}):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+        Older(net, dummy_input=x, **given).speedup_model()
+        assert net[0].out_channels == 5
+    with pytest.warns(UserWarning, match="ignored"):
+        Older(net, x, masks, customized_replace_func={"Swish": print})
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [(None, "not a NoneType"), ({"0.weight": torch.ones(2)}, r"\{'0': \{'weight': …\}\}")],
+)
+def test_speedup_when_masks_are_in_another_form_then_mask_error_says_which(masks, said) -> None:
+    with pytest.raises(MaskError, match=said):
+        ModelSpeedup(nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2), masks)

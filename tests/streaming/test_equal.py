@@ -138,3 +138,26 @@ def test_prune_checkpoint_when_a_budget_is_of_parameters_then_it_is_met(tmp_path
     share = 1 - result.after.params / result.before.params
     assert 0.3 <= share < 0.33
     assert [goal.met for goal in result.goals] == [True]
+
+
+def test_prune_checkpoint_when_no_config_of_transformers_says_the_result_then_ours_loads_it(
+    tmp_path: Path,
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 128, "intermediate_size": 64}
+    config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)  # 3 divide no 128
+    dense = LlamaForCausalLM(config).eval()
+    dense.save_pretrained(tmp_path / "dense")
+    x = {"input_ids": torch.arange(8)[None]}
+    data = [{"input_ids": torch.randint(0, 50, (4, 16))} for _ in range(4)]
+    how: dict[str, Any] = {"sparsity": 0.25, "what": ["width", "heads"], "data": data}
+    streamed = sc.prune_checkpoint(tmp_path / "dense", tmp_path / "out", x, **how)
+    whole = sc.prune(dense, x, **how)
+    whole.save(tmp_path / "whole")
+    assert streamed.loads_with == whole.loads_with
+    assert "refused" in streamed.loads_with
+    found, expected = (sc.from_pretrained(tmp_path / name).eval() for name in ("out", "whole"))
+    assert torch.equal(found(**x).logits, expected(**x).logits)
+    assert not list((tmp_path / "out").glob("config.json"))

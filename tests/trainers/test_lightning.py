@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur import Config, Pruner
+from secateur.errors import ConfigError
 from tests.trained import BATCH, RESUMED, digits, net
 from tests.zoo import torchvision_models
 
@@ -186,3 +187,25 @@ def test_fit_when_resumed_from_a_checkpoint_then_ends_as_if_never_broken(
         assert torch.equal(again.masks[name], mask), name
     for (name, ours), theirs in zip(resumed.named_parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_fit_when_the_pruner_is_of_another_model_then_it_is_refused_before_training(
+    tmp_path: Path,
+) -> None:
+    pruner = Pruner(classifier(), CONFIG, EXAMPLE)
+    with pytest.raises(ConfigError, match="another Classifier than the one that is trained"):
+        trainer(tmp_path, callback(pruner)).fit(classifier(), loader())
+    assert pruner.calls == 0
+
+
+def test_fit_when_it_ends_before_anything_is_pruned_then_says_so_first_unless_it_is_a_dry_run(
+    tmp_path: Path,
+) -> None:
+    model = classifier()
+    pruner = Pruner(model, Config(sparsity=0.5, start=20), EXAMPLE)
+    with pytest.raises(ConfigError, match="ends after 8 steps: pruning begins with step 21"):
+        trainer(tmp_path, callback(pruner, finish=True)).fit(model, loader())
+    own = callback(pruner, finish=True)
+    trainer(tmp_path, own, fast_dev_run=True).fit(model, loader())
+    assert pruner.calls == 1
+    assert own.result is None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur import Config, Pruner
-from secateur.errors import FileError
+from secateur.errors import ConfigError, FileError
 from tests.trained import BATCH, RESUMED, Labelled, digits, net
 from tests.zoo import torchvision_models
 
@@ -33,7 +33,8 @@ def trainer(model: nn.Module, folder: Path, *callbacks: Any, **arguments: Any) -
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    pairs = zip(digits().train_images, digits().train_labels, strict=True)
+    pairs = list(zip(digits().train_images, digits().train_labels, strict=True))
+    data: Any = [{"pixels": x, "labels": y} for x, y in pairs]
     settings = {
         "per_device_train_batch_size": BATCH,
         "max_steps": 8,
@@ -52,7 +53,8 @@ def trainer(model: nn.Module, folder: Path, *callbacks: Any, **arguments: Any) -
             dataloader_pin_memory=False,
             **settings,
         ),
-        train_dataset=[{"pixels": x, "labels": y} for x, y in pairs],  # type: ignore[arg-type]
+        train_dataset=data,
+        eval_dataset=data[:BATCH],
         callbacks=list(callbacks),
     )
     made.remove_callback(PrinterCallback)
@@ -227,3 +229,64 @@ def test_save_pretrained_when_masks_are_on_then_from_pretrained_computes_the_sam
     assert torch.equal(theirs.last_hidden_state, ours.last_hidden_state)
     weight = again.get_parameter("encoder.layer.0.attention.self.query.weight")
     assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+def test_train_when_the_pruner_is_of_another_model_then_it_is_refused_before_training(
+    model: Labelled, pruner: Pruner, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ConfigError, match="another Labelled than the one that is trained"):
+        trainer(Labelled(net()), tmp_path, callback(pruner)).train()
+    made = trainer(model, tmp_path, callback(pruner))
+    made.model_init = lambda: Labelled(net())
+    with pytest.raises(ConfigError, match="model_init"):
+        made.train()
+    assert pruner.calls == 0
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+
+
+def test_train_when_it_ends_before_anything_is_pruned_then_that_is_said_first(
+    model: Labelled, tmp_path: Path
+) -> None:
+    pruner = Pruner(model, Config(sparsity=0.5, start=20), EXAMPLE)
+    with pytest.raises(ConfigError, match="ends after 8 steps: pruning begins with step 21"):
+        trainer(model, tmp_path, callback(pruner, finish=True)).train()
+    assert pruner.calls == 0
+    trainer(model, tmp_path, callback(pruner)).train()  # not to be cut: a training of many
+    assert pruner.calls == 8
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_train_when_the_best_is_of_before_the_goal_then_model_and_masks_are_those_of_then(
+    larger: bool, model: Labelled, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pruner = Pruner(model, Config(sparsity=0.5, schedule="cubic", steps=8), EXAMPLE)
+    own = callback(pruner, finish=True)
+    made = trainer(
+        model,
+        tmp_path,
+        own,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="measured",
+        greater_is_better=larger,
+    )
+    steps: list[int] = []
+
+    def evaluate(*_: Any, **__: Any) -> dict[str, float]:
+        steps.append(made.state.global_step)
+        metrics = {"eval_measured": float(made.state.global_step)}
+        made.callback_handler.on_evaluate(made.args, made.state, made.control, metrics)
+        return metrics
+
+    made.evaluate = evaluate
+    made.train()
+    best = 8 if larger else 2
+    assert Path(made.state.best_model_checkpoint).name == f"checkpoint-{best}"
+    assert pruner.updates == best
+    assert ("was loaded as the best" in caplog.text) is not larger
+    early = f"after {best} of 8 pruning steps"
+    assert any(early in warning for warning in own.result.warnings) is not larger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from numbers import Real
 
 from secateur.errors import ConfigError
 
@@ -23,7 +24,13 @@ class Deadline:
 
     def __init__(self, minutes: float | None = None, steps: int | None = None) -> None:
         given = [b for b in (minutes, steps) if b is not None]
-        if len(given) != 1 or not 0 < given[0] < math.inf or (steps is not None and steps % 1):
+        numbers = all(isinstance(b, Real) and not isinstance(b, bool) for b in given)
+        if (
+            len(given) != 1
+            or not numbers
+            or not 0 < given[0] < math.inf
+            or (steps is not None and steps % 1)
+        ):
             raise ConfigError(
                 f"fit() needs a budget above 0, minutes=… or steps=…; got minutes={minutes!r} and "
                 f"steps={steps!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -17,7 +18,7 @@ from secateur.config import Config
 from secateur.errors import ConfigError
 from secateur.masks.resume import write_state
 from secateur.pruner import Pruner
-from secateur.runtime.batches import arguments
+from secateur.runtime.batches import arguments, call
 from secateur.runtime.copying import copied
 from secateur.runtime.forward import in_eval_mode
 from secateur.scoring.criteria import criteria
@@ -31,6 +32,8 @@ from .precision import AUTO, FULL, autocast, chosen
 from .rounds import Fitted, Round
 from .saved import saved, tell, told
 from .stream import Stream, few, inputs_of
+
+log = logging.getLogger(__name__)
 
 PRUNED_BY = 0.4
 """The share of the budget after which all is pruned: the smaller model needs the rest."""
@@ -57,14 +60,13 @@ class Job:
             self.model = self.result.model
         else:
             self.pruner = Pruner(self.model, config, self.example)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = (options.optimizer or self._default)(parameters)
-        if isinstance(self.optimizer, LBFGS):
-            raise ConfigError("fit() makes one backward in each step: give another than LBFGS")
+        self.optimizer = self._optimizer()
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         how = options.weight, options.temperature, options.hidden
         self.teacher = Distillation(self.model, dense, *how)
+        if not options.weight:
+            self.teacher.close()  # nothing is learned from it, which may have no logits
         self.step, self.pruned, self.dense_value = 0, 0, math.nan
         self.rounds: list[Round] = []
         self.best: dict[str, Tensor] | None = None
@@ -72,6 +74,12 @@ class Job:
         self.precision = self._precision(state)
         if state is not None:
             self._restore(state)
+            if self.deadline.progress(self.step) >= 1:
+                log.warning(
+                    "%s holds a fit that is over, and nothing is trained: this is its result. For "
+                    "another one give another folder=…",
+                    options.file,
+                )
 
     def run(self) -> Fitted:
         """Return the best of the smaller models; the dense one is as it was."""
@@ -128,7 +136,8 @@ class Job:
         self.model.train()
         self.optimizer.zero_grad()
         with autocast(self.model, self.precision):
-            loss = self.teacher(self._loss(self.model, next(self.stream)))
+            loss = self._loss(self.model, next(self.stream))
+            loss = self.teacher(loss) if self.options.weight else loss
         if not bool(loss.detach().isfinite()):
             raise ConfigError(
                 f"the loss is {float(loss.detach())} at step {self.step + 1}: give an optimizer=… "
@@ -140,9 +149,13 @@ class Job:
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         if self.options.loss is not None:
-            return self.options.loss(model, batch)
+            own: object = self.options.loss(model, batch)
+            if not isinstance(own, Tensor) or own.numel() != 1:
+                said = f"a tensor {tuple(own.shape)}" if isinstance(own, Tensor) else repr(own)
+                raise ConfigError(f"loss=… must return a scalar tensor, and returned {said}")
+            return own
         if isinstance(batch, Mapping):
-            found = model(**arguments(model, batch)[1])
+            found = call(model, batch)
             loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None)
             if not isinstance(loss, Tensor):
                 raise ConfigError(
@@ -164,6 +177,21 @@ class Job:
             return FULL  # what is counted in steps is the same anywhere
         batch = next(Stream(self.options.train))
         return chosen(self.dense, inputs_of(batch), lambda model: self._loss(model, batch))
+
+    def _optimizer(self) -> Optimizer:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ConfigError(
+                f"no parameter of this {type(self.dense).__name__} requires a gradient: there is "
+                "nothing to train. Let some (requires_grad_()), or use prune(…, data=…)"
+            )
+        made: object = (self.options.optimizer or self._default)(parameters)
+        if not isinstance(made, Optimizer) or isinstance(made, LBFGS):
+            raise ConfigError(
+                "optimizer=… must return an optimizer that makes one backward in each step, and "
+                f"returned {type(made).__name__}"
+            )
+        return made
 
     def _default(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         args, kwargs = call_arguments(self.example)

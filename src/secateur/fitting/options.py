@@ -69,9 +69,13 @@ class Options:
         if self.repair != "none":
             repairs[self.repair]
         check(self.precision)
-        for name in ("evaluate", "on_round"):
-            if not callable(getattr(self, name)):
-                raise ConfigError(f"{name} must be a function, got {getattr(self, name)!r}")
+        for name in ("evaluate", "on_round", "loss", "optimizer"):
+            given = getattr(self, name)
+            if not callable(given) and not (given is None and name in ("loss", "optimizer")):
+                of = " of the parameters that returns one" * (name == "optimizer")
+                raise ConfigError(f"{name} must be a function{of}, got a {type(given).__name__}")
+        if self.folder is not None and Path(self.folder).is_file():
+            raise ConfigError(f"folder={str(self.folder)!r} is a file")
 
     @classmethod
     def of(

@@ -68,14 +68,22 @@ def fit(
     """
     given = settings if sparsity is None else {**settings, "sparsity": sparsity}
     options = Options.of(given, train, evaluate)
-    chosen = _config(config, given, options)
+    differentiated = all(parameter.requires_grad for parameter in model.parameters())
+    chosen = _config(config, given, options, differentiated=differentiated)
     return Job(model, chosen, options, Deadline(minutes, steps)).run()
 
 
 def _config(
-    config: Config | Mapping[str, Any] | None, settings: Mapping[str, Any], options: Options
+    config: Config | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    options: Options,
+    *,
+    differentiated: bool,
 ) -> Config:
     """Return what is pruned in each round.
+
+    Args:
+        differentiated: all parameters have gradients, which a criterion may ask for.
 
     Raises:
         ConfigError: both forms are given; or what a fit decides itself.
@@ -92,5 +100,6 @@ def _config(
         defaults["of"] = "macs"
     if not any("criterion" in each.model_fields_set for each in (made, *made.targets)):
         ranked = UNREPAIRED if options.repair == "none" else REPAIRED
-        defaults |= ranked if allocators.facts[made.allocate].plain else ALLOTTED
+        plain = allocators.facts[made.allocate].plain
+        defaults |= ranked if plain and (ranked is REPAIRED or differentiated) else ALLOTTED
     return made.with_defaults(defaults)

@@ -93,7 +93,10 @@ class ModelSpeedup:
         self.model = model
         self.dummy_input = dummy_input
         if isinstance(masks_or_file, Mapping):
-            self.masks: Masks = masks_or_file
+            self.masks: Masks = _by_module(masks_or_file)
+        elif not isinstance(masks_or_file, (str, os.PathLike)):
+            said = type(masks_or_file).__name__
+            raise MaskError(f"masks are a dict of dicts, or a file of them, not a {said}")
         else:
             self.masks = load_masks(masks_or_file, map_location)
         self.verify = verify
@@ -189,6 +192,20 @@ def _both(given: dict[str, Tensor], on: dict[str, Tensor]) -> dict[str, Tensor]:
         if found[name].shape == mask.shape:  # else ``shrink`` says what is wrong with it
             found[name] = found[name].to(mask.device) & mask
     return found
+
+
+def _by_module(masks: Mapping[str, Any]) -> Masks:
+    """Return masks of modules, each by its targets' names; MaskError: they are in another form."""
+    for name, found in masks.items():
+        if not isinstance(found, Mapping):
+            module, _, target = str(name).rpartition(".")
+            right = f"{{{module!r}: {{{target!r}: …}}}}"
+            raise MaskError(
+                f"masks are {{module: {{target: tensor}}}}, and {name!r} has a "
+                f"{type(found).__name__}: write {right}, or use secateur.shrink, which takes "
+                "masks by parameters' names"
+            )
+    return masks
 
 
 def parameter_masks(masks: Masks, model: nn.Module) -> dict[str, Tensor]:

@@ -88,8 +88,8 @@ class Candidates:
                 was, is_ = tuple(self._shapes[name]), tuple(now[name])
                 raise ConfigError(
                     f"{name!r} is {is_} now, and was {was} when the pruner was made: the model has "
-                    "been cut since, as by finish().  To prune the smaller model further, make a "
-                    "new Pruner of it"
+                    "been cut since, as by finish(), or the layer was replaced.  To go on with the "
+                    "model as it is, make a new Pruner of it"
                 )
 
     def decided(

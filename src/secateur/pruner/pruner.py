@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.costs import Cost
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, CopyError
 from secateur.masks import masking
 from secateur.masks.optimizers import Scaler, before_each_step, sweep
 from secateur.masks.resume import read_state, write_state
@@ -142,7 +142,7 @@ class Pruner:
         self.statistics = RunningScores(self.selectables, self.structure)
         self.optimizing = Optimizing(model, self.method, self.statistics, scaler)
         self.decision = Decision()
-        self._goal = False  # it was decided for the whole goal
+        self.whole = False  # what was decided on is the whole goal
         self.repaired: Repair | None = None
         self.before: Masks | None = {}  # what was masked before the last decision; None: repaired
         self.on_prune: list[Callable[[dict[str, float]], None]] = []
@@ -279,7 +279,7 @@ class Pruner:
         check_same(made.masks)
         self.before = {name: mask.clone() for name, mask in masks_on(self).items()}
         self.decision = made
-        self._goal = share == 1
+        self.whole = share == 1
         return made.masks
 
     def scores(self, tensors: Mapping[str, Tensor], given: Scores) -> list[Tensor]:
@@ -412,10 +412,22 @@ class Pruner:
             "threshold": self.decision.level,
         }
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse copies and pickles: they would not see what optimizers do.
+
+        Raises:
+            CopyError: always; the state is what can be taken elsewhere.
+        """
+        raise CopyError(
+            "a Pruner belongs to its model, and watches the optimizers of this process: make one "
+            "of the copied model, and give it the state: load_state_dict(pruner.state_dict()), or "
+            "save(path) and load(path)"
+        )
+
     @property
     def _early(self) -> str:
         """Say that the whole goal has not been asked for yet, or nothing."""
-        if self._goal or self.share == 1:
+        if self.whole or self.share == 1:
             return ""
         return (
             f"the whole goal was not asked for yet: finish() came after {self.updates} of "

@@ -24,6 +24,7 @@ class Run(Protocol):
     Attributes:
         calls: of ``step``.
         before: what was masked before the last decision; None where that was repaired.
+        whole: what was decided on is the whole goal.
     """
 
     model: nn.Module
@@ -36,6 +37,11 @@ class Run(Protocol):
     decision: Decision
     calls: int
     before: Masks | None
+    whole: bool
+
+    @property
+    def share(self) -> float:
+        """The share of the goal that is asked for now."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is scored and masked by name."""

@@ -46,6 +46,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "method": run.method.state_dict(),
         "peak": run.optimizing.last.peak,
         "ever": run.optimizing.last.ever,
+        "whole": run.whole,
     }
 
 
@@ -77,6 +78,7 @@ def _restore(run: Run, state: Mapping[str, Any]) -> None:
     for name, values in state["below"].items():
         fill(parameters[name], ~state["masks"][name], values)
     run.calls = state["calls"]
+    run.whole = state.get("whole", run.share == 1)
     run.decision = Decision(
         keeps={name: keep.clone() for name, keep in state["keeps"].items()},
         masks={name: mask.clone() for name, mask in state["masks"].items()},

@@ -60,6 +60,8 @@ def check_form(state: Any) -> None:
     peak, ever = state.get("peak", 0.0), state.get("ever", False)
     if type(peak) not in (int, float) or not isfinite(peak) or type(ever) is not bool:
         raise _wrong("peak", "and 'ever' are no learning rate and no answer")
+    if type(state.get("whole", False)) is not bool:
+        raise _wrong("whole", "is no answer")
 
 
 def _are_tables(found: Any) -> bool:

@@ -61,8 +61,9 @@ def finished(
     result = cut_and_verify(model, structure, plan, {}, example, notes=notes, verify=False)
     _check_shapes(result, done)
     stock = result.ordinary
+    surgery = Surgery(model)
     if result.config is not None:
-        Surgery(model).configure(result.config)
+        surgery.configure(result.config)
     result.rebuilt = stock and result.config is not None
     result.verification = _together(done)
     result.with_repair(_repairs(done))
@@ -76,11 +77,12 @@ def finished(
         files.write(folder)
         write_text(folder / BLOCKS, json.dumps([_told(each) for each in done], indent=1) + "\n")
         write_text(folder / RECORD, record_of(source))
-        if stock:
-            _write_config(model, folder)
+        if stock and _write_config(model, folder):
             _try(model, chain, folder, example, dtype, journal, structure)
         else:
+            surgery.undo()  # of the config
             write_dense_config(model, folder)
+            result.refused = stock
         write_beside(model, folder)
 
     save_with(model, out, weights=False, beside=beside)
@@ -202,10 +204,17 @@ def _linked(path: Path, new: Path) -> None:
         shutil.copyfile(path, new)
 
 
-def _write_config(model: Any, folder: Path) -> None:
-    model.config.save_pretrained(folder)
+def _write_config(model: Any, folder: Path) -> bool:
+    """Write the config that says the new sizes; False where transformers refuses such a one."""
+    try:
+        model.config.save_pretrained(folder)
+    except OSError:  # a full disk says nothing of the config
+        raise
+    except Exception:  # a config's validators may raise anything
+        return False
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
+    return True
 
 
 def _try(

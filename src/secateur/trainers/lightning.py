@@ -13,6 +13,8 @@ from secateur.runtime.undo import unhook_optimizer
 from secateur.shrinking import Result
 from secateur.training.distillation import taught
 
+from .same import check_begins, check_trained
+
 TEACHER = "teacher"
 """Where a state has the digest of the teacher's weights."""
 
@@ -78,6 +80,9 @@ class PruningCallback(AfterOptimizerStep):
         self.distillation = taught(pruner.model, teacher, weight, temperature, hidden)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        check_trained(self.pruner, pl_module)
+        if self.finish and not trainer.fast_dev_run:
+            check_begins(self.pruner, trainer.estimated_stepping_batches)
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # with 16-mixed
         self.pruner.scaler = scaler or self.pruner.scaler
         if self.distillation is not None:
@@ -102,7 +107,7 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner.load_state_dict(state)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.finish:
+        if self.finish and (self.pruner.keeps or not trainer.fast_dev_run):
             self.result = self.pruner.finish()
         if self.distillation is not None:  # last: a fit that is stopped before goes on with it
             self.distillation.close()

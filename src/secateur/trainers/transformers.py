@@ -19,6 +19,8 @@ from secateur.runtime.ranks import on_all_ranks, rank
 from secateur.shrinking import Result
 from secateur.training.distillation import Distillation, taught
 
+from .same import check_begins, check_trained
+
 log = logging.getLogger(__name__)
 
 STATE = "pruner.safetensors"
@@ -163,8 +165,17 @@ class PruningCallback(AfterOptimizerStep):
         set_torn_aside(args.output_dir)
 
     def on_train_begin(
-        self, args: Any, state: Any, *_: Any, optimizer: Any = None, **__: Any
+        self,
+        args: Any,
+        state: Any,
+        *_: Any,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        **__: Any,
     ) -> None:
+        check_trained(self.pruner, model)
+        if self.finish:
+            check_begins(self.pruner, state.max_steps)
         self.pruner.scaler = getattr(optimizer, "scaler", None) or self.pruner.scaler  # of fp16
         if self.distillation is not None:
             self.distillation.forget()  # an earlier training may have been stopped in a step
@@ -187,11 +198,25 @@ class PruningCallback(AfterOptimizerStep):
             write_text(file.with_name(TEACHER), self.distillation.digest() + "\n")
         self.pruner.save(file)
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        self._of_the_best(args, state)
         if self.finish:
             self.result = self.pruner.finish()
         if self.distillation is not None:  # last: a training that is stopped before goes on with it
             self.distillation.close()
+
+    def _of_the_best(self, args: Any, state: Any) -> None:
+        """Take the state of the best checkpoint, where its weights were loaded."""
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best is None or Path(best).name == f"checkpoint-{state.global_step}":
+            return
+        log.warning(
+            "%s was loaded as the best, and the pruner's state with it: %s",
+            best,
+            "a metric that "
+            "does not ask how much went prefers checkpoints from before the goal was met",
+        )
+        self.pruner.load(Path(best) / STATE)
 
     def _file(self, args: Any, state: Any, folder: str | None = None) -> Path:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"

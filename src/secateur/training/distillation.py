@@ -246,7 +246,7 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise ConfigError(
             f"distillation needs logits: the output is a {type(output).__name__}, neither a tensor "
-            "nor anything with logits"
+            "nor anything with logits. weight=0 of fit() trains without a teacher"
         )
     return found
 
