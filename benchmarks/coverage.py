@@ -41,6 +41,8 @@ from secateur.graph.groups import Group
 from secateur.graph.outputs import results_of
 from secateur.graph.rules import rule_for
 from secateur.runtime.forward import evaluating, random_kept
+from secateur.runtime.precise import Precisely
+from secateur.runtime.undo import in_mode
 from secateur.shrinking import Plan, group_masks
 from secateur.shrinking.cut import Surgery
 from secateur.shrinking.verify import difference
@@ -124,7 +126,8 @@ def _exact(model: nn.Module, structure: Structure, example: Example, clock: Cloc
             wide = wide or _in_double(model, example)
         if wide:
             worst64 = max(
-                worst64 or 0.0, difference(*masked_and_cut(wide[0], structure, groups, wide[1]))
+                worst64 or 0.0,
+                difference(*masked_and_cut(wide[0], structure, groups, wide[1], in_double=True)),
             )
     proven = worst64 is not None and worst64 <= TOLERANCE_64
     same = worst <= TOLERANCE and (worst64 or 0.0) <= TOLERANCE
@@ -149,10 +152,15 @@ def _in_double(model: nn.Module, example: Example) -> tuple[nn.Module, Example] 
     return wide, example
 
 
-def forward(model: nn.Module, example: Example) -> list[list[Tensor]]:
-    """Return the model's outputs on the example, as ``difference`` compares them."""
+def forward(model: nn.Module, example: Example, *, in_double: bool = False) -> list[list[Tensor]]:
+    """Return the model's outputs on the example, as ``difference`` compares them.
+
+    Args:
+        in_double: also where the model's own code asks for float32.
+    """
     args, kwargs = call_arguments(example)
-    with evaluating(model), torch.no_grad(), random_kept():
+    mode = in_mode(Precisely(torch.float64)) if in_double else nullcontext()
+    with evaluating(model), torch.no_grad(), random_kept(), mode:
         torch.manual_seed(0)
         return [[x.clone() for x in results_of(model, model(*args, **kwargs))]]
 
@@ -175,7 +183,12 @@ def rounds(structure: Structure) -> Iterator[list[Group]]:
 
 
 def masked_and_cut(
-    model: nn.Module, structure: Structure, groups: Iterable[Group], example: Example
+    model: nn.Module,
+    structure: Structure,
+    groups: Iterable[Group],
+    example: Example,
+    *,
+    in_double: bool = False,
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """Mask, then cut, a random half of each group; return the outputs of both."""
     generator = torch.Generator().manual_seed(0)
@@ -188,9 +201,9 @@ def masked_and_cut(
     surgery = Surgery(model)
     try:
         surgery.mask(group_masks(structure, keeps))
-        masked = forward(model, example)
+        masked = forward(model, example, in_double=in_double)
         surgery.cut(structure, Plan.from_keeps(structure, keeps))
-        return masked, forward(model, example)
+        return masked, forward(model, example, in_double=in_double)
     finally:
         surgery.undo()
 
