@@ -259,8 +259,22 @@ def _text(rows: list[dict[str, Any]]) -> str:
             "deviation over seeds (the standard error of one figure is about 1.2 points). A "
             f"teacher is the dense row's model, its weight 0.9, at temperature {TEMPERATURE:g}.",
             table(head, body),
+            "On the way: steps, share masked, accuracy.",
+            table(["method", "kept", "rate", "seed", "curve"], [*map(_curve, _curves(rows))]),
         ]
     )
+
+
+def _curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of pruned models that were looked at on the way, deep ones."""
+    deep = max(row["layers"] for row in rows)
+    return [r for r in rows if r.get("curve") and r["kept"] < 1 and r["layers"] == deep]
+
+
+def _curve(row: dict[str, Any]) -> list[str]:
+    points = [f"{step}: {gone:.0%}, {value:.1f}" for step, gone, value in row["curve"]]
+    own = [row["method"], f"{row['kept']:.0%}", f"{row['rate']:g}", str(row["seed"])]
+    return [*own, "; ".join(points)]
 
 
 if __name__ == "__main__":

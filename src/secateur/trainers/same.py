@@ -14,14 +14,15 @@ def check_trained(pruner: Pruner, model: nn.Module | None) -> None:
     Raises:
         ConfigError: neither is a part of the other, and they share no parameter.
 
+    >>> import torch
     >>> from secateur import Config
-    >>> net = nn.Linear(4, 8)
-    >>> pruner = Pruner(net, Config(granularity="element", sparsity=0.5), None, trained=False)
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    >>> pruner = Pruner(net, Config(sparsity=0.5), torch.zeros(1, 4))
     >>> check_trained(pruner, nn.Sequential(net))
     >>> check_trained(pruner, nn.Linear(4, 8))
     Traceback (most recent call last):
         ...
-    secateur.errors.ConfigError: the pruner is of another Linear than the one that is trained: ...
+    secateur.errors.ConfigError: the pruner is of another Sequential than the one that is ...
     """
     own = pruner.model
     if model is None or own in set(model.modules()) or model in set(own.modules()):
@@ -43,9 +44,10 @@ def check_begins(pruner: Pruner, steps: float) -> None:
     Raises:
         ConfigError: its length does not come to the pruner's first step.
 
+    >>> import torch
     >>> from secateur import Config
-    >>> settings = Config(granularity="element", sparsity=0.5, start=100)
-    >>> check_begins(Pruner(nn.Linear(4, 8), settings, None, trained=False), 24)
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    >>> check_begins(Pruner(net, Config(sparsity=0.5, start=100), torch.zeros(1, 4)), 24)
     Traceback (most recent call last):
         ...
     secateur.errors.ConfigError: finish=True, and the training ends after 24 steps: pruning ...
