@@ -97,6 +97,7 @@ def methods_figure(highlight: str) -> str:
 def movement_figure() -> str:
     """Return accuracy on SST-2 against the share of the weights that is kept, as SVG."""
     rows = longest("movement", "layers", "batch", taught=False, half=False)
+    rows = [row for row in rows if row["method"] in ("dense", "movement", "magnitude")]
     found = accuracies(rows, "method", "kept")
     dense = [row["accuracy"] for row in rows if row["method"] == "dense"]
     kept = sorted({share for method, share in found if method != "dense"})
@@ -142,7 +143,7 @@ def movement_figure() -> str:
                 f'class="over">{shown(own)}</text>'
             )
     return drawing(
-        (left + width + 110, top + height + 42),
+        (left + width + 132, top + height + 42),
         "accuracy on SST-2 against the share kept, movement and magnitude",
         parts,
         f"Accuracy in percent on SST-2's dev set of the first {rows[0]['layers']} layers of "
