@@ -771,3 +771,16 @@ def test_finish_when_a_state_of_before_the_goal_was_loaded_then_it_says_that_it_
         other = made()
         other.load_state_dict(state)
         assert not other.finish().warnings
+
+
+def test_load_when_the_state_is_of_another_type_then_config_error_names_both():
+    def made() -> Pruner:
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        return Pruner(net, Config(sparsity=0.5), torch.zeros(1, 8))
+
+    pruner, other = made(), made()
+    pruner.step()
+    pruner.model.half()
+    with pytest.raises(ConfigError, match=r"in float16, and '0\.weight' is in float32 here"):
+        other.load_state_dict(pruner.state_dict())
+    assert not other.keeps

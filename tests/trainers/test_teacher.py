@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur import Config, Pruner, distillation_loss
 from secateur.errors import ConfigError
+from secateur.training.distillation import taught
 from tests.trained import BATCH, Labelled, digits, net
 from tests.trainers import test_lightning as lightning
 from tests.trainers import test_transformers as huggingface
@@ -252,3 +253,13 @@ def test_load_when_lightnings_state_has_another_teacher_then_it_is_refused(same:
         return
     with pytest.raises(ConfigError, match="other weights"):
         made[1].load_state_dict(made[0].state_dict())
+
+
+@pytest.mark.parametrize("setting", [{"weight": 0.5}, {"temperature": 2.0}, {"hidden": ["0"]}])
+def test_callback_when_a_setting_is_of_a_teacher_and_there_is_none_then_config_error(
+    setting: dict[str, Any],
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    settings = {"weight": 0.9, "temperature": 4.0, "hidden": (), **setting}
+    with pytest.raises(ConfigError, match="teacher='dense'"):
+        taught(model, None, **settings)

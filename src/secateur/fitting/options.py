@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from secateur.errors import ConfigError
 from secateur.repair import repairs
+from secateur.training.distillation import TEMPERATURE, WEIGHT
 from secateur.types import Example
 
 from .precision import AUTO, check
@@ -55,8 +56,8 @@ class Options:
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
     repair: str = "least_squares"
-    weight: float = 0.9
-    temperature: float = 4.0
+    weight: float = WEIGHT
+    temperature: float = TEMPERATURE
     hidden: Sequence[str] = ()
     precision: str = AUTO
     example_inputs: Example = None

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from secateur.errors import FileError, MaskError, SecateurError, did_you_mean
+from secateur.errors import ConfigError, FileError, MaskError, SecateurError, did_you_mean
 from secateur.types import Masks
 
 from .decision import masks_of
@@ -95,6 +95,7 @@ def check_decision(
     Raises:
         MaskError: a mask does not fit.
         FileError: decisions, masks and the weights below them contradict each other.
+        ConfigError: the weights below are of another type than the model's.
     """
     masks, keeps, below = state["masks"], state["keeps"], state["below"]
     _check_masks("masks", masks, tensors)
@@ -120,7 +121,14 @@ def check_decision(
         if not fits or values.shape != (int((~masks[name]).sum()),):
             raise _wrong("below", f"has other weights of {name!r} than its mask hides")
         if values.dtype != tensors[name].dtype:
-            raise _wrong("below", f"has {values.dtype} of {name!r}, a {tensors[name].dtype}")
+            raise ConfigError(
+                f"the state is of a model in {_short(values.dtype)}, and {name!r} is in "
+                f"{_short(tensors[name].dtype)} here: bring the model into the type of then first"
+            )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def loaded_or_put_back(parts: Mapping[str, Stateful], state: Mapping[str, Any]) -> ExitStack:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.pruner import Pruner
 from secateur.runtime.undo import unhook_optimizer
 from secateur.shrinking import Result
-from secateur.training.distillation import taught
+from secateur.training.distillation import TEMPERATURE, WEIGHT, taught
 
 from .same import check_begins, check_trained
 
@@ -69,8 +69,8 @@ class PruningCallback(AfterOptimizerStep):
         *,
         finish: bool = False,
         teacher: nn.Module | Literal["dense"] | None = None,
-        weight: float = 0.9,
-        temperature: float = 4.0,
+        weight: float = WEIGHT,
+        temperature: float = TEMPERATURE,
         hidden: Sequence[str] = (),
     ):
         super().__init__(pruner.step)

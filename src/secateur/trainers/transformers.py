@@ -17,7 +17,7 @@ from secateur.pruner import Pruner
 from secateur.runtime.io import read_text, write_text
 from secateur.runtime.ranks import on_all_ranks, rank
 from secateur.shrinking import Result
-from secateur.training.distillation import Distillation, taught
+from secateur.training.distillation import TEMPERATURE, WEIGHT, Distillation, taught
 
 from .same import check_begins, check_trained
 
@@ -136,8 +136,8 @@ class PruningCallback(AfterOptimizerStep):
         finish: bool = False,
         resume_from: str | None = None,
         teacher: nn.Module | Literal["dense"] | None = None,
-        weight: float = 0.9,
-        temperature: float = 4.0,
+        weight: float = WEIGHT,
+        temperature: float = TEMPERATURE,
         hidden: Sequence[str] = (),
     ):
         super().__init__(pruner.step)

@@ -20,6 +20,9 @@ from .hidden import Hidden, shown
 
 Watcher: TypeAlias = "Callable[[Distillation, Any, Any, Any], None]"
 
+WEIGHT, TEMPERATURE = 0.9, 4.0
+"""Of the teacher in the loss, and of its outputs, where nobody says others."""
+
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     r"""Return :math:`T^2 \, KL(p_T \| q_T)` of softened distributions, the mean over positions.
@@ -88,8 +91,8 @@ class Distillation:
         self,
         model: nn.Module,
         teacher: nn.Module | Literal["dense"] = "dense",
-        weight: float = 0.9,
-        temperature: float = 4.0,
+        weight: float = WEIGHT,
+        temperature: float = TEMPERATURE,
         hidden: Sequence[str] = (),
         hidden_weight: float = 1.0,
     ):
@@ -228,7 +231,16 @@ def taught(
     temperature: float,
     hidden: Sequence[str] = (),
 ) -> Distillation | None:
-    """Return a ``Distillation``, or None where there is to be no teacher."""
+    """Return a ``Distillation``, or None where there is to be no teacher.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is one of a teacher and none.
+    """
+    if teacher is None and (weight, temperature, tuple(hidden)) != (WEIGHT, TEMPERATURE, ()):
+        raise ConfigError(
+            "weight, temperature and hidden are of a teacher, and there is none: give "
+            "teacher='dense', or a module"
+        )
     return None if teacher is None else Distillation(model, teacher, weight, temperature, hidden)
 
 
