@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
 
 import secateur
 from secateur import Method, criteria, schedules
 from secateur.costs import COSTS
 from secateur.costs.cost import Cost, Count, cost
-from secateur.errors import UnknownNameError
+from secateur.errors import ConfigError, ScoreError, UnknownNameError
 from secateur.registry import Registry
 
 
@@ -123,3 +126,38 @@ def test_register_when_it_cannot_be_called_as_it_will_be_then_it_is_refused(
     assert known == [
         *(*secateur.methods, *schedules, *secateur.kinds, *secateur.allocators, *COSTS)
     ]
+
+
+def test_prune_when_what_somebody_registered_returns_another_number_then_score_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for registry in (criteria, secateur.block_rankings, secateur.methods):
+        monkeypatch.setattr(registry, "_functions", dict(registry._functions))
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+    x = torch.randn(4, 8)
+
+    @criteria.register
+    def too_few(rows: Tensor) -> Tensor:
+        return rows.abs().amax(1)[1:]
+
+    with pytest.raises(ScoreError, match="criterion 'too_few' must return one score for each of"):
+        secateur.prune(net, x, 0.5, "too_few")
+
+    @secateur.block_rankings.register
+    def none(model: Any, blocks: Any, batches: Any, skipped: Any) -> list[float]:
+        return []
+
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, dropout=0) for _ in range(3)]
+    y = torch.randn(2, 4, 8)
+    with pytest.raises(ScoreError, match="the ranking 'none' must return a score for each of 3"):
+        secateur.drop_blocks(nn.Sequential(*layers).eval(), 1, y, data=[y], by="none")
+
+    @secateur.methods.register
+    @dataclass(kw_only=True)
+    class Elsewhere(Method):
+        def scores(self) -> Mapping[str, Tensor]:
+            return {"00": torch.ones(32)}
+
+    config = secateur.Config(sparsity=0.5, method="elsewhere")
+    with pytest.raises(ConfigError, match="'00', which is not selected. Did you mean '0'"):
+        secateur.Pruner(net, config, x).step()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.costs import Cost
-from secateur.errors import ConfigError, CopyError
+from secateur.errors import ConfigError, CopyError, did_you_mean
 from secateur.masks import masking
 from secateur.masks.optimizers import Scaler, before_each_step, sweep
 from secateur.masks.resume import read_state, write_state
@@ -267,6 +267,10 @@ class Pruner:
         self.statistics.notes.clear()
         with torch.no_grad():
             given = self.method.scores()
+            known_names = [s.name for s in self.selectables]
+            for name in given.keys() - set(known_names):
+                hint = did_you_mean(name, known_names)
+                raise ConfigError(f"method: scores() names {name!r}, which is not selected.{hint}")
             scores = self.scores(tensors, given)
             known, candidates = self.budget.known, self.candidates
             known.error, known.estimated = candidates.error, candidates.estimated

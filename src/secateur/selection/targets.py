@@ -83,7 +83,14 @@ class Selectable:
         """Return the criterion's score for each unit of one part's tensor."""
         function = criteria[self.criterion]
         options = {name: statistics[name] for name in needs(function)}
-        return function(part.granularity.rows(tensor), **options).float()
+        rows = part.granularity.rows(tensor)
+        scores: Tensor = function(rows, **options).float()
+        if scores.shape != rows.shape[:1]:
+            raise ScoreError(
+                f"criterion {self.criterion!r} must return one score for each of {len(rows)} rows, "
+                f"and returned {tuple(scores.shape)}"
+            )
+        return scores
 
     def combine(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the mean of the parts' scores, each made comparable, on the first one's device."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import ConfigError, did_you_mean
+from secateur.errors import ConfigError, ScoreError, did_you_mean
 from secateur.graph.blocks import Block
 from secateur.graph.sums import products, sum_behind
 from secateur.repair import Repair, repairs
@@ -180,6 +180,11 @@ def _chosen(
     while len(chosen) < count:
         left = [block for block in outer if block.name not in chosen]
         scores = rank(model, left, batches, skipped)
+        if len(scores) != len(left):
+            raise ScoreError(
+                f"the ranking {asked.by!r} must return a score for each of {len(left)} blocks, and "
+                f"returned {len(scores)}"
+            )
         ranked = sorted(zip(scores, left, strict=True), key=lambda pair: pair[0])
         for score, block in ranked[: 1 if asked.greedy else count]:
             chosen[block.name] = score
