@@ -292,4 +292,5 @@ def test_semi_structured_when_a_layer_is_large_then_torch_computes_the_same_with
         found = secateur.semi_structured(model, x)
         assert {layer.name for layer in found} == {"0", "2"}
         torch.testing.assert_close(model(x), dense, rtol=2e-2, atol=2e-2)
-    assert all(layer.dense and layer.sparse for layer in found if not layer.why)
+    assert all(layer.converted is not bool(layer.why) for layer in found)
+    assert all(layer.dense and layer.sparse for layer in found if layer.converted)

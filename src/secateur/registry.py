@@ -90,9 +90,12 @@ class Registry(Mapping[str, Callable[..., Any]]):
             raise ValueError(f"{wanted}, not a {type(function).__name__}")
         if not self.takes:
             return
-        positional, _, keywords = self.takes.partition("*")
         try:
             signature = inspect.signature(function)
+        except (TypeError, ValueError):  # one of C that does not say what it takes
+            return
+        positional, _, keywords = self.takes.partition("*")
+        try:
             signature.bind(*_names(positional), **dict.fromkeys(_names(keywords)))
         except TypeError as error:
             raise ValueError(f"{wanted}, got {signature}: {error}") from None

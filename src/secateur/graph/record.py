@@ -29,7 +29,7 @@ from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
 from secateur.runtime.alone import in_trial
 from secateur.runtime.caches import forget_unnamed, keys_of
-from secateur.runtime.copying import not_its_own, of_original
+from secateur.runtime.copying import not_its_own, original_parameters
 from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
 from secateur.runtime.ordinary import ordinary, without_autocast
 from secateur.runtime.undo import Undo, in_mode, unhook
@@ -298,7 +298,7 @@ def _record(
     recording = Recording()
     with ExitStack() as stack:
         apart = stack.enter_context(undisturbed(model, example, afresh=afresh, watched=True))
-        recorder = _Recorder(recording, fake, apart, of_original(model))
+        recorder = _Recorder(recording, fake, apart, original_parameters(model))
         named = [*model.named_parameters(remove_duplicate=False)]
         buffers = [*model.named_buffers(remove_duplicate=False)]
         inside = stack.enter_context(standing_in(model)) if fake else ordinary

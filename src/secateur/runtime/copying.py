@@ -52,14 +52,16 @@ def copied(model: M, *, borrowing: bool = False) -> M:
         ) from error
 
 
-def of_original(model: nn.Module) -> dict[int, str]:
+def original_parameters(model: nn.Module) -> dict[int, str]:
     """Return the names of the parameters that a model's original has, by their ids.
 
     Those of a model that is no copy, or whose original is gone, are none.
     """
     reference = _originals.get(model)
-    original = reference and reference()
-    return {id(p): name for name, p in original.named_parameters()} if original else {}
+    original = None if reference is None else reference()
+    if original is None:
+        return {}
+    return {id(parameter): name for name, parameter in original.named_parameters()}
 
 
 def not_its_own(model: nn.Module, names: Collection[str]) -> CopyError:

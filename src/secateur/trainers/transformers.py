@@ -211,10 +211,9 @@ class PruningCallback(AfterOptimizerStep):
         if best is None or Path(best).name == f"checkpoint-{state.global_step}":
             return
         log.warning(
-            "%s was loaded as the best, and the pruner's state with it: %s",
+            "%s was loaded as the best, and the pruner's state with it: a metric that does not ask "
+            "how much went prefers checkpoints from before the goal was met",
             best,
-            "a metric that "
-            "does not ask how much went prefers checkpoints from before the goal was met",
         )
         self.pruner.load(Path(best) / STATE)
 
