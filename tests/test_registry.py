@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -161,3 +162,139 @@ def test_prune_when_what_somebody_registered_returns_another_number_then_score_e
     config = secateur.Config(sparsity=0.5, method="elsewhere")
     with pytest.raises(ConfigError, match="'00', which is not selected. Did you mean '0'"):
         secateur.Pruner(net, config, x).step()
+
+
+LINEAR, RELU = nn.Linear, nn.ReLU
+
+
+def three_layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(LINEAR(8, 32), RELU(), LINEAR(32, 16), RELU(), LINEAR(16, 8)).eval()
+
+
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "a schedule that ends early": ("schedule", lambda progress: progress / 2, "must end at 1"),
+    "a schedule that goes back": (
+        "schedule",
+        lambda progress: 1 - progress if progress < 1 else 1.0,
+        "must never fall",
+    ),
+    "a schedule beyond the goal": ("schedule", lambda progress: 2 * progress, "from 0 to 1"),
+    "a schedule without numbers": ("schedule", lambda progress: float("nan"), "from 0 to 1"),
+    "a schedule of nothing": ("schedule", lambda progress: None, "gives None"),
+    "a kind of nothing": ("what", lambda inferred, groups: None, "names of groups, not None"),
+    "a kind of one name": ("what", lambda inferred, groups: "0", "names of groups, not '0'"),
+    "a kind of other names": ("what", lambda inferred, groups: {"0", "00"}, "there is no '00'"),
+    "an allocation of nothing": ("allocate", lambda case: None, "a function of a strength"),
+    "too few shares": ("allocate", lambda case: lambda ratio: [ratio], "for each of the 2"),
+    "shares above 1": ("allocate", lambda case: lambda ratio: [2.0, 2.0], "from 0 to 1"),
+    "shares of nothing": ("allocate", lambda case: lambda ratio: [0.5] * 2, "nothing go at 0"),
+    "no shares": ("allocate", lambda case: lambda ratio: None, "gives None"),
+    "shares that fall": (
+        "allocate",
+        lambda case: lambda ratio: [ratio, ratio * (1 - ratio)],
+        "none may fall",
+    ),
+    "a weight of another shape": (
+        "repair",
+        lambda system, *, damping: system.weight[:1],
+        "must return a weight of shape",
+    ),
+    "no weight": ("repair", lambda system, *, damping: None, "not NoneType"),
+    "a weight that is no number": (
+        "repair",
+        lambda system, *, damping: system.weight / 0 * system.mask,
+        "NaN or infinite weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_prune_when_what_somebody_registered_returns_something_else_then_that_is_said(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, function, said = WRONG[case]
+    registries = {
+        "schedule": schedules,
+        "what": secateur.kinds,
+        "allocate": secateur.allocators,
+        "repair": secateur.repairs,
+    }
+    for registry in registries.values():
+        monkeypatch.setattr(registry, "_functions", dict(registry._functions))
+    registries[setting].register_as("mine")(function)
+    secateur.allocators.facts["mine"] = secateur.allocators.facts["owl"]
+    net, x = three_layers(), torch.randn(64, 8)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    calls = {
+        "schedule": lambda: secateur.Config(sparsity=0.5, steps=4, schedule="mine"),
+        "what": lambda: secateur.prune(net, x, 0.5, what=["mine"]),
+        "allocate": lambda: secateur.prune(net, x, 0.5, of="params", allocate="mine"),
+        "repair": lambda: secateur.prune(net, x, 0.5, data=[x, x], repair="mine"),
+    }
+    with pytest.raises((ConfigError, ScoreError), match=said):
+        calls[setting]()
+    assert all(torch.equal(before[name], now) for name, now in net.state_dict().items())
+
+
+@pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0, None])
+def test_prune_when_a_cost_of_somebody_is_no_amount_then_config_error(
+    amount: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mine(Cost):
+        words = ("things",)
+
+        def of(self, count: Count) -> float:
+            return amount
+
+    monkeypatch.setitem(COSTS, "mine", Mine)
+    with pytest.raises(ConfigError, match="must return an amount"):
+        secateur.prune(three_layers(), torch.randn(4, 8), 0.5, of="mine")
+
+
+@pytest.mark.parametrize("score", [float("nan"), "0.5", None])
+def test_drop_blocks_when_a_ranking_gives_no_numbers_then_score_error(
+    score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rankings = secateur.block_rankings
+    monkeypatch.setattr(rankings, "_functions", dict(rankings._functions))
+
+    @rankings.register
+    def mine(model: Any, blocks: Any, batches: Any, skipped: Any) -> list[Any]:
+        return [score, *[0.5] * (len(blocks) - 1)]
+
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, dropout=0) for _ in range(3)]
+    y = torch.randn(2, 4, 8)
+    with pytest.raises(ScoreError, match="the ranking 'mine' must return numbers"):
+        secateur.drop_blocks(nn.Sequential(*layers).eval(), 1, y, data=[y], by="mine")
+
+
+def test_prune_when_a_criterion_writes_to_its_rows_then_the_model_keeps_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(criteria, "_functions", dict(criteria._functions))
+    monkeypatch.setattr(criteria, "facts", dict(criteria.facts))
+
+    @criteria.register
+    def in_place(rows: Tensor) -> Tensor:
+        return rows.abs_().sum(1)
+
+    @criteria.register
+    def in_place_of_grad(rows: Tensor, *, grad: Tensor) -> Tensor:
+        return grad.mul_(rows).abs_().sum(1)
+
+    x = torch.randn(4, 8)
+    for name, granularity in itertools.product(
+        ["in_place", "in_place_of_grad"], ["group", "out_channel"]
+    ):
+        net = three_layers()
+        net(x).square().mean().backward()
+        before = {n: (p.clone(), p.grad.clone()) for n, p in net.named_parameters()}
+        pruner = secateur.Pruner(
+            net, secateur.Config(sparsity=0.5, criterion=name, granularity=granularity), x
+        )
+        pruner.calibrate([x], loss=lambda model, batch: model(batch).square().mean())
+        pruner.decide()
+        for n, p in net.named_parameters():
+            assert torch.equal(p, before[n][0])
+            assert torch.equal(p.grad, before[n][1])

@@ -30,6 +30,7 @@ from .runtime.io import write_text
 from .scoring.allocations import allocators
 from .scoring.criteria import criteria
 from .scoring.granularity import FORMS
+from .scoring.schedules import problem as schedule_problem
 from .scoring.schedules import schedules
 from .settings import (
     GOALS,
@@ -327,6 +328,7 @@ class Config(Target):
     def _contradictions(cls, settings: Mapping[str, Any]) -> list[str]:
         targets = settings.get("targets") or ()
         budgets = [*_budget_problems(settings), *_sharing_problems(settings)]
+        budgets += _schedule_problems(settings)
         if not targets or not isinstance(targets, (list, tuple)):
             return [*super()._contradictions({"granularity": "group", **settings}), *budgets]
         general = super()._contradictions(settings)
@@ -376,6 +378,17 @@ def _sharing_problems(settings: Mapping[str, Any]) -> list[str]:
         f"scope='global' ranks positions of all groups together, and allocate={allocate!r} gives "
         "each group a share of its own; keep one."
     ]
+
+
+def _schedule_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return that a schedule leads somewhere else than to the goal."""
+    schedule, steps = settings.get("schedule"), settings.get("steps", 1)
+    if not isinstance(schedule, str) or schedule not in schedules:
+        return []  # the field says what is wrong
+    if not isinstance(steps, int) or steps < 1:
+        return []
+    found = schedule_problem(schedule, steps)
+    return [found] if found else []
 
 
 def _shares_of_targets(targets: object) -> list[str]:

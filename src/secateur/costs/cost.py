@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, TypeVar
 
 from torch import nn
@@ -27,6 +28,7 @@ from secateur.graph.blocks import Block
 from secateur.graph.cost import human
 from secateur.graph.infer import Inferred
 from secateur.runtime.measure import Latency
+from secateur.runtime.values import as_number
 from secateur.types import Example
 
 Count = Callable[[Atom], int]
@@ -69,6 +71,17 @@ class Cost:
     def of(self, count: Count) -> float:
         """Return the cost when each axis keeps ``count(axis)`` positions."""
         raise NotImplementedError
+
+    def amount(self, count: Count) -> float:
+        """Return the cost when each axis keeps so many positions, held to be one.
+
+        Raises:
+            ConfigError: it is no number, or a negative one.
+        """
+        found = self.of(count)
+        if not 0 <= as_number(found) < inf:
+            raise ConfigError(f"cost {self.name()!r} must return an amount, and gives {found!r}")
+        return float(found)
 
     def of_block(self, block: Block, count: Count) -> float:
         """Return what goes with a block of which each axis keeps ``count(axis)`` positions.

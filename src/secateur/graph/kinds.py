@@ -6,8 +6,9 @@ it.  No architecture is known: what counts is what the operations do with an axi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from secateur.errors import ConfigError, did_you_mean
 from secateur.registry import Registry
 
 from .axes import Atom, Axis, Product, atoms, find, parts_of
@@ -26,6 +27,24 @@ EVERY_KIND = "all"
 """Stands for every kind."""
 
 
+def of_kind(kind: str, inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Return the names of the groups that are of a kind.
+
+    Raises:
+        ConfigError: what is registered as it returns something else than names of groups.
+    """
+    found, known = kinds[kind](inferred, groups), {group.name for group in groups}
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise ConfigError(f"kind {kind!r} must return names of groups, not {found!r}")
+    names = set(found)
+    for name in sorted(names - known, key=str):
+        hint = did_you_mean(name, known)
+        raise ConfigError(
+            f"kind {kind!r} must return names of groups, and there is no {name!r}.{hint}"
+        )
+    return names
+
+
 @kinds.register
 def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Channels and neurons inside of blocks: what is of no other kind, and no grid.
@@ -34,7 +53,7 @@ def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     are among them, and layers share them.  What nothing reads (a pooler whose output is dropped)
     is left alone, too: its width says nothing of what the model computes, and no config says it.
     """
-    others = (kinds[name](inferred, groups) for name in kinds if name != "width")
+    others = (of_kind(name, inferred, groups) for name in kinds if name != "width")
     attended = _attended(inferred)
     read = (g for g in groups if not g.grid and _is_read(inferred, g))
     return {g.name for g in read if id(g.atom) not in attended}.difference(*others)

@@ -8,7 +8,6 @@ values.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,29 +18,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
-from secateur.runtime.alone import in_trial
-from secateur.runtime.caches import forget_unnamed, keys_of
+from secateur.runtime.caches import keys_of
 from secateur.runtime.copying import not_its_own, original_parameters
 from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
 from secateur.runtime.ordinary import ordinary, without_autocast
-from secateur.runtime.undo import Undo, in_mode, unhook
+from secateur.runtime.undo import in_mode
 from secateur.types import Example, call_arguments
 
 from .attributes import traced_attributes
 from .calls import CallWatcher
 from .fakes import lacks_values, shape_only, standing_in
+from .handed import handed_out
 from .integers import TracedInt, origin_of, watched_functions
+from .module_calls import module_calls
 from .origins import Attribute, Origin, Size
-from .outputs import results_of
-from .program import Compared, ModuleCall, Number, Op, Recording, Ref, Whole
+from .outputs import hides, left_in, results_of
+from .program import Compared, Number, Op, Recording, Ref, Whole
 from .scripted import scripts_as_python
 
 HERE = f"{Path(__file__).parent}{os.sep}"
@@ -194,71 +192,6 @@ def _line() -> str:
     return ""
 
 
-@contextmanager
-def _module_calls(model: nn.Module, recorder: _Recorder) -> Iterator[list[str]]:
-    """Write down each module's forward; yield the path of the one that failed."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    stack = recorder.modules
-    entered: list[tuple[int, dict[int | str, int]]] = []
-    failed: list[str] = []
-    numbers = itertools.count(1)
-
-    def values(arguments: Any) -> dict[int | str, int]:
-        tensors = {key: x for key, x in arguments if isinstance(x, Tensor)}
-        return {key: recorder.values[x] for key, x in tensors.items() if x in recorder.values}
-
-    def enter(module: nn.Module, arguments: Any) -> None:
-        if not in_trial():  # another thread's
-            return
-        stack.append(paths.get(id(module), stack[-1]))
-        recorder.running[next(numbers)] = module
-        entered.append((len(recorder.recording.ops), values(enumerate(arguments))))
-
-    def leave(module: nn.Module, _: Any, *rest: Any) -> None:
-        if not in_trial():
-            return
-        *keywords, out = rest  # torch leaves them out when the forward failed
-        start, inputs = entered.pop()
-        if sys.exc_info()[0] is not None and not failed:
-            failed.append(stack[-1])
-        path = stack.pop()
-        recorder.running.popitem()
-        for cache in recorder.apart.caches:
-            forget_unnamed(cache)
-        if paths.get(id(module)) is not None:
-            ran = range(start, len(recorder.recording.ops))
-            inputs |= values(keywords[0].items() if keywords else ())
-            recorder.recording.calls.append(
-                ModuleCall(path, inputs, _returned(out, recorder.values), ran)
-            )
-
-    with Undo() as undo:
-        undo(partial(_without, enter, leave))
-        register_module_forward_pre_hook(enter)
-        register_module_forward_hook(leave, with_kwargs=True, always_call=True)
-        yield failed
-
-
-def _without(enter: Any, leave: Any) -> None:
-    """Take the two functions out of the hooks of all modules."""
-    hooks: Any = module_hooks
-    unhook(hooks._global_forward_pre_hooks, enter)
-    # torch forgets these two, and torch.compile then warns of a global hook for ever
-    options = hooks._global_forward_hooks_with_kwargs, hooks._global_forward_hooks_always_called
-    unhook(hooks._global_forward_hooks, leave, *options)
-
-
-def _returned(out: Any, values: Any) -> Any:
-    """Return what a module returned, with a reference for each tensor that was recorded."""
-    if isinstance(out, Tensor):
-        return Ref(values[out]) if out in values else "other"
-    if type(out) in (tuple, list):
-        return tuple(_returned(part, values) for part in out)
-    if isinstance(out, dict):
-        return {key: _returned(part, values) for key, part in out.items()}
-    return None if out is None else "other"
-
-
 def runs_for_real(model: nn.Module) -> bool:
     """Tell whether a recorded forward computes with the model's own values, and not with fakes."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
@@ -313,14 +246,13 @@ def _record(
         recording.given |= {x for x in tree_flatten((args, kwargs))[0] if type(x) is int}
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
-        failed = stack.enter_context(_module_calls(model, recorder))
+        failed = stack.enter_context(module_calls(model, recorder))
         stack.enter_context(in_plain_operations(model))
         stack.enter_context(traced_attributes(model, recorder))
         stack.enter_context(watched_functions())
         stack.enter_context(scripts_as_python())
         try:
-            with in_mode(recorder), in_mode(recorder.calls):
-                out = model(*args, **kwargs)
+            out, results = _called(recorder, model, args, kwargs)
         except Exception as error:  # the user's forward may raise anything
             if apart.hidden:  # entries that it needs
                 stack.close()
@@ -331,30 +263,71 @@ def _record(
                 f"({shapes or 'no tensors'}), in {''.join(failed) or 'the model'!r}: "
                 f"{type(error).__name__}: {error}{without_autocast()}"
             ) from error
-        recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
         if recorder.read:
             raise not_its_own(model, recorder.read)
-        if recording.unread():
-            _record_training(recorder, model, args, kwargs)
+        call = partial(_called, recorder, model, args, kwargs)
+        loose = _results(recorder, model, out, results, call)
+        if loose or recording.unread():
+            _record_training(recorder, model, call)
     recording.stateful = apart.changed
     recording.given_floats = recorder.calls.given
     return recording
 
 
-def _record_training(
+def _called(
     recorder: _Recorder, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Record a forward in training mode, beside the first: it reads what that one does not."""
+) -> tuple[Any, list[Tensor]]:
+    """Record a forward; return what it returned, and the tensors therein."""
+    with in_mode(recorder), in_mode(recorder.calls):
+        out = model(*args, **kwargs)
+        return out, [*results_of(model, out)]  # a generator runs its code now
+
+
+Called = Callable[[], tuple[Any, list[Tensor]]]
+
+
+def _results(
+    recorder: _Recorder, model: nn.Module, out: Any, results: Sequence[Tensor], call: Called
+) -> bool:
+    """Write down what is a result of the forward; tell whether nothing reads other values."""
     recording = recorder.recording
-    recorder.recording = recording.training = recording.beside()
+    recording.outputs = [recorder.ref(x).value for x in results]
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    left, arrays = left_in(recorder.apart.new())
+
+    def again() -> Recording:
+        with _beside(recorder) as next_one:
+            call()
+        return next_one
+
+    closed = hides(model, out) or arrays
+    values = [recorder.values[x] for x in left if id(x) not in own and x in recorder.values]
+    more, loose = handed_out(recording, values, again, closed=closed)
+    recording.outputs += more
+    return loose
+
+
+@contextmanager
+def _beside(recorder: _Recorder) -> Iterator[Recording]:
+    """Let what is recorded be another forward, whose tensors are numbered along."""
+    recording = recorder.recording
+    recorder.recording = recording.beside()
     try:
-        with in_training_mode(model), in_mode(recorder), in_mode(recorder.calls):
-            out = model(*args, **kwargs)
-        recorder.recording.outputs = [recorder.ref(x).value for x in results_of(model, out)]
-    except Exception as error:  # it may need targets, or more than one example for each batch norm
-        recording.failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        yield recorder.recording
     finally:
         recorder.recording = recording
+
+
+def _record_training(recorder: _Recorder, model: nn.Module, call: Called) -> None:
+    """Record a forward in training mode, beside the first: it reads what that one does not."""
+    recording = recorder.recording
+    with _beside(recorder) as recording.training:
+        try:
+            with in_training_mode(model):
+                out, results = call()
+                _results(recorder, model, out, results, call)
+        except Exception as error:  # it may need targets, or more than one example for a batch norm
+            recording.failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _number(

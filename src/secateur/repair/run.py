@@ -27,7 +27,7 @@ from .passes import Batch
 from .quality import distance
 from .refit import Refitting
 from .report import Distance, Refit, Repair
-from .table import repairs
+from .table import repairs, solver
 
 HELD = 4
 """Every so many-th batch judges, and fits nothing."""
@@ -65,7 +65,7 @@ def repair(
         UnknownNameError: there is no such repair.
         ConfigError: there are no batches, or the model refuses one.
     """
-    solve, batches = repairs[how], _batches(data, given)
+    solve, batches = solver(how), _batches(data, given)
     judged = [b for b in batches if b.held] or batches
     pruned, unrepaired = copied(model), masked(copied(model), masks)
     with without(unrepaired, skipped or {}, forbidden):

@@ -15,7 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, overload
 
+from torch import Tensor
+
+from secateur.errors import ScoreError
 from secateur.registry import F, Registry
+from secateur.runtime.values import not_finite
+
+from .system import System
 
 
 class RepairRegistry(Registry):
@@ -53,3 +59,30 @@ class RepairRegistry(Registry):
 
 
 repairs = RepairRegistry("repair")
+
+
+def solver(how: str) -> Callable[..., Tensor]:
+    """Return a repair that raises a ScoreError where its weight is none for the system.
+
+    Raises:
+        UnknownNameError: there is no such repair.
+    """
+    solve = repairs[how]
+
+    def solved(system: System, *, damping: float) -> Tensor:
+        weight = solve(system, damping=damping)
+        wanted = system.weight
+        if not isinstance(weight, Tensor) or weight.shape != wanted.shape:
+            said = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ScoreError(
+                f"repair {how!r} must return a weight of shape {tuple(wanted.shape)}, not {said}"
+            )
+        if not_finite({how: weight}):
+            raise ScoreError(
+                f"repair {how!r} returned NaN or infinite weights, damping {damping:g}"
+            )
+        if bool(weight.where(system.mask, 0).ne(weight).any()):
+            raise ScoreError(f"repair {how!r} must return zeros where the mask is False")
+        return weight.to(wanted)
+
+    return solved

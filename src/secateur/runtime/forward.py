@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -99,12 +99,14 @@ class Apart:
 
     ``hidden`` tells whether entries of theirs are out of the trial's sight.  ``writes`` must see
     every operation before it runs, where it was not put on for the whole trial.  ``changed`` tells,
-    when the trial is over, whether it would have left anything behind in the model.
+    when the trial is over, whether it would have left anything behind in the model; ``new`` yields
+    what is there by now, and was not before.
     """
 
     caches: list[Any]
     hidden: bool
     writes: Writes
+    new: Callable[[], Iterator[Any]]
     changed: bool = False
 
 
@@ -142,7 +144,7 @@ def undisturbed(
         state.keep_names(reached.rebound.values())
         filled = (place.value for place in places if place.name in reached.stored)
         caches = [value for value in filled if isinstance(value, (dict, set))]
-        apart = Apart(caches, False, state.writes)
+        apart = Apart(caches, False, state.writes, state.new)
         undo(state.forget)
         undo(state.restore)
         undo(partial(_look, apart, state))

@@ -101,6 +101,21 @@ class State:
         held = ((value, held) for value, held, shared in self._containers if not shared)
         return self.writes.changed() or not all(_same(*each) for each in held)
 
+    def new(self) -> Iterator[Any]:
+        """Yield what attributes and containers hold and did not hold before.
+
+        >>> layer = nn.ReLU()
+        >>> state = State()
+        >>> state.keep(layer)
+        >>> layer.last = 7
+        >>> list(state.new())
+        [7]
+        """
+        for value, held, _ in self._containers:
+            before = {id(x) for x in (held.values() if isinstance(held, dict) else held)}
+            now = dict.values(value) if isinstance(value, dict) else value
+            yield from (x for x in now if id(x) not in before)
+
     def restore(self) -> None:
         """Put everything back."""
         self.writes.restore()
@@ -166,7 +181,7 @@ class State:
         self.classes.add(type(value))
         if isinstance(held, dict):
             self._attributes(held)
-        for name in _slots(type(value)):
+        for name in slots_of(type(value)):
             try:
                 before = object.__getattribute__(value, name)
             except AttributeError:
@@ -228,7 +243,8 @@ def _slot_back(value: Any, name: str, held: Any) -> None:
         object.__setattr__(value, name, held)
 
 
-def _slots(kind: type) -> list[str]:
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the attributes that a class and its bases keep in slots."""
     found: list[str] = []
     for base in kind.__mro__:
         named = vars(base).get("__slots__", ())

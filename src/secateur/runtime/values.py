@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from math import nan
+from numbers import Real
 from typing import TypeVar
 
 import torch
@@ -22,6 +24,17 @@ def numbers(scalars: Iterable[Tensor]) -> list[float]:
         values = torch.cat(list(found.values())).tolist()
         read.update(zip(found, values, strict=True))
     return [read[i] for i in range(len(read))]
+
+
+def as_number(found: object) -> float:
+    """Return what somebody's function gave as a float; NaN where it is no number.
+
+    >>> as_number(1), as_number(torch.tensor([0.5])), as_number("0.5"), as_number(None)
+    (1.0, 0.5, nan, nan)
+    """
+    if isinstance(found, Tensor) and found.numel() == 1 and not found.is_complex():
+        return float(found.detach())
+    return float(found) if isinstance(found, Real) else nan
 
 
 def moved(vectors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .drawing import Drawing
+from .undo import Undo, in_mode
 
 SMALL = 2**16  # bytes of a buffer that is copied at once, as numpy may write to it unseen
 RUNNING = ("running_mean", "running_var")  # written, though the operation's schema does not say so
@@ -101,6 +103,36 @@ class Writes(TorchDispatchMode):
         known = memory is not None and memory._cdata in self._memory
         if known and memory._cdata not in self._copies:
             self._copies[memory._cdata] = memory.clone()
+
+
+class _Aside(Writes):
+    """Draws from the process's own generators."""
+
+    def run(
+        self, func: Any, by: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.before(func, args, kwargs)
+        return by(*args, **kwargs)
+
+
+@contextmanager
+def unwritten(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let somebody's function do with tensors what it likes: they are put back afterwards.
+
+    >>> weight = torch.tensor([-1.0, 2.0])
+    >>> with unwritten([weight]):
+    ...     size = weight.abs_().sum()
+    >>> size, weight
+    (tensor(3.), tensor([-1.,  2.]))
+    """
+    writes = _Aside()
+    for tensor in tensors:
+        writes.keep(tensor)
+    with Undo() as undo:
+        undo(writes.forget)
+        undo(writes.restore)
+        with in_mode(writes):
+            yield
 
 
 _known: dict[int, tuple[Any, tuple[tuple[int, str], ...]]] = {}  # by id: to hash one is slow

@@ -38,7 +38,8 @@ class Allocators(Registry):
     """A registry of functions from a case to shares, with what they say of themselves.
 
     An allocator is ``(case) → spread``; a spread takes a strength in [0, 1] and returns the share
-    that each of ``case.selectables`` loses: it never falls, and all go at 1.
+    that each of ``case.selectables`` loses: nothing goes at 0, no share ever falls, and all that
+    may go has gone at 1.
 
     >>> allocators["uniform"].__name__
     'uniform'

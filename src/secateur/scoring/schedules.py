@@ -8,9 +8,33 @@ exactly 1, and none ever goes back.  A share of a goal is that times the goal; o
 from __future__ import annotations
 
 from secateur.registry import Registry
+from secateur.runtime.values import as_number
 
 schedules = Registry("schedule", takes="progress")
 COMPOUND = {"geometric"}
+LOOKED_AT = 256
+"""Of more steps, so many are looked at before a run begins."""
+ROUNDING = 1e-6
+
+
+def problem(schedule: str, steps: int) -> str:
+    """Say how a schedule does not lead to the goal, or goes back on its way; nothing if it does.
+
+    >>> problem("cubic", 10)
+    ''
+    """
+    name, parts, before = f"schedule {schedule!r} must", min(steps, LOOKED_AT), 0.0
+    for k in range(1, parts + 1):
+        given = schedules[schedule](k / parts)
+        share, where = as_number(given), f"at progress {k / parts:.3g}"
+        if not -ROUNDING <= share <= 1 + ROUNDING:
+            return f"{name} return shares of the goal, from 0 to 1; {where} it gives {given!r}."
+        if share < before - ROUNDING:
+            return f"{name} never fall; {where} it goes from {before:.3g} to {share:.3g}."
+        before = share
+    if before < 1 - ROUNDING:
+        return f"{name} end at 1; it ends at {before:.3g}, so that the goal would not be met."
+    return ""
 
 
 def asked(schedule: str, goal: float, share: float) -> float:

@@ -24,7 +24,7 @@ from secateur.scoring.schedules import asked
 from secateur.structure import Structure
 from secateur.types import Example
 
-from .allocators import Case, Known, Spread
+from .allocators import Case, Known, Spread, held
 from .bisection import fewest, nearest, ratios_around
 from .families import families
 from .goals import counts_of, goals_of
@@ -312,7 +312,8 @@ class Budget:
                 over=over,
                 known=self.known,
             )
-            self._spread = allocators[self.config.allocate](case)
+            name = self.config.allocate
+            self._spread = held(name, allocators[name](case), len(case.selectables))
         return self._spread
 
     def _one_by_one(

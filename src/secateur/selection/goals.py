@@ -40,7 +40,7 @@ def goals_of(
 
     def goal(of: str, allowed: float | None, asked: str, share: float = 0.0) -> Goal:
         cost = made[of] = made[of] if of in made else COSTS[of](subject)
-        dense = cost.of(lambda atom: atom.size)
+        dense = cost.amount(lambda atom: atom.size)
         return Goal(
             cost, (1 - share) * dense if allowed is None else allowed, dense, asked, allowed is None
         )
@@ -91,7 +91,7 @@ def counts_of(
 ) -> float:
     """Return what is left of a goal's cost when groups keep so many positions, and blocks go."""
     count = structure.counter(counts)
-    return goal.cost.of(count) - sum(
+    return goal.cost.amount(count) - sum(
         goal.cost.of_block(structure.block(name), count) for name in drop
     )
 

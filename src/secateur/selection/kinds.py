@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from secateur.config import Config, Target
 from secateur.graph.groups import Group
-from secateur.graph.kinds import DEPTH, kinds
+from secateur.graph.kinds import DEPTH, kinds, of_kind
 from secateur.scoring.criteria import criteria
 from secateur.structure import Structure
 
@@ -62,5 +62,5 @@ def missing(structure: Structure, config: Config, target: Target) -> Iterator[st
 
 
 def _named(structure: Structure, wanted: Sequence[str]) -> set[str]:
-    found = (kinds[kind](structure.inferred, structure.groups) for kind in wanted)
+    found = (of_kind(kind, structure.inferred, structure.groups) for kind in wanted)
     return set[str]().union(*found)

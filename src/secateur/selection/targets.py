@@ -20,6 +20,7 @@ from secateur.errors import ConfigError, NoMatchError, ScoreError
 from secateur.graph.groups import Group, Member
 from secateur.graph.layout import Along
 from secateur.runtime.values import not_finite
+from secateur.runtime.writes import unwritten
 from secateur.scoring.allocations import allocators
 from secateur.scoring.criteria import Side, criteria, needs
 from secateur.scoring.granularity import Element, Granularity
@@ -84,7 +85,9 @@ class Selectable:
         function = criteria[self.criterion]
         options = {name: statistics[name] for name in needs(function)}
         rows = part.granularity.rows(tensor)
-        scores: Tensor = function(rows, **options).float()
+        given = (x for x in (rows, *options.values()) if isinstance(x, Tensor))
+        with unwritten(given):  # they are views of the user's own weights
+            scores: Tensor = function(rows, **options).float()
         if scores.shape != rows.shape[:1]:
             raise ScoreError(
                 f"criterion {self.criterion!r} must return one score for each of {len(rows)} rows, "

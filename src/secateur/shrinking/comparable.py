@@ -15,11 +15,16 @@ def check_comparable(example: Example, outputs: Sequence[Tensor]) -> None:
     """Look at what a model makes of the example before another is compared with it.
 
     Raises:
-        ConfigError: NaN goes in and comes out, or nothing else comes out.
+        ConfigError: NaN goes in and comes out, or nothing else comes out, or no tensor at all.
 
     >>> import torch
     >>> check_comparable(torch.zeros(2), [torch.tensor([1.0, float("nan")])])
     """
+    if not outputs:
+        raise ConfigError(
+            "forward returns no tensors, arrays or floats that can be found: nothing can be "
+            "compared. Let it return what it computes (or give verify=False)"
+        )
     floats = [out for out in outputs if out.is_floating_point() or out.is_complex()]
     if not any(_has_nan(out) for out in floats):
         return

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import MaskError
 from secateur.graph.infer import Inferred
 from secateur.graph.record import runs_for_real
 from secateur.repair import Repair
@@ -62,7 +63,7 @@ def shrink(
         repair: how, a name in ``secateur.repairs``; the model must have its dense weights still.
 
     Raises:
-        MaskError: a mask fits no parameter.
+        MaskError: ``masks`` is no dict, or a mask fits no parameter.
         ConfigError: ``data`` is empty, or the model refuses a batch; ``model`` is unchanged.
         VerificationError, ShrinkError: nothing can be cut; ``model`` is unchanged.
 
@@ -75,9 +76,18 @@ def shrink(
     (5, True)
     """
     check_model(model)
+    _check_dict(masks)
     settings = verify, constants, inexact
     how = _repaired_and_shrunk if inplace else _of_copy
     return how(model, masks, example_inputs, structure, settings, data, repair)
+
+
+def _check_dict(masks: object) -> None:
+    if not isinstance(masks, Mapping):
+        raise MaskError(
+            "masks must be a dict of parameter names and bool tensors, got a "
+            f"{type(masks).__name__}: the call is shrink(model, masks, example_inputs)"
+        )
 
 
 def _of_copy(model: nn.Module, masks: Mapping[str, Tensor], *given: Any) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from secateur.runtime.batches import held
 from secateur.runtime.copying import copied, own
 from secateur.runtime.model import check_model
 from secateur.runtime.ordinary import in_ordinary_mode
+from secateur.runtime.values import as_number
 from secateur.structure import Structure, analyze
 from secateur.types import Example
 
@@ -184,6 +186,10 @@ def _chosen(
             raise ScoreError(
                 f"the ranking {asked.by!r} must return a score for each of {len(left)} blocks, and "
                 f"returned {len(scores)}"
+            )
+        if wrong := [score for score in scores if not isfinite(as_number(score))]:
+            raise ScoreError(
+                f"the ranking {asked.by!r} must return numbers, and gives {wrong[0]!r}"
             )
         ranked = sorted(zip(scores, left, strict=True), key=lambda pair: pair[0])
         for score, block in ranked[: 1 if asked.greedy else count]:

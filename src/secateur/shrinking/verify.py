@@ -350,7 +350,8 @@ def once(
         if watching:
             stack.enter_context(in_mode(watching))
         out = model(*args, **kwargs)
-    return [t.detach().clone() for t in results_of(model, out)]
+        results = [*results_of(model, out, numbers=True)]  # a generator runs its code now
+    return [t.detach().clone() for t in results]
 
 
 def said(error: BaseException | None) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from secateur.registry import import_all
 
-from .case import Case, Known, Spread
+from .case import Case, Known, Spread, held
 
 import_all(__name__, __path__)
 
-__all__ = ["Case", "Known", "Spread"]
+__all__ = ["Case", "Known", "Spread", "held"]

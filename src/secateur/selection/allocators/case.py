@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from reprlib import repr as brief
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
+from secateur.runtime.values import as_number
 from secateur.selection.select import Request
 from secateur.selection.targets import Selectable
 from secateur.structure import Structure
 
 Spread = Callable[[float], Sequence[float]]
-"""A strength in [0, 1] → the share that each selectable loses; never falls, and ends at 1."""
+"""A strength in [0, 1] → the share that each selectable loses: nothing at 0, and it never falls."""
 
+ROUNDING = 1e-9
 FOREIGN = "the state of the run shares its goal out among other groups than there are"
 """Said of what an allocator is to have found out, and cannot have."""
 
@@ -100,3 +105,46 @@ class Case:
             f"allocate={name!r} needs data: give prune(..., data=batches of inputs), or call "
             "calibrate(batches) before step(), also after a resume"
         )
+
+
+def held(name: str, spread: object, count: int) -> Spread:
+    """Return a spread of so many shares that refuses to return what a search cannot use.
+
+    >>> held("mine", lambda strength: [0.5], 1)
+    Traceback (most recent call last):
+        ...
+    secateur.errors.ConfigError: allocation 'mine' must let nothing go at 0, and gives 0.5
+
+    Raises:
+        ConfigError: it is no function, or, when it is called, gives something else than shares.
+    """
+    if not callable(spread):
+        raise ConfigError(
+            f"allocation {name!r} must return a function of a strength, not {brief(spread)}"
+        )
+    asked: list[tuple[float, list[float]]] = []
+
+    def shares(strength: float) -> list[float]:
+        given = spread(strength)
+        found = [as_number(share) for share in given] if isinstance(given, Iterable) else []
+        if len(found) != count or not all(0 <= share <= 1 for share in found):
+            raise ConfigError(
+                f"allocation {name!r} must give a share from 0 to 1 for each of the {count} of "
+                f"case.selectables, and gives {brief(given)} at {strength:.3g}"
+            )
+        at = bisect([before for before, _ in asked], strength)
+        asked.insert(at, (strength, found))
+        for (low, less), (high, more) in pairwise(asked[max(at - 1, 0) : at + 2]):
+            if fell := [i for i in range(count) if more[i] < less[i] - ROUNDING]:
+                first = fell[0]
+                raise ConfigError(
+                    f"allocation {name!r} gives selectable {first} a share of {less[first]:.3g} at "
+                    f"a strength of {low:.3g} and of {more[first]:.3g} at {high:.3g}: none may fall"
+                )
+        return found
+
+    if most := max(shares(0.0), default=0.0):
+        raise ConfigError(f"allocation {name!r} must let nothing go at 0, and gives {most:.3g}")
+    for strength in (0.5, 1.0):
+        shares(strength)
+    return shares

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import FileError
-from secateur.graph.kinds import kinds
+from secateur.graph.kinds import kinds, of_kind
 from secateur.runtime.progress import shown
 from secateur.selection.bisection import ratios_around
 from secateur.selection.shared import late
@@ -46,7 +46,7 @@ def _kinds(case: Case) -> dict[str, set[int]]:
     inferred, groups = case.structure.inferred, case.structure.groups
     found = {}
     for kind in kinds:
-        names = kinds[kind](inferred, groups)
+        names = of_kind(kind, inferred, groups)
         found[kind] = {i for i, each in enumerate(case.selectables) if each.name in names}
     own = {kind: places for kind, places in found.items() if places}
     return own if len(own) > 1 else {}

@@ -1,0 +1,61 @@
+"""Results that nobody returns: a forward leaves them in the model, or in what cannot be opened.
+
+An auxiliary loss in an attribute, an array, a closure: what nothing else reads is a result all the
+same, and keeps its shape.  What the next forward reads is the model's own memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from .program import Op, Recording
+
+
+def handed_out(
+    recording: Recording, left: Iterable[int], again: Callable[[], Recording], *, closed: bool
+) -> tuple[list[int], bool]:
+    """Return the values that are results, though they are no tensors of what was returned.
+
+    Args:
+        recording: of the forward, without those.
+        left: values of tensors that it left in the model.
+        again: records another forward behind it.
+        closed: it returned, or left, something in which tensors cannot be seen.
+
+    Returns:
+        Those values, and whether it computed others that nothing reads.
+    """
+    owner, unread = recording.owner, list(_unread(recording))
+    kept = {owner[value] for value in left} & {owner[value] for value in unread}
+    memory = kept & {owner[value] for value in again().reads} if kept else set[int]()
+    unread = [value for value in unread if owner[value] not in memory]
+    results = [value for value in unread if closed or owner[value] in kept]
+    return results, len(results) < len(unread)
+
+
+def _unread(recording: Recording) -> Iterator[int]:
+    """Yield the values that operations computed and none reads, but to look at or change them.
+
+    Of what an operation makes beside something that is read, indices alone count: statistics and
+    seeds are for its own backward.  A constant says nothing of an input.
+    """
+    owner = recording.owner
+    read = {owner[value] for op in recording.ops for value in _taken(recording, op)}
+    known = {owner[value] for value in (*recording.state, *recording.inputs, *recording.outputs)}
+    computed = {owner[value] for value in (*recording.state, *recording.inputs)}
+    for op in recording.ops:
+        made = [ref.value for ref in op.outputs]
+        if computed.isdisjoint(owner[value] for value in op.reads):
+            continue
+        computed |= {owner[value] for value in made}
+        beside = any(owner[value] in read for value in made)
+        for value in made:
+            if owner[value] not in read | known and (not beside or value in recording.integers):
+                yield value
+
+
+def _taken(recording: Recording, op: Op) -> Iterator[int]:
+    """Yield what an operation computes something else from."""
+    owner = recording.owner
+    own = {owner[ref.value] for ref in op.outputs}
+    return (value for value in op.reads if owner[value] not in own)

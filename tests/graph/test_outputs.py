@@ -1,0 +1,208 @@
+"""Results in any shape: returned in whatever holds them, or left in the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.errors import ConfigError
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    logits: Tensor
+
+
+class Plain:
+    def __init__(self, logits: Tensor):
+        self.inner = {"logits": [logits]}
+
+
+class Net(nn.Module):
+    """Two layers and a head, and one more layer whose results go where ``hand`` puts them."""
+
+    def __init__(self, hand: Callable[[Any, Tensor, Tensor], Any]):
+        super().__init__()
+        self.hand = hand
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.head, self.aside = nn.Linear(16, 4), nn.Linear(16, 6)
+        self.held: dict[str, Any] = {}
+        self.row: list[Any] = []
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.first(x).relu()
+        return self.hand(self, self.head(self.second(h).relu()), self.aside(h))
+
+
+def net(hand: Callable[[Any, Tensor, Tensor], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return Net(hand).eval()
+
+
+def lazily(_: Any, out: Tensor, aside: Tensor) -> Iterator[Tensor]:
+    yield out
+    yield aside.relu()
+
+
+RETURNED: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
+    "tuple": lambda m, out, aside: (out, aside),
+    "slots": lambda m, out, aside: Slots(torch.cat([out, aside], -1)),
+    "slots beside": lambda m, out, aside: (out, Slots(aside)),
+    "object": lambda m, out, aside: (Plain(out), Plain(aside)),
+    "set": lambda m, out, aside: {out, aside},
+    "frozenset in a dict": lambda m, out, aside: {"all": frozenset([out, aside])},
+    "deque": lambda m, out, aside: deque([out, aside]),
+    "generator": lazily,
+    "iterator": lambda m, out, aside: iter([out, aside]),
+    "map": lambda m, out, aside: map(torch.relu, [out, aside]),
+    "array": lambda m, out, aside: (out.numpy(), aside.numpy()),
+    "array beside": lambda m, out, aside: (out, aside.double().numpy()),
+    "floats": lambda m, out, aside: (out.tolist(), aside.tolist()),
+    "whole numbers": lambda m, out, aside: (out, aside.long().tolist()),
+    "closure": lambda m, out, aside: (out, lambda: aside),
+}
+
+
+def attribute(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+    m.last = aside
+    return out
+
+
+def changed_in_place(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+    m.last = aside
+    m.last.mul_(2)
+    return out
+
+
+def in_a_dict(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+    m.held["aside"] = (aside.abs(),)
+    return out
+
+
+def in_a_list(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+    m.row.append({"aside": aside.unsqueeze(0)})
+    return out
+
+
+def in_a_part(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+    m.aside.loss = aside.square()
+    return out
+
+
+def as_an_array(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+    m.last = aside.numpy()
+    return out
+
+
+LEFT = [attribute, changed_in_place, in_a_dict, in_a_list, in_a_part, as_an_array]
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_prune_when_results_are_in_any_container_then_they_keep_their_shape(name: str) -> None:
+    result = sc.prune(net(RETURNED[name]), torch.randn(3, 8), 0.5)
+    assert (result.model.head.out_features, result.model.aside.out_features) == (4, 6)
+    assert result.model.first.out_features == 8
+    assert result.verification.passed
+
+
+@pytest.mark.parametrize("hand", LEFT)
+def test_prune_when_results_stay_in_the_model_then_they_keep_their_shape(
+    hand: Callable[..., Any],
+) -> None:
+    model = net(hand)
+    before = set(vars(model))
+    result = sc.prune(model, torch.randn(3, 8), 0.5)
+    assert result.model.aside.out_features == 6
+    assert result.model.first.out_features == 8
+    assert set(vars(model)) == before
+    assert not model.held
+    assert not model.row
+
+
+@pytest.mark.parametrize("computed", ["always", "in training"])
+def test_prune_when_results_are_left_in_training_only_then_they_keep_their_shape(
+    computed: str,
+) -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 6)
+
+        def forward(self, x: Tensor) -> Tensor | None:
+            return self.layer(x) if self.training or computed == "always" else None
+
+    class Trained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head, self.aside = nn.Linear(8, 16), nn.Linear(16, 4), Aside()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x).relu()
+            aside = self.aside(h)
+            if self.training:
+                self.loss = aside.square()
+            return self.head(h)
+
+    torch.manual_seed(0)
+    result = sc.prune(Trained().eval(), torch.randn(3, 8), 0.5)
+    assert result.model.aside.layer.weight.shape == (6, 8)
+
+
+class Remembering(nn.Module):
+    """A causal convolution that is given a piece at a time, and keeps what it needs of the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(4, 16, 1), nn.Conv1d(16, 4, 3)
+        self.past: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        past = torch.zeros_like(h[..., :2]) if self.past is None else self.past
+        h = torch.cat([past, h], -1)
+        self.past = h[..., -2:].clone()
+        return self.second(h)
+
+
+def test_prune_when_the_model_reads_again_what_it_left_then_it_is_no_result() -> None:
+    torch.manual_seed(0)
+    result = sc.prune(Remembering().eval(), torch.randn(2, 4, 8), 0.5)
+    assert result.model.first.out_channels == 8
+    assert result.verification.passed
+
+
+@pytest.mark.parametrize("kind", ["none", "closure", "whole numbers"])
+def test_prune_when_nothing_comes_back_to_compare_then_config_error(kind: str) -> None:
+    hands: dict[str, Callable[..., Any]] = {
+        "none": lambda m, out, aside: None,
+        "closure": lambda m, out, aside: lambda: out,
+        "whole numbers": lambda m, out, aside: out.argmax(-1).tolist(),
+    }
+    with pytest.raises(ConfigError, match="nothing can be compared"):
+        sc.prune(net(hands[kind]), torch.randn(3, 8), 0.5)
+
+
+@pytest.mark.parametrize("form", ["array", "floats", "numbers"])
+def test_verify_when_results_are_no_tensors_then_they_are_compared(form: str) -> None:
+    forms: dict[str, Callable[[Tensor], Any]] = {
+        "array": lambda out: out.numpy(),
+        "floats": lambda out: out.tolist(),
+        "numbers": lambda out: float(out.sum()),
+    }
+
+    class Judged(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            return forms[form](super().forward(x) * self[0].out_features)
+
+    model = Judged(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with pytest.raises(sc.errors.ShrinkError):
+        sc.shrink(
+            model, {"0.weight": torch.arange(16)[:, None].expand(16, 8) < 8}, torch.randn(3, 8)
+        )
