@@ -206,3 +206,111 @@ def test_verify_when_results_are_no_tensors_then_they_are_compared(form: str) ->
         sc.shrink(
             model, {"0.weight": torch.arange(16)[:, None].expand(16, 8) < 8}, torch.randn(3, 8)
         )
+
+
+class Given(nn.Module):
+    """A model whose caller finds more in what it gave."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.first, self.head, self.aside = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor, store: Any) -> Tensor:
+        h = self.first(x).relu()
+        aside = self.aside(h)
+        if self.how == "list":
+            store.append(aside)
+        elif self.how == "dict":
+            store["aside"] = [aside]
+        else:
+            store.copy_(aside.mean(1, keepdim=True))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("how", ["list", "dict", "tensor"])
+def test_prune_when_the_caller_finds_results_in_what_it_gave_then_they_are_kept(how: str) -> None:
+    torch.manual_seed(0)
+    made: dict[str, Callable[[], Any]] = {
+        "list": list,
+        "dict": dict,
+        "tensor": lambda: torch.zeros(3, 1),
+    }
+    x = torch.randn(3, 8)
+    result = sc.prune(Given(how).eval(), (x, made[how]()), 0.5)
+    assert result.model.aside.out_features == 6
+    assert result.model.first.out_features == 8
+
+
+@pytest.mark.parametrize("how", ["size", "shape", "of another"])
+def test_prune_when_forward_returns_a_width_then_it_stays(how: str) -> None:
+    hands: dict[str, Callable[[Tensor, Tensor], Any]] = {
+        "size": lambda h, out: (out, h.size(-1)),
+        "shape": lambda h, out: {"out": out, "shape": h.shape},
+        "of another": lambda h, out: (out, out.shape[-1], len(h)),
+    }
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.first(x).relu()
+            return hands[how](h, self.head(h))
+
+    if how == "of another":
+        assert sc.prune(Told().eval(), torch.randn(3, 8), 0.5).model.first.out_features == 8
+        return
+    with pytest.raises(sc.errors.NoMatchError, match="a number from its size"):
+        sc.prune(Told().eval(), torch.randn(3, 8), 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_prune_when_an_input_is_sparse_then_it_is_taken(layout: torch.layout) -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, adjacency: Tensor, x: Tensor) -> Tensor:
+            return self.head((adjacency @ self.first(x)).relu())
+
+    adjacency = torch.eye(3).to_sparse(layout=layout)
+    result = sc.prune(Bag().eval(), (adjacency, torch.randn(3, 6)), 0.5)
+    assert result.model.first.out_features == 8
+    assert result.verification.passed
+
+
+def test_analyze_when_a_forward_cannot_be_looked_at_then_the_error_says_what_helps() -> None:
+    class Force(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(super().forward(x).sum(), x)[0]
+
+    class Chooses(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, torch.relu, torch.tanh, (super().forward(x),))
+
+    layers = nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)
+    for kind, said in ((Force, "enable_grad"), (Chooses, "plain Python")):
+        with pytest.raises(sc.errors.TraceError, match=said):
+            sc.analyze(kind(*layers).eval(), torch.randn(3, 6))
+    nested = torch.nested.nested_tensor([torch.randn(3, 6)], layout=torch.jagged)
+    with pytest.raises(sc.errors.TraceError, match="nested"):
+        sc.analyze(nn.Sequential(*layers).eval(), nested)
+
+
+def test_prune_when_code_asks_whether_gradients_are_on_then_both_ways_are_seen() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slow, self.fast, self.head = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.slow if torch.is_grad_enabled() else self.fast)(x).relu())
+
+    result = sc.prune(Asks().eval(), torch.randn(3, 6), 0.5)
+    assert result.model(torch.randn(2, 6)).shape == (2, 1)
+    assert result.model.slow.out_features == result.model.fast.out_features == 8

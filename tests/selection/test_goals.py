@@ -523,3 +523,28 @@ def test_budget_when_a_percentage_makes_no_sense_then_says_what_to_write(written
     with pytest.raises(ConfigError) as caught:
         sc.Config(budget=written)
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("granularity", ["element", "out_channel", "in_channel", "group"])
+@pytest.mark.parametrize("allocate", ["uniform", "owl", "depth"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
+def test_prune_when_shares_differ_then_as_much_goes_as_was_asked(
+    allocate: str, granularity: str, sparsity: float
+) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 16)
+    model = nn.Sequential(*layers).eval()
+    data = [torch.randn(32, 16) for _ in range(2)]
+    config = sc.Config(
+        sparsity=sparsity, criterion="wanda", granularity=granularity, allocate=allocate
+    )
+    pruner = sc.Pruner(model, config, data[0])
+    pruner.calibrate(data)
+    masks = pruner.decide()
+    weights = [masks[name] for name in masks if masks.shape(name)[1:]]
+    if granularity == "group":  # channels, of the two layers that have any to give
+        kept = [float(mask.any(1).float().mean()) * len(mask) for mask in weights[:2]]
+        gone = 1 - sum(kept) / (40 + 32)
+    else:
+        gone = 1 - sum(int(m.sum()) for m in weights) / sum(m.numel() for m in weights)
+    assert abs(gone - sparsity) < 0.06

@@ -30,7 +30,14 @@ def handed_out(
     memory = kept & {owner[value] for value in again().reads} if kept else set[int]()
     unread = [value for value in unread if owner[value] not in memory]
     results = [value for value in unread if closed or owner[value] in kept]
-    return results, len(results) < len(unread)
+    return [*results, *_given_back(recording)], len(results) < len(unread)
+
+
+def _given_back(recording: Recording) -> Iterator[int]:
+    """Yield what is written into the inputs: the caller has it."""
+    given = {recording.owner[value] for value in recording.inputs}
+    updates = (op.updates for op in recording.ops if op.updates)
+    return (after for before, after in updates if recording.owner[before] in given)
 
 
 def _unread(recording: Recording) -> Iterator[int]:

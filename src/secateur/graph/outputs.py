@@ -68,6 +68,16 @@ def hides(model: nn.Module, out: Any) -> bool:
     )
 
 
+def numbers_of(out: Any) -> Iterator[int]:
+    """Yield the integers of an output.
+
+    >>> list(numbers_of((torch.zeros(1), {"height": 3}, [4, True])))
+    [3, 4]
+    """
+    kinds = (leaf for leaf in _leaves(out) if isinstance(leaf, int))
+    return (leaf for leaf in kinds if not isinstance(leaf, bool))
+
+
 def left_in(new: Iterable[Any]) -> tuple[list[Tensor], bool]:
     """Return the tensors among what a forward left behind, and whether there are arrays.
 
@@ -126,7 +136,7 @@ def _leaves(out: Any, opened: Callable[[Any], bool] | None = None) -> Iterator[A
 
     def inside(x: Any) -> Iterator[Any]:
         for leaf in tree_flatten(x)[0]:
-            if isinstance(leaf, (Tensor, float, complex)):
+            if isinstance(leaf, (Tensor, int, float, complex)):
                 yield leaf
             elif id(leaf) not in seen:
                 seen[id(leaf)] = leaf

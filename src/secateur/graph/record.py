@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from .handed import handed_out
 from .integers import TracedInt, origin_of, watched_functions
 from .module_calls import module_calls
 from .origins import Attribute, Origin, Size
-from .outputs import hides, left_in, results_of
+from .outputs import hides, left_in, numbers_of, results_of
 from .program import Compared, Number, Op, Recording, Ref, Whole
 from .scripted import scripts_as_python
 
@@ -206,6 +206,7 @@ def record(model: nn.Module, example: Example) -> Recording:
         TraceError: the forward failed; the message has its error, and the model is as before.
         CopyError: it is a copy, and computes with parameters of its original.
     """
+    _check_plain(call_arguments(example))
     if runs_for_real(model):
         return _record(model, example, fake=False)
     absent = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
@@ -252,7 +253,8 @@ def _record(
         stack.enter_context(watched_functions())
         stack.enter_context(scripts_as_python())
         try:
-            out, results = _called(recorder, model, args, kwargs)
+            forward = _Forward(recorder, model, args, kwargs)
+            out, results = forward.run()
         except Exception as error:  # the user's forward may raise anything
             if apart.hidden:  # entries that it needs
                 stack.close()
@@ -261,50 +263,75 @@ def _record(
             raise TraceError(
                 f"the forward of {type(model).__name__} failed on the example inputs "
                 f"({shapes or 'no tensors'}), in {''.join(failed) or 'the model'!r}: "
-                f"{type(error).__name__}: {error}{without_autocast()}"
+                f"{type(error).__name__}: {error}{without_autocast()}{_hint(error)}"
             ) from error
         if recorder.read:
             raise not_its_own(model, recorder.read)
-        call = partial(_called, recorder, model, args, kwargs)
-        loose = _results(recorder, model, out, results, call)
-        if loose or recording.unread():
-            _record_training(recorder, model, call)
+        if forward.results(out, results) or recording.unread():
+            _record_training(forward)
     recording.stateful = apart.changed
     recording.given_floats = recorder.calls.given
     return recording
 
 
-def _called(
-    recorder: _Recorder, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, list[Tensor]]:
-    """Record a forward; return what it returned, and the tensors therein."""
-    with in_mode(recorder), in_mode(recorder.calls):
-        out = model(*args, **kwargs)
-        return out, [*results_of(model, out)]  # a generator runs its code now
+HINTS = {
+    "HigherOrderOperator": (
+        "operators that take functions (torch.cond, while_loop, flex_attention) hide what these "
+        "do: let the model that is pruned say it in plain Python"
+    ),
+    "require grad": (
+        "forwards are looked at without gradients: where one takes a gradient itself, let it do so "
+        "under torch.enable_grad()"
+    ),
+}
+"""What helps where a forward fails because it is recorded, by words of the error."""
 
 
-Called = Callable[[], tuple[Any, list[Tensor]]]
+def _hint(error: Exception) -> str:
+    return "".join(f"\n{hint}" for words, hint in HINTS.items() if words in str(error))
 
 
-def _results(
-    recorder: _Recorder, model: nn.Module, out: Any, results: Sequence[Tensor], call: Called
-) -> bool:
-    """Write down what is a result of the forward; tell whether nothing reads other values."""
-    recording = recorder.recording
-    recording.outputs = [recorder.ref(x).value for x in results]
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    left, arrays = left_in(recorder.apart.new())
+def _check_plain(args: Any) -> None:
+    if any(isinstance(x, Tensor) and x.is_nested for x in tree_flatten(args)[0]):
+        raise TraceError(
+            "the example inputs hold a nested tensor, whose sizes nobody can follow: give padded "
+            "ones (nested.to_padded_tensor(0.0))"
+        )
 
-    def again() -> Recording:
-        with _beside(recorder) as next_one:
-            call()
-        return next_one
 
-    closed = hides(model, out) or arrays
-    values = [recorder.values[x] for x in left if id(x) not in own and x in recorder.values]
-    more, loose = handed_out(recording, values, again, closed=closed)
-    recording.outputs += more
-    return loose
+@dataclass(frozen=True)
+class _Forward:
+    """A call that is recorded, and may be again."""
+
+    recorder: _Recorder
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> tuple[Any, list[Tensor]]:
+        """Record it; return what it returned, and the tensors therein."""
+        with in_mode(self.recorder), in_mode(self.recorder.calls):
+            out = self.model(*self.args, **self.kwargs)
+            return out, [*results_of(self.model, out)]  # a generator runs its code now
+
+    def results(self, out: Any, tensors: Sequence[Tensor]) -> bool:
+        """Write down what is a result of the call; tell whether nothing reads other values."""
+        recorder, model, recording = self.recorder, self.model, self.recorder.recording
+        recording.outputs = [recorder.ref(x).value for x in tensors]
+        for number in numbers_of(out):
+            recorder.number(origin_of(number))
+        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        left, arrays = left_in([*recorder.apart.new(), self.args, self.kwargs])
+        values = [recorder.values[x] for x in left if id(x) not in own and x in recorder.values]
+        closed = hides(model, out) or arrays
+        more, loose = handed_out(recording, values, self._again, closed=closed)
+        recording.outputs += more
+        return loose
+
+    def _again(self) -> Recording:
+        with _beside(self.recorder) as recording:
+            self.run()
+        return recording
 
 
 @contextmanager
@@ -318,14 +345,13 @@ def _beside(recorder: _Recorder) -> Iterator[Recording]:
         recorder.recording = recording
 
 
-def _record_training(recorder: _Recorder, model: nn.Module, call: Called) -> None:
-    """Record a forward in training mode, beside the first: it reads what that one does not."""
-    recording = recorder.recording
-    with _beside(recorder) as recording.training:
+def _record_training(forward: _Forward) -> None:
+    """Record a call in training mode, beside the first: it reads what that one does not."""
+    recording = forward.recorder.recording
+    with _beside(forward.recorder) as recording.training:
         try:
-            with in_training_mode(model):
-                out, results = call()
-                _results(recorder, model, out, results, call)
+            with in_training_mode(forward.model), torch.enable_grad():
+                forward.results(*forward.run())
         except Exception as error:  # it may need targets, or more than one example for a batch norm
             recording.failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
 

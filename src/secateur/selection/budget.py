@@ -78,6 +78,7 @@ class Budget:
         self._proof = Proof(structure, self.goals)
         self._widths = liked_by(self._proof.timed, structure, selectables, self._ties.families)
         self._spread: Spread | None = None
+        self._units = 0  # of all that is ranked: channels, or single weights
         self.drop: tuple[str, ...] = tuple(blocks[1:])
         self.unmet = self._short = self._shortfall(self.goals)
         self.drop = ()
@@ -257,6 +258,7 @@ class Budget:
         def over(shares: Sequence[float]) -> float:
             return self.over(self._counts(kept(shares)), share)
 
+        self._units = sum(len(request.score) for request in requests)
         spread = self._shares(requests, kept, over)
         # so fine that between two ratios at most one unit more goes of whatever is ranked together
         finest = min(r.grain for r in requests) / sum(len(r.score) * r.grain for r in requests)
@@ -272,12 +274,12 @@ class Budget:
     def over(self, counts: Mapping[str, int], share: float = 1.0) -> float:
         """Return how far a model is over a share of the goal: what it costs by what is allowed.
 
-        Where channels are asked for, it is their number.
+        Where channels, or single weights, are asked for, it is their number.
         """
         if not self.goals:
             gone = sum(s.request.sparsity or 0.0 for s in self.selectables) / len(self.selectables)
-            sizes = [s.group.size if s.group else 1 for s in self.selectables]
-            return sum(counts.values()) / max(sum(sizes) * (1 - share * gone), 1e-9)
+            units = self._units or sum(self._whole().values())
+            return sum(counts.values()) / max(units * (1 - share * gone), 1e-9)
         assert self.structure is not None
         found = [0.0]
         for goal in self.goals:

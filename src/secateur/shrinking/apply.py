@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from secateur.runtime.undo import Undo
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
+from .awake import awake
 from .configured import changed
 from .cut import Surgery
 from .depth import TakenOut, take_out
@@ -31,7 +33,7 @@ from .plan import Plan
 from .record import words_of
 from .rescale import rounded
 from .result import MASKED, Result
-from .verify import Check
+from .verify import Check, Verification
 
 
 @in_ordinary_mode
@@ -114,9 +116,11 @@ def cut_and_verify(
     with during("cutting"), Undo(lasting=True) as undo:
         undo(surgery.undo)
         check = Check(structure, example_inputs) if verify else None
-        operation = Operation(surgery, structure, masks, example_inputs, folding, check, as_it_is)
-        done = operation.perform(plan)
-        config, layers, same = _said(model, structure, surgery, check, take_out(surgery, check))
+        folds = folding is not None and folding.constants
+        with awake(surgery) if check and not folds else nullcontext():
+            given = surgery, structure, masks, example_inputs, folding, check, as_it_is
+            done = Operation(*given).perform(plan)
+            config, layers, same = _said(model, structure, surgery, check, take_out(surgery, check))
         outdate(model, surgery.shapes)
     changed = _changed(structure, done.plan, surgery, as_it_is)
     return Result(
@@ -131,10 +135,18 @@ def cut_and_verify(
         config=config,
         layers=layers,
         rebuilt=same,
-        warnings=done.warnings,
+        warnings=[*done.warnings, *_blind(done.verification)],
         compared_with=_compared_with(structure, done.plan, as_it_is),
         inputs=words_of(example_inputs),
     )
+
+
+def _blind(verification: Verification | None) -> Iterator[str]:
+    if verification is not None and verification.blind:
+        yield (
+            f"the comparison says little: on all inputs that were tried the outputs are "
+            f"{verification.blind}. Give an example on which the model answers"
+        )
 
 
 def _compared_with(structure: Structure, plan: Plan, as_it_is: bool) -> str:

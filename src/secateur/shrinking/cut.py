@@ -126,6 +126,12 @@ class Surgery:
                 if held is tensor:
                     self.set_attribute(module, name, new)  # recurrent layers keep a second list
 
+    def set_extra(self, module: nn.Module, state: Tensor) -> None:
+        """Give a module what it saved beside its tensors."""
+        before = module.get_extra_state()
+        self._undo.append(lambda: module.set_extra_state(before))
+        module.set_extra_state(state)
+
     def delete_attribute(self, module: Any, name: str) -> None:
         before = getattr(module, name)
         self._undo.append(lambda: setattr(module, name, before))

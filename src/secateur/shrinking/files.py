@@ -43,7 +43,7 @@ from .document import (
     signed,
 )
 from .exports import remove_outdated
-from .fits import absent, by_tensor, misfits, shape_of, tensors_of, ties
+from .fits import EXTRA, absent, by_tensor, has_extra, misfits, shape_of, state_of, tensors_of, ties
 from .folder import BUFFERS, INDEX, WEIGHTS, is_weights, read_folder, same, weights_of
 from .history import HELD_AS, History
 from .older import outdate
@@ -126,7 +126,7 @@ def _save(
         )
     tensors = tensors_of(model)
     _check_unchanged(tensors, history)
-    state = model.state_dict()
+    state = state_of(model)
     others = {name: tensor for name, tensor in model.named_buffers() if name not in state}
     tied = ties(tensors)
     document = _document(model, history, tied)
@@ -207,7 +207,10 @@ def _write_weights(
 ) -> None:
     objects = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if objects:
-        raise FileError(f"the state {objects[0]!r} is no tensor and cannot be saved")
+        raise FileError(
+            f"the state {objects[0]!r} is no tensor and cannot be saved: nothing in a file is ever "
+            "unpickled. Let get_extra_state() return a tensor"
+        )
     write_tensors(path, {k: v for k, v in state.items() if k not in tied}, text=bound)
 
 
@@ -233,7 +236,7 @@ def _document(model: nn.Module, history: History, tied: Mapping[str, str]) -> di
             f"{kept} positions are kept, and a plan is read with {MOST_IN_ALL} at most: save "
             "model.state_dict(), and with torch.save or pickle the model itself"
         )
-    state = model.state_dict().keys()
+    state = state_of(model).keys()
     taken = {path: {"size": n, "kept": list(kept)} for path, (n, kept) in history.taken.items()}
     told = {
         "format": "secateur.pruned",
@@ -354,6 +357,10 @@ def _repeat(surgery: Surgery, history: History, saved: Mapping[str, Tensor]) -> 
         if name is not None:
             surgery.set_tensor(tensor, saved[name])
     paths = dict(model.named_modules(remove_duplicate=False))
+    for name, module in paths.items():
+        extra = f"{name}.{EXTRA}" if name else EXTRA
+        if extra in saved and has_extra(module):
+            surgery.set_extra(module, saved[extra])
     before = remembered(getattr(model, "config", None))
     for text, (_, after) in history.attributes.items():
         surgery.set_size(Attribute.parse(text, paths), after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from .cut import Surgery
 from .document import Document, left_out
 from .history import History, Shape
 from .numbers import other_values
+
+EXTRA = "_extra_state"
+"""What torch calls that which a module saves beside its tensors."""
 
 
 def misfits(
@@ -61,9 +65,9 @@ def _foreign(document: Document, model: nn.Module) -> Iterator[str]:
 def _other_tensors(
     history: History, model: nn.Module, saved: Mapping[str, Tensor]
 ) -> Iterator[str]:
-    tensors, state = tensors_of(model), model.state_dict().keys()
+    tensors, state = tensors_of(model), state_of(model).keys()
     for name in (*saved, *history.shapes):
-        if name not in tensors:
+        if name not in tensors and not (name in state and name.rpartition(".")[2] == EXTRA):
             yield f"this model has no tensor {name!r}.{did_you_mean(name, tensors)}"
     for names, tensor in by_tensor(model):
         name = names[0]
@@ -134,6 +138,30 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Return what a model saves, by its own names, whatever hooks make of its ``state_dict()``.
+
+    That is all parameters, persistent buffers, and extra states (``get_extra_state``).
+
+    >>> sorted(state_of(nn.BatchNorm1d(2, affine=False)))
+    ['num_batches_tracked', 'running_mean', 'running_var']
+    """
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        lasting = module._buffers.keys() - module._non_persistent_buffers_set
+        held = {**module._parameters, **{name: module._buffers[name] for name in sorted(lasting)}}
+        found |= {f"{prefix}{n}": t.detach() for n, t in held.items() if t is not None}
+        if has_extra(module):
+            found[f"{prefix}{EXTRA}"] = module.get_extra_state()
+    return found
+
+
+def has_extra(module: nn.Module) -> bool:
+    """Tell whether a module saves something that is no parameter and no buffer."""
+    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def by_tensor(model: nn.Module) -> list[tuple[list[str], Tensor]]:

@@ -298,7 +298,9 @@ def _real(x: Tensor) -> torch.dtype:
 
 
 def _varied(x: Tensor) -> bool:
-    return x.numel() > 1 and x.dtype != torch.bool and bool((x != x.flatten()[0]).any())
+    if x.dtype == torch.bool or x.layout != torch.strided:
+        return False
+    return x.numel() > 1 and bool((x != x.flatten()[0]).any())
 
 
 def _tensors(example: Example) -> Iterator[Tensor]:

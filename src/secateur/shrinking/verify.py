@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -124,6 +125,7 @@ class Verification:
     tried: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     worst: str = ""  # of those tried: where the difference is largest
+    blind: str = ""  # why a difference could not be seen: "empty" outputs, or "all the same"
 
     @property
     def passed(self) -> bool:
@@ -251,7 +253,7 @@ class Check:
         tried = tuple(way.name for way in expected.ways)
         allowed = precision.tolerance if failed else allowed
         made = worst, allowed, exact, len(tried), str(precision), tried, tuple(expected.refused)
-        return Verification(*made, where)
+        return Verification(*made, where, blind(expected.outputs))
 
     def same(self, model: nn.Module, expected: Expected) -> bool:
         """Tell whether another model runs and computes the same."""
@@ -352,6 +354,24 @@ def once(
         out = model(*args, **kwargs)
         results = [*results_of(model, out, numbers=True)]  # a generator runs its code now
     return [t.detach().clone() for t in results]
+
+
+def blind(outputs: Sequence[Sequence[Tensor]]) -> str:
+    """Say why outputs, those of each input, could not show any difference; nothing if they could.
+
+    >>> blind([[torch.zeros(0, 4)], [torch.zeros(0, 4)]]), blind([[torch.ones(2)], [torch.ones(3)]])
+    ('empty', 'all the same number')
+    >>> blind([[torch.tensor([1.0, 2.0])]])
+    ''
+    """
+    for parts in zip_longest(*outputs, fillvalue=torch.empty(0)):
+        numbers = [part.flatten() for part in parts if part.numel() and not part.is_meta]
+        first = numbers[0][0] if numbers else torch.empty(())
+        if any(part.is_meta for part in parts) or any(
+            bool(each.ne(first).any()) for each in numbers
+        ):
+            return ""
+    return "all the same number" if any(p.numel() for each in outputs for p in each) else "empty"
 
 
 def said(error: BaseException | None) -> str:
