@@ -116,9 +116,8 @@ def cut_and_verify(
     with during("cutting"), Undo(lasting=True) as undo:
         undo(surgery.undo)
         check = Check(structure, example_inputs) if verify else None
-        folds = folding is not None and folding.constants
-        with awake(surgery) if check and not folds else nullcontext():
-            given = surgery, structure, masks, example_inputs, folding, check, as_it_is
+        given = surgery, structure, masks, example_inputs, folding, check, as_it_is
+        with nullcontext() if check is None or (folding and folding.constants) else awake(surgery):
             done = Operation(*given).perform(plan)
             config, layers, same = _said(model, structure, surgery, check, take_out(surgery, check))
         outdate(model, surgery.shapes)
