@@ -103,6 +103,20 @@ class NoUnit(Cost):
         return 1.0
 
 
+class Letters(Cost):
+    words = "watts"  # type: ignore[assignment]
+
+    def of(self, count: Count) -> float:
+        return 1.0
+
+
+class Thief(Cost):
+    words = ("things", "params")
+
+    def of(self, count: Count) -> float:
+        return 1.0
+
+
 @pytest.mark.parametrize(
     ("register", "given", "said"),
     [
@@ -116,6 +130,8 @@ class NoUnit(Cost):
         (secateur.methods.register, NoSettings, "'no_settings'.*dataclass"),
         (cost, type("Plain", (), {}), "derived from Cost"),
         (cost, NoUnit, "'NoUnit' must say its unit in words"),
+        (cost, Letters, "words must be a tuple of units, not 'watts'"),
+        (cost, Thief, "the unit 'params' is of 'params'"),
     ],
 )
 def test_register_when_it_cannot_be_called_as_it_will_be_then_it_is_refused(
@@ -237,7 +253,7 @@ def test_prune_when_what_somebody_registered_returns_something_else_then_that_is
     assert all(torch.equal(before[name], now) for name, now in net.state_dict().items())
 
 
-@pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0, None])
+@pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0, None, 0.0])
 def test_prune_when_a_cost_of_somebody_is_no_amount_then_config_error(
     amount: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +264,7 @@ def test_prune_when_a_cost_of_somebody_is_no_amount_then_config_error(
             return amount
 
     monkeypatch.setitem(COSTS, "mine", Mine)
-    with pytest.raises(ConfigError, match="must return an amount"):
+    with pytest.raises(ConfigError, match="must return an amount|costs 0 of it"):
         secateur.prune(three_layers(), torch.randn(4, 8), 0.5, of="mine")
 
 

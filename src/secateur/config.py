@@ -214,14 +214,15 @@ def _stored_targets(value: object) -> object:
 class Config(Target):
     """The defaults of all targets, and what holds for the whole run.
 
-    Without ``targets`` the Config itself is the one target.
+    Without ``targets`` the Config itself is the one target.  With them, what none selects stays as
+    it is, and of several that match the last one counts: ``{}``, all of it, stands first.
 
     Raises:
         ConfigError: with one sentence for every problem.
 
-    >>> config = Config(sparsity=0.5, targets=[{"names": ["stem"], "sparsity": 0.1}, {}])
+    >>> config = Config(sparsity=0.5, targets=[{}, {"names": ["stem"], "sparsity": 0.1}])
     >>> [target.sparsity for target in config.resolved_targets()]
-    [0.1, 0.5]
+    [0.5, 0.1]
     >>> config.replace(criterion="l1").criterion
     'l1'
 

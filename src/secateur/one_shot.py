@@ -138,8 +138,10 @@ def repair_wanted(how: str | None, data: Any, loss: Loss | None) -> str | None:
     """Return the repair that was asked for, or None.
 
     Raises:
-        ConfigError: it needs data, and there is none, or labelled data.
+        ConfigError: it, or the loss, needs data, and there is none, or labelled data.
     """
+    if loss is not None and data is None:
+        raise ConfigError("loss=… needs data=…, batches of what it takes")
     if how in (None, "none"):
         return USUAL if how is None and data is not None and loss is None else None
     assert how is not None

@@ -371,3 +371,23 @@ def test_report_when_drawn_again_then_same_page_and_markdown(run: Run, small: Pa
 
 def test_report_when_folder_has_none_then_one_line(run: Run, tmp_path: Path) -> None:
     assert run("report", tmp_path, code=cli.FAILED).startswith("error: ")
+
+
+@pytest.mark.parametrize("place", ["a file", "in a file"])
+@pytest.mark.parametrize("command", ["prune", "search", "export"])
+def test_command_when_its_folder_cannot_be_written_then_that_is_said_first(
+    command: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    out = taken if place == "a file" else taken / "small"
+    never = f"{NETWORKS}:never"  # whoever looks for it has begun to work
+    more = {
+        "prune": ["--sparsity", "0.5", "--train", never],
+        "search": ["--sparsity", "0.5", "--evaluate", never],
+        "export": ["--torch-export"],
+    }[command]
+    assert cli.main([command, *CONV, *more, "--out", str(out)]) != cli.DONE
+    said = capsys.readouterr().err
+    assert "is a file, and no folder" in " ".join(said.split())
+    assert taken.read_text() == "mine"

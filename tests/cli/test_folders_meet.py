@@ -197,3 +197,31 @@ def test_folder_when_the_class_is_the_users_own_then_its_dense_model_is_named(
     assert "Mine: say it with --dense" in capsys.readouterr().err
     with pytest.raises(sc.errors.FileError, match="names no model of transformers"):
         sc.from_pretrained(small)
+
+
+@pytest.mark.slow  # imports transformers
+@pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+@pytest.mark.parametrize("what", ["pickled", "no class", "another class"])
+@pytest.mark.parametrize("command", ["prune", "inspect"])
+def test_command_when_weights_would_be_random_or_lost_then_refused(
+    command: str, what: str, tmp_path: Path, transformers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "dense"
+    model = llama(transformers)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if what == "pickled":
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        said = "pytorch_model.bin is not read"
+    elif what == "no class":
+        del config["architectures"]
+        said = "lm_head.weight would be lost"
+    else:
+        config["architectures"] = ["LlamaForSequenceClassification"]
+        said = "score.weight would be random"
+    (folder / "config.json").write_text(json.dumps(config))
+    more = {"prune": ["--sparsity", "0.5", "--out", str(tmp_path / "small")], "inspect": []}
+    assert cli.main([command, str(folder), *more[command]]) != cli.DONE
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "small").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -224,3 +225,46 @@ def test_main_when_nothing_is_left_then_succeeds(tmp_path: Path, capsys):
 def test_main_when_no_file_is_given_then_says_how_it_is_called(arguments, status, capsys):
     assert main(arguments) == status
     assert "python -m secateur.nni.migrate FILE" in capsys.readouterr().out
+
+
+NOTEBOOK = [
+    "%pip install nni\n!ls\n",
+    "import nni\nfrom nni.compression.pruning import L1NormPruner",
+    "%%bash\nfrom nni.compression import speedup\n",
+    "def f():\n    %time nni.trace(dict)()\n    return nni.trace(dict)\n",
+    "",
+]
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["text", "lines"])
+def test_main_when_given_a_notebook_then_its_code_cells_are_rewritten(lines, tmp_path, capsys):
+    path = tmp_path / "script.ipynb"
+
+    def cell(code: str, kind: str = "code") -> dict[str, object]:
+        source = code.splitlines(keepends=True) if lines else code
+        return {"cell_type": kind, "source": source, "metadata": {"é": 1}}
+
+    cells = [cell("# nni.trace", "markdown"), *map(cell, NOTEBOOK)]
+    path.write_text(json.dumps({"cells": cells, "nbformat": 4}), encoding="utf-8")
+    assert main([str(path)]) == 0
+    assert "3 changes, 0 left" in capsys.readouterr().out
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert [each["metadata"] for each in found["cells"]] == [{"é": 1}] * 6
+    sources = ["".join(each["source"]) for each in found["cells"]]
+    assert all(isinstance(each["source"], list) is lines for each in found["cells"])
+    assert sources[:2] == ["# nni.trace", NOTEBOOK[0]]
+    assert "from secateur.nni.pruning import L1NormPruner" in sources[2]
+    assert sources[3] == NOTEBOOK[2]
+    assert "import secateur.nni" in sources[2]
+    assert "return secateur.nni.trace(dict)" in sources[4]
+    assert "%time nni.trace(dict)()" in sources[4]
+    assert sources[5] == ""
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cells": [{"cell_type": "code"}]}'])
+def test_main_when_a_notebook_is_none_then_it_says_so(text, tmp_path, capsys):
+    path = tmp_path / "script.ipynb"
+    path.write_text(text)
+    assert main([str(path)]) == 1
+    assert "is no notebook that can be read" in capsys.readouterr().out
+    assert path.read_text() == text

@@ -429,6 +429,22 @@ def test_keep_zeros_when_a_layer_has_no_plain_lora_then_it_is_refused_and_none_i
     whole = {"target_modules": [], "target_parameters": ["up.weight"]}
     with pytest.raises(ModelError, match="'up' is adapted by PEFT's ParamWrapper"):
         sc.keep_zeros(adapted(case, case.model(), **whole))
+    config = peft.AdaLoraConfig(init_r=4, target_r=2, total_step=20, target_modules=["up"])
+    with pytest.raises(ModelError, match="'up' is adapted by PEFT's SVDLinear"):
+        sc.keep_zeros(peft.get_peft_model(case.model(), config))
+
+
+def test_prune_when_adapters_lose_ranks_then_a_warning_says_so():
+    case = CASES["linear"]
+    wrapped = adapted(case, case.model(), r=4).eval()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    result = sc.prune(wrapped, TOKENS, 0.5, "l2")
+    assert any("adapters lost ranks" in warning for warning in result.warnings)
+    result = sc.prune(wrapped, TOKENS, 0.5, "l2", allocation={"*.lora_A.*": 0})
+    assert not result.warnings
+    assert result.model.base_model.model.up.lora_A["default"].out_features == 4
 
 
 def test_keep_zeros_then_pefts_own_merge_keeps_them_and_can_be_undone():

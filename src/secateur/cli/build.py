@@ -89,15 +89,47 @@ def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module
     builder: Any = next(models, transformers.AutoModel)
     if any(folder.glob("*.safetensors")):
         remote = {REMOTE: given[REMOTE]}
-        model = builder.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, **remote
+        model, info = builder.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **remote,
         )
+        _check_loaded(folder, model, info, named=builder is not transformers.AutoModel)
     else:
+        _check_absent(folder)
         from_config = getattr(builder, "_from_config", None) or builder.from_config
         model = from_config(config)
     return model, tokens_or_image(model)
 
 
+def _check_loaded(folder: Path, model: nn.Module, info: Mapping[str, Any], named: bool) -> None:
+    """Refuse weights that are not this class's: some would be random, or lost."""
+    kind = type(model).__name__
+    for found, why in (("missing_keys", "would be random"), ("unexpected_keys", "would be lost")):
+        names = sorted(map(str, info.get(found) or ()))
+        if names and not (found == "unexpected_keys" and named):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ConfigError(
+                f"{folder}: as a {kind}, {', '.join(names[:3])}{more} {why}: let config.json name "
+                "the class of the weights under 'architectures'"
+            )
+
+
+def _check_absent(folder: Path) -> None:
+    """Refuse weights in files that are not read: random ones would be taken in their place."""
+    found = sorted(path.name for kind in UNREAD for path in folder.glob(kind))
+    if found:
+        raise ConfigError(
+            f"{folder}: {found[0]} is not read, because reading it can run code, and there are no "
+            "safetensors: load the model with transformers and save_pretrained() it again"
+        )
+
+
+UNREAD = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+"""Weights in a Hugging Face folder that are no safetensors."""
 LIBRARIES: dict[str, Callable[[str, Mapping[str, Any]], tuple[nn.Module, Example | None]]] = {
     "torchvision": _torchvision,
     "timm": _timm,

@@ -28,6 +28,7 @@ from secateur.types import Example, call_arguments
 
 from .models import load
 from .options import NOTHING, Given
+from .outcome import check_place
 from .show import AsJson, show
 
 CLOSE = 1e-3
@@ -66,8 +67,9 @@ def export(
         The folder for the files; by default that of the model, else the current one.
     """
     _check(onnx or torch_export or semi_structured, on_device=semi_structured)
-    loaded = load(model, given)
     folder = out or (Path(model) if isdir(model) else Path())
+    check_place(folder)
+    loaded = load(model, given)
     example = _doubled(loaded.example) if dynamic_batch else loaded.example  # 1 is never dynamic
     shapes = _first_varies(example) if dynamic_batch else None
     written = {}

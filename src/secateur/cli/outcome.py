@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Group as Lines
@@ -22,9 +23,20 @@ from secateur.types import Example
 from .models import keywords, shares
 
 
-def check_place(out: Path | None, dry_run: bool) -> None:
-    if out is None and not dry_run:
+def check_place(out: Path | None, dry_run: bool = False) -> None:
+    """Refuse a folder that could not be written when all work is done."""
+    if dry_run:
+        return
+    if out is None:
         raise ConfigError("say where the smaller model goes: --out DIR (or --dry-run)")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: {there} is a file, and no folder")
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror or error}, in {there}") from error
 
 
 def config_of(file: Path | None, options: dict[str, Any]) -> Config:

@@ -20,7 +20,7 @@ from .calibrate import NONE, usual_loss
 from .data import read_data
 from .models import Loaded, keywords, load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
-from .outcome import config_of, reported
+from .outcome import check_place, config_of, reported
 from .places import imported
 from .show import AsJson, show
 
@@ -111,6 +111,7 @@ def search(
     train
         module:function of (model), which trains the smaller model a little in each trial.
     """
+    check_place(out)
     chosen = config_of(config, settings | ({"strict": False} if best_effort else {}))
     score, trainer = imported(evaluate), imported(train) if train else None
     loaded = load(model, given)

@@ -77,7 +77,7 @@ def amount_of(written: object, of: str = "channels") -> Amount:
 def _units() -> Iterator[tuple[str, tuple[float, tuple[str, ...]]]]:
     """Yield every unit with its factor, and the costs that it is of, the usual one first."""
     found: dict[str, tuple[float, tuple[str, ...]]] = {}
-    for name, kind in sorted(COSTS.items()):
+    for name, kind in COSTS.items():
         prefixes = dict(kind.prefixes) | (BINARY if "B" in kind.words else {})
         for word in kind.words:
             for prefix, factor in prefixes.items():

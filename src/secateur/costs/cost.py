@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -34,6 +34,8 @@ from secateur.types import Example
 Count = Callable[[Atom], int]
 """How many positions of an axis are kept."""
 
+SHARED = ("B", "bytes")
+"""Units of several costs."""
 LARGE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Prefixes of what is counted."""
 
@@ -134,8 +136,8 @@ def cost(kind: C) -> C:
     """Register a cost under the name of its class.
 
     Raises:
-        ValueError: it is no subclass of ``Cost``, says not what its unit is called, or the name is
-            taken.
+        ValueError: it is no subclass of ``Cost``, says not what its unit is called, or the name, or
+            a unit, is taken.
     """
     given: object = kind  # whatever somebody decorates
     if not (isinstance(given, type) and issubclass(given, Cost)):
@@ -145,6 +147,13 @@ def cost(kind: C) -> C:
             f"cost {kind.name()!r} must say its unit in words, as in words = ('MACs',), and return "
             "an amount of it by of(count)"
         )
+    words: Any = kind.words
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"cost {kind.name()!r}: words must be a tuple of units, not {words!r}")
+    taken = {word: name for name, each in COSTS.items() for word in each.words}
+    for word in kind.words:
+        if taken.get(word, kind.name()) != kind.name() and word not in SHARED:
+            raise ValueError(f"cost {kind.name()!r}: the unit {word!r} is of {taken[word]!r}")
     if kind.name() in COSTS:
         raise ValueError(f"cost {kind.name()!r} is registered already")
     COSTS[kind.name()] = kind

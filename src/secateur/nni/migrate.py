@@ -18,10 +18,11 @@ from typing import TypeGuard
 from secateur.errors import FileError
 
 from .counterparts import HERE, home_of, is_here, module_for, why_not
+from .notebook import script_of
 
 USAGE = """usage: python -m secateur.nni.migrate FILE...
 
-Rewrites the imports of NNI in Python files, in place, and lists what it could not.
+Rewrites the imports of NNI in Python files and notebooks, in place, and lists what it could not.
 The exit status is 1 if something is left, else 0."""
 
 
@@ -236,10 +237,18 @@ def _dotted(node: ast.AST) -> str | None:
 def rewrite(path: Path) -> Migrated:
     """Rewrite one file in place, in its own encoding and with its own ends of lines.
 
+    Of a notebook (``.ipynb``) the code cells are rewritten; lines are counted through all of them.
+
     Raises:
-        FileError: it is no Python file.
+        FileError: it is no Python file, and no notebook.
         OSError: it cannot be read or written.
     """
+    if path.suffix == ".ipynb":
+        script, back = script_of(path.read_text(encoding="utf-8"), str(path))
+        done = migrate(script, str(path))
+        if done.changed:
+            path.write_text(back(done.text), encoding="utf-8")
+        return done
     raw = path.read_bytes()
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)

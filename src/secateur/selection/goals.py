@@ -41,6 +41,8 @@ def goals_of(
     def goal(of: str, allowed: float | None, asked: str, share: float = 0.0) -> Goal:
         cost = made[of] = made[of] if of in made else COSTS[of](subject)
         dense = cost.amount(lambda atom: atom.size)
+        if not dense:
+            raise ConfigError(f"of={of!r}: the dense model costs 0 of it, so that nothing can go")
         return Goal(
             cost, (1 - share) * dense if allowed is None else allowed, dense, asked, allowed is None
         )

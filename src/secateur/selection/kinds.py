@@ -52,7 +52,8 @@ def missing(structure: Structure, config: Config, target: Target) -> Iterator[st
         if not named:
             there = [name for name in sorted(kinds) if _named(structure, [name])]
             more = f": {LOOPS}" if kind == "experts" else ""
-            yield f"what={kind!r}: {structure.model} has none (it has {', '.join(there)}){more}"
+            has = f" (it has {', '.join(there)})" if there else ""
+            yield f"what={kind!r}: {structure.model} has none{has}{more}"
             continue
         why = f"; criterion {target.criterion!r} ranks experts alone" if experts else ""
         inexact = [name for name in named if not (structure[name].exact or config.inexact)]

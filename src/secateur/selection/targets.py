@@ -161,6 +161,7 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
         ConfigError: a target has no goal, or a tensor cannot fall into such units.
     """
     found: dict[str, Selectable] = {}
+    owners, chosen = dict[str, str](), dict[str, int]()
     unmatched, wrong = list[str](), list[str]()
     for i, target in enumerate(config.resolved_targets()):
         if allocators.facts[config.allocate].pooled:
@@ -181,6 +182,14 @@ def selectables(model: nn.Module, config: Config, structure: Structure | None) -
             elif odd:
                 unmatched.append(f"{place} has a word that selects nothing: {odd}")
             found |= {each.name: each for each in made}
+            owners |= dict.fromkeys((each.name for each in made), place)
+            chosen[place] = len(made)
+    lost = [place for place, count in chosen.items() if count and place not in owners.values()]
+    unmatched += [
+        f"{place} selects nothing that a later target does not take: the last one that matches "
+        "counts, so that general targets stand first"
+        for place in lost
+    ]
     if unmatched:
         raise NoMatchError(*unmatched, *wrong)
     if wrong:

@@ -20,6 +20,7 @@ from secateur.runtime.undo import Undo
 from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
+from .adapters import ranks_cut
 from .awake import awake
 from .configured import changed
 from .cut import Surgery
@@ -112,10 +113,9 @@ def cut_and_verify(
             which what the plan removes is only inferred.
     """
     surgery = surgery or Surgery(model)
-    verify = verify and not any(p.is_meta for p in model.parameters())
     with during("cutting"), Undo(lasting=True) as undo:
         undo(surgery.undo)
-        check = Check(structure, example_inputs) if verify else None
+        check = _check(model, structure, example_inputs) if verify else None
         given = surgery, structure, masks, example_inputs, folding, check, as_it_is
         with nullcontext() if check is None or (folding and folding.constants) else awake(surgery):
             done = Operation(*given).perform(plan)
@@ -134,10 +134,14 @@ def cut_and_verify(
         config=config,
         layers=layers,
         rebuilt=same,
-        warnings=[*done.warnings, *_blind(done.verification)],
+        warnings=[*done.warnings, *_blind(done.verification), *ranks_cut(model, surgery.shapes)],
         compared_with=_compared_with(structure, done.plan, as_it_is),
         inputs=words_of(example_inputs),
     )
+
+
+def _check(model: nn.Module, structure: Structure, example: Example) -> Check | None:
+    return None if any(p.is_meta for p in model.parameters()) else Check(structure, example)
 
 
 def _blind(verification: Verification | None) -> Iterator[str]:

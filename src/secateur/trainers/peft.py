@@ -39,7 +39,7 @@ def keep_zeros(model: nn.Module) -> None:
 
     Raises:
         ModelError: it is no such model, or one whose adapters are no plain LoRA of layers (DoRA and
-            other variants, whole parameters, fused attention); nothing has changed.
+            other variants, AdaLoRA, whole parameters, fused attention); nothing has changed.
         MissingExtraError: PEFT is not installed.
 
     >>> from peft import LoraConfig, get_peft_model
@@ -61,7 +61,7 @@ def keep_zeros(model: nn.Module) -> None:
         raise ModelError(f"this {type(model).__name__} has no LoRA layers")
     for path, layer in found:
         weights_of(path, layer)
-        if why := _no_place(layer, (lora.ParamWrapper, lora.MultiheadAttention)):
+        if why := _no_place(layer, (lora.Linear, lora.Embedding, lora._ConvNd)):
             raise ModelError(
                 f"{path!r} {why}: leave it out of the adapter, or train without keep_zeros()"
             )
@@ -71,9 +71,9 @@ def keep_zeros(model: nn.Module) -> None:
             layer.lora_variant[adapter] = Sparse()
 
 
-def _no_place(layer: Any, fused: tuple[type, ...]) -> str | None:
+def _no_place(layer: Any, plain: Any) -> str | None:
     """Say why what an adapter adds to a layer cannot be masked, or None."""
-    if isinstance(layer, fused):
+    if not isinstance(layer, plain):
         return f"is adapted by PEFT's {type(layer).__name__}, which has no place for a mask"
     for adapter, variant in layer.lora_variant.items():
         if not isinstance(variant, Sparse):
