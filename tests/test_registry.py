@@ -314,3 +314,49 @@ def test_prune_when_a_criterion_writes_to_its_rows_then_the_model_keeps_its_weig
         for n, p in net.named_parameters():
             assert torch.equal(p, before[n][0])
             assert torch.equal(p.grad, before[n][1])
+
+
+HOOKS: dict[str, tuple[str, Any, str]] = {
+    "a penalty that is a number": ("penalty", lambda self: 0.5, "penalty.. must return a tensor"),
+    "a penalty of many numbers": ("penalty", lambda self: torch.ones(3), r"not \(3,\)"),
+    "no scores": ("scores", lambda self: None, "must return tensors by name, not None"),
+    "scores in a list": ("scores", lambda self: {"0": [1.0]}, "a tensor of 32 scores, not list"),
+    "too few scores": ("scores", lambda self: {"0": torch.ones(3)}, r"32 scores, not \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("case", HOOKS)
+def test_pruner_when_a_hook_of_a_method_returns_something_else_then_config_error(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, hook, said = HOOKS[case]
+    monkeypatch.setattr(secateur.methods, "_functions", dict(secateur.methods._functions))
+    secateur.methods.register(dataclass(kw_only=True)(type("Mine", (Method,), {name: hook})))
+    net, x = three_layers(), torch.randn(4, 8)
+    pruner = secateur.Pruner(net, secateur.Config(sparsity=0.5, method="mine", steps=2), x)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(x).sum().backward()
+    with pytest.raises(ConfigError, match=said):  # noqa: PT012
+        optimizer.step()
+        pruner.step()
+
+
+def test_register_when_a_hook_of_a_method_is_misspelt_then_value_error() -> None:
+    kind = type("Mine", (Method,), {"penality": lambda self: None})
+    with pytest.raises(ValueError, match=r"nothing calls penality\(\). Did you mean 'penalty'"):
+        secateur.methods.register(dataclass(kw_only=True)(kind))
+
+
+@pytest.mark.parametrize("made", [[1.0], None, torch.ones(32, dtype=torch.complex64)])
+def test_prune_when_a_criterion_returns_no_scores_then_score_error(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(criteria, "_functions", dict(criteria._functions))
+    monkeypatch.setattr(criteria, "facts", dict(criteria.facts))
+
+    @criteria.register
+    def mine(rows: Tensor) -> Any:
+        return made
+
+    with pytest.raises(ScoreError, match="must return one score for each of"):
+        secateur.prune(three_layers(), torch.randn(4, 8), 0.5, "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -163,3 +164,25 @@ def test_analyze_when_it_ends_then_math_is_as_it_was():
     before = {name: getattr(math, name) for name in dir(math)}
     sc.analyze(Net(FOLLOWED["math.log"]), X)
     assert {name: getattr(math, name) for name in dir(math)} == before
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran before"])
+def test_prune_when_a_property_was_cached_then_it_is_as_in_a_fresh_model(ran: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 64), nn.Linear(64, 4)
+
+        @functools.cached_property
+        def scale(self) -> float:
+            return self.first.weight.shape[0] ** -0.5
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.first(x) * self.scale)
+
+    x, model = torch.randn(5, 6), Scaled().eval()
+    if ran:
+        model(x)
+    with pytest.raises(sc.errors.NoMatchError, match="a number from its size"):
+        sc.prune(model, x, 0.5)
+    assert ("scale" in vars(model)) is ran

@@ -263,7 +263,8 @@ def _record(
             raise TraceError(
                 f"the forward of {type(model).__name__} failed on the example inputs "
                 f"({shapes or 'no tensors'}), in {''.join(failed) or 'the model'!r}: "
-                f"{type(error).__name__}: {error}{without_autocast()}{_hint(error)}"
+                f"{type(error).__name__}: {error}{without_autocast()}"
+                f"{_hint(error, bool(recording.inputs))}"
             ) from error
         if recorder.read:
             raise not_its_own(model, recorder.read)
@@ -287,8 +288,10 @@ HINTS = {
 """What helps where a forward fails because it is recorded, by words of the error."""
 
 
-def _hint(error: Exception) -> str:
-    return "".join(f"\n{hint}" for words, hint in HINTS.items() if words in str(error))
+def _hint(error: Exception, inputs: bool) -> str:
+    hints = [hint for words, hint in HINTS.items() if words in str(error)]
+    hints += [] if inputs else ["give example inputs that the model runs on"]
+    return "".join(f"\n{hint}" for hint in hints)
 
 
 def _check_plain(args: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateur.errors import ConfigError
 from secateur.masks.optimizers import LastStep, Scaler, add_gradient
 from secateur.selection.running import RunningScores
 from secateur.training import Method
@@ -47,8 +49,14 @@ class Optimizing:
         self.last.seen(optimizer, self.scaler)
         self.observe(ours())
         self.method.before(optimizer)
-        penalty = self.method.penalty()
-        if penalty is not None and penalty.requires_grad:
+        penalty: Any = self.method.penalty()
+        if penalty is None:
+            return
+        if not isinstance(penalty, Tensor) or penalty.numel() != 1:
+            said = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__
+            name = type(self.method).__name__
+            raise ConfigError(f"{name}.penalty() must return a tensor of one number, not {said}")
+        if penalty.requires_grad:
             add_gradient(penalty, [p for p in ours() if p.requires_grad])
 
     def observe(self, parameters: Iterable[Tensor] | None = None) -> None:

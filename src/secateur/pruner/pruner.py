@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.costs import Cost
-from secateur.errors import ConfigError, CopyError, did_you_mean
+from secateur.errors import ConfigError, CopyError
 from secateur.masks import masking
 from secateur.masks.optimizers import Scaler, before_each_step, sweep
 from secateur.masks.resume import read_state, write_state
@@ -37,7 +37,7 @@ from secateur.selection.calibration import Loss, observe_forwards
 from secateur.selection.decision import Decision, decide
 from secateur.selection.goals import missed
 from secateur.selection.running import RunningScores
-from secateur.selection.targets import Selectable, check_scorable
+from secateur.selection.targets import Selectable, check_given, check_scorable
 from secateur.selection.targets import selectables as _selectables
 from secateur.shrinking import Plan, Result
 from secateur.shrinking.mixing import DEFAULTS as MIXED
@@ -267,10 +267,7 @@ class Pruner:
         self.statistics.notes.clear()
         with torch.no_grad():
             given = self.method.scores()
-            known_names = [s.name for s in self.selectables]
-            for name in given.keys() - set(known_names):
-                hint = did_you_mean(name, known_names)
-                raise ConfigError(f"method: scores() names {name!r}, which is not selected.{hint}")
+            check_given(given, self.selectables)
             scores = self.scores(tensors, given)
             known, candidates = self.budget.known, self.candidates
             known.error, known.estimated = candidates.error, candidates.estimated

@@ -82,7 +82,7 @@ def repair(
     values = {name: _value(pruned, name) for name in (*job.moved, *norms)}
     if values and before.nearer_than(after) and not after.error < before.error:
         values, norms, after, job.refits = {}, [], before, [_left(r, WORSE) for r in job.refits]
-    notes = _notes(job, batches)
+    notes = _notes(job, batches, before)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
 
 
@@ -168,14 +168,24 @@ def masked(model: nn.Module, masks: Masks) -> nn.Module:
     return model
 
 
+def _any_masked(masks: Masks) -> bool:
+    """Tell whether anything is masked."""
+    return any(not bool(mask.all()) for mask in masks.values())
+
+
 def _value(model: nn.Module, name: str) -> Tensor:
     path, _, last = name.rpartition(".")
     value: Tensor = getattr(model.get_submodule(path), last)
     return value.detach()
 
 
-def _notes(job: Refitting, batches: Sequence[Batch]) -> tuple[str, ...]:
+def _notes(job: Refitting, batches: Sequence[Batch], before: Distance) -> tuple[str, ...]:
     notes = []
+    if _any_masked(job.masks) and not before.error > 0:
+        notes.append(
+            "repair: on this data the outputs are the same whatever goes, as with a last layer of "
+            "zeros: errors say nothing of what was chosen"
+        )
     if not any(batch.held for batch in batches):
         notes.append(
             "repair: with one batch nothing can be held out: how strongly weights are held to "

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 from weakref import WeakSet
 
@@ -117,6 +117,22 @@ def hide_sizes(cache: Any, about: Callable[[int], object]) -> bool:
         about(id(cache))
         cache.difference_update(gone)
     return bool(gone)
+
+
+def forget_properties(model: nn.Module) -> None:
+    """Let modules compute their ``cached_property`` attributes again; ``State`` puts them back.
+
+    >>> class Half(nn.Linear):
+    ...     @cached_property
+    ...     def half(self): return self.in_features // 2
+    >>> layer = Half(4, 2)
+    >>> layer.half, forget_properties(layer), "half" in vars(layer)
+    (2, None, False)
+    """
+    for module in model.modules():
+        for name in [*vars(module)]:
+            if isinstance(getattr(type(module), name, None), cached_property):
+                del vars(module)[name]
 
 
 def forget_unnamed(cache: Any) -> None:

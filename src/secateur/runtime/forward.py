@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .alone import alone
-from .caches import functions_apart, hide_sizes
+from .caches import forget_properties, functions_apart, hide_sizes
 from .drawing import Drawn, keep_generators
 from .ordinary import make_ordinary, ordinary_mode
 from .reach import CACHE, Place, is_foreign, reach
@@ -153,6 +153,7 @@ def undisturbed(
             make_ordinary(model)
             _run_as_written(model)
             if afresh:
+                forget_properties(model)
                 hidden = [hide_sizes(cache, state.always.add) for cache in caches]
                 apart.hidden = any(hidden)
             with nullcontext() if watched else in_mode(state.writes):

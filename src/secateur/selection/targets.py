@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.config import Config, Target
-from secateur.errors import ConfigError, NoMatchError, ScoreError
+from secateur.errors import ConfigError, NoMatchError, ScoreError, did_you_mean
 from secateur.graph.groups import Group, Member
 from secateur.graph.layout import Along
 from secateur.runtime.values import not_finite
@@ -87,13 +87,15 @@ class Selectable:
         rows = part.granularity.rows(tensor)
         given = (x for x in (rows, *options.values()) if isinstance(x, Tensor))
         with unwritten(given):  # they are views of the user's own weights
-            scores: Tensor = function(rows, **options).float()
-        if scores.shape != rows.shape[:1]:
+            scores: Any = function(rows, **options)
+        known = isinstance(scores, Tensor) and not scores.is_complex()
+        if not known or scores.shape != rows.shape[:1]:
+            said = tuple(scores.shape) if known else f"a {type(scores).__name__}"
             raise ScoreError(
                 f"criterion {self.criterion!r} must return one score for each of {len(rows)} rows, "
-                f"and returned {tuple(scores.shape)}"
+                f"as a tensor, and returned {said}"
             )
-        return scores
+        return scores.float()
 
     def combine(self, scores: Sequence[Tensor]) -> Tensor:
         """Return the mean of the parts' scores, each made comparable, on the first one's device."""
@@ -151,6 +153,27 @@ def normalized(score: Tensor, how: str) -> Tensor:
         return score
     scale = {"mean": score.mean(), "max": score.amax(), "sum": score.sum()}[how]
     return score / scale.clamp(min=1e-12)
+
+
+def check_given(given: object, selectables: Sequence[Selectable]) -> None:
+    """Refuse scores of a method that are not of what is decided on, one for each position.
+
+    Raises:
+        ConfigError: one names something else, or is no tensor, or of another length.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"method: scores() must return tensors by name, not {given!r}")
+    known = {each.name: each for each in selectables}
+    for name, scores in given.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"method: scores() names {name!r}, which is not selected.{hint}")
+        group = known[name].group
+        wrong = not isinstance(scores, Tensor) or scores.ndim != 1
+        if wrong or (group is not None and len(scores) != group.size):
+            many = f"{group.size} scores" if group else "a row of scores"
+            said = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ConfigError(f"method: scores() must give {name!r} a tensor of {many}, not {said}")
 
 
 def selectables(model: nn.Module, config: Config, structure: Structure | None) -> list[Selectable]:

@@ -33,7 +33,8 @@ def cut_optimizer(optimizer: Optimizer, result: Result) -> None:
     How a state lies along its parameter is not guessed from shapes but seen in a step that the
     optimizer makes on a small tensor; means over a dimension (Adafactor's rows and columns) become
     means over what is left of it.  An optimizer whose step depends on the *size* of a tensor
-    (Adafactor's clipping and its scale by the parameter) goes on as for a tensor of the new size.
+    (Adafactor's clipping and its scale by the parameter) goes on as for a tensor of the new size;
+    so does one that holds the scale of a norm over what was cut (RMSNorm), which took up a factor.
 
     Args:
         optimizer: any of torch's or like them; a wrapper that has the real one as ``optimizer``

@@ -108,7 +108,7 @@ class MethodRegistry(Registry):
 
         Raises:
             ValueError: it is no subclass of ``Method``, its settings are not declared by pydantic's
-                ``dataclass``, or the name is taken.
+                ``dataclass``, one of its methods is nearly called as a hook, or the name is taken.
         """
         name = name_of(getattr(function, "__name__", repr(function)))
         if not (isinstance(function, type) and issubclass(function, Method)):
@@ -118,6 +118,10 @@ class MethodRegistry(Registry):
                 f"method {name!r} must be a pydantic.dataclasses.dataclass, whose fields are its "
                 "settings: put @dataclass(kw_only=True) below @methods.register"
             )
+        hooks = [hook for hook in vars(Method) if not hook.startswith("_")]
+        for own in {name for name in vars(function) if name[0] != "_"} - set(hooks):
+            if callable(vars(function)[own]) and (hint := did_you_mean(own, hooks)):
+                raise ValueError(f"method {name!r}: nothing calls {own}().{hint}")
         self.register_as(name)(function)
         return function
 

@@ -158,6 +158,21 @@ def test_lottery_when_a_round_trains_then_the_masks_of_before_are_on_and_the_opt
     assert not loop.optimizer.state
 
 
+@pytest.mark.parametrize("kind", ["LinearPruner", "AGPPruner", "LotteryTicketPruner"])
+def test_compress_when_single_weights_are_to_be_cut_then_their_zeros_outlive_the_finetuning(
+    kind: str, model: nn.Module, tmp_path: Path
+) -> None:
+    loop = Loop(model)
+    options = {"evaluator": loop.evaluator, "speedup": True}
+    pruner = pruned(kind, model, tmp_path, pruning_algorithm="level", **options)
+    _, small, masks, _, _ = pruner.get_best_result()
+    assert masks == {}
+    weight = small.get_submodule(LAYER).weight
+    gone = weight.numel() - int(weight.count_nonzero())
+    gone += model.get_submodule(LAYER).weight.numel() - weight.numel()
+    assert gone / model.get_submodule(LAYER).weight.numel() == pytest.approx(0.5, abs=0.05)
+
+
 def test_compress_then_the_model_that_was_given_is_as_before(
     model: nn.Module, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -92,13 +92,13 @@ class PruningScheduler:
             model.load_state_dict(before)
             pruner._wrap_model()
             pruner._unwrap_model()
-        cut = self.speedup and task.speedup
-        if cut:
+        whole = pruner.parameter_masks()
+        if self.speedup and task.speedup:
             assert self.evaluator is not None  # as the constructor saw to
             ModelSpeedup(model, self.evaluator.dummy_input, masks).speedup_model()
-            masks = {}
+            masks, whole = {}, _zeros(model, whole)
         if before is None and task.finetune:
-            masking.put_on(model, {} if cut else pruner.parameter_masks())
+            masking.put_on(model, whole)
             self._finetune(model)
             masking.take_off(model)
         return model, masks, self._score(model) if task.evaluate else None
@@ -117,3 +117,9 @@ class PruningScheduler:
     def _bound(self, model: nn.Module) -> Any:
         assert self.evaluator is not None
         return self.evaluator.bound_to(model, self.task_generator.dense)
+
+
+def _zeros(model: nn.Module, masks: Collection[str]) -> dict[str, Tensor]:
+    """Return masks of the zeros that no cut could take, of what was masked: single weights."""
+    left = {name: p.detach() != 0 for name, p in model.named_parameters() if name in masks}
+    return {name: kept for name, kept in left.items() if not bool(kept.all())}
