@@ -314,3 +314,92 @@ def test_prune_when_code_asks_whether_gradients_are_on_then_both_ways_are_seen()
     result = sc.prune(Asks().eval(), torch.randn(3, 6), 0.5)
     assert result.model(torch.randn(2, 6)).shape == (2, 1)
     assert result.model.slow.out_features == result.model.fast.out_features == 8
+
+
+BUFFERS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "assigned": lambda m, aside: setattr(m, "kept", aside),
+    "written over": lambda m, aside: m.kept.copy_(aside),
+    "in its table": lambda m, aside: m._buffers.__setitem__("kept", aside),
+    "a loss": lambda m, aside: m.loss.copy_(aside.square().mean()),
+}
+
+
+@pytest.mark.parametrize("how", BUFFERS)
+def test_prune_when_results_stay_in_a_buffer_then_they_keep_their_shape(how: str) -> None:
+    def hand(m: Any, out: Tensor, aside: Tensor) -> Tensor:
+        BUFFERS[how](m, aside)
+        return out
+
+    model = net(hand)
+    model.register_buffer("kept", torch.zeros(3, 6))
+    model.register_buffer("loss", torch.zeros(()))
+    result = sc.prune(model, torch.randn(3, 8), 0.5)
+    assert result.model.aside.out_features == 6
+    assert result.model.kept.shape == (3, 6)
+    assert result.model.first.out_features == 8
+
+
+REMEMBERED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda out, past: out + past.mean(-1, keepdim=True),
+    "softmax": lambda out, past: out + (past.softmax(-1) ** 2).sum(-1, keepdim=True),
+    "slice": lambda out, past: out + past[:, :4],
+    "view": lambda out, past: out + past.view(len(past), 4, -1).amax(2),
+}
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran before"])
+@pytest.mark.parametrize("read", REMEMBERED)
+def test_prune_when_the_second_call_reads_what_the_first_left_then_it_is_compared_too(
+    read: str, ran: bool
+) -> None:
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = (
+                nn.Linear(6, 16),
+                nn.Linear(16, 16),
+                nn.Linear(16, 4),
+            )
+            self.past: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            past, h = self.past, self.first(x).relu()
+            out = self.head(self.second(h).relu())
+            self.past = h.detach()
+            return out if past is None else out + REMEMBERED[read](out, past)
+
+    torch.manual_seed(0)
+    model, x = Stream().eval(), torch.randn(3, 6)
+    if ran:
+        model(x)
+    result = sc.prune(model, x, 0.5)
+    assert result.model.second.out_features == 8
+    masked = {n: p * result.masks[n] if n in result.masks else p for n, p in state_of(model)}
+    dense = Stream().eval()
+    dense.load_state_dict(masked)
+    result.model.past = None
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.allclose(dense(x), result.model(x), atol=1e-5)
+
+
+def state_of(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, p.detach()) for name, p in model.named_parameters()]
+
+
+def test_analyze_when_a_module_is_unread_then_buffers_keep_no_graph() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head, self.unread = nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(2, 2)
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x).relu()
+            self.mean.mul_(0.9).add_(h.mean())
+            return self.head(h)
+
+    model = Mean().eval()
+    sc.analyze(model, torch.randn(3, 6))
+    assert not model.mean.requires_grad
+    assert all(parameter.requires_grad for parameter in model.parameters())

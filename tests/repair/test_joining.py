@@ -42,7 +42,7 @@ def test_repair_when_experts_went_then_the_others_give_part_of_what_they_gave(ro
     data = few_directions()
     pruner = went(mixture(router, end), data)
     record = pruner.repair(data)
-    assert [refit.tensor for refit in record.refits] == ["down"]
+    assert record.refits[0].tensor == "down"
     assert record.after.error < 0.95 * record.before.error, record
     assert pruner.finish().verification.exact
 
@@ -95,7 +95,7 @@ def test_repair_when_layers_follow_then_in_step_is_the_same_as_one_by_one(model)
     for frugal in (False, True):
         net, data = model()
         record = went(net, data).repair(data, given=data if frugal else None)
-        assert len([refit for refit in record.refits if refit.done]) == 2
+        assert len([r for r in record.refits if r.done and "down" in r.tensor]) == 2
         assert record.after.kl < record.before.kl
         found.append({n: p.detach().clone() for n, p in net.named_parameters() if "down" in n})
     for name, value in found[0].items():

@@ -65,7 +65,8 @@ def test_repair_when_a_readers_columns_all_stay_then_it_is_unchanged(how):
     batches = [batch + 1 for batch in data()]  # means, which "bias" makes up for
     repaired(model, batches, how, names=["0"])
     after = tensors(model)
-    for name in ("0.weight", "0.bias", "4.weight", "4.bias"):
+    behind = ("4.weight", "4.bias") if how == "bias" else ()  # others make up for more there
+    for name in ("0.weight", "0.bias", *behind):
         assert torch.equal(after[name], before[name]), name
     assert not torch.equal(after["2.bias"], before["2.bias"])
 
@@ -202,7 +203,11 @@ def test_repair_when_batches_are_padded_then_it_is_that_without_padding(build, s
         padded.append(given)
     for batch in plain:
         batch["position_ids"] = torch.arange(12).expand(8, -1)
-    close(weights(plain, "least_squares", build), weights(padded, "least_squares", build), 1e-7)
+    found = [weights(batches, "least_squares", build) for batches in (plain, padded)]
+    for each in found:  # what reads the first token alone reads padding where that is on the left
+        for name in [name for name in each if "pooler" in name]:
+            del each[name]
+    close(*found, 1e-7)
 
 
 def test_distance_when_samples_come_one_by_one_then_it_is_that_of_all_at_once():

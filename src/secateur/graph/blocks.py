@@ -12,7 +12,7 @@ layer return its input: dropping one equals the model that skips it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -249,3 +249,15 @@ def smallest(condition: Condition) -> frozenset[str] | None:
     if isinstance(condition, Every):
         return frozenset().union(*possible) if len(possible) == len(parts) else None
     return min(possible, key=len, default=None)
+
+
+def outermost(blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks that lie in no other, or, where that is a single one, those within it."""
+    names = [block.name for block in blocks]
+    outer = [b for b in blocks if not any(_inside(b.name, n) for n in names)]
+    within = [b for b in blocks if b not in outer]
+    return outermost(within) if len(outer) == 1 and within else outer
+
+
+def _inside(name: str, other: str) -> bool:
+    return name.startswith(f"{other}.")

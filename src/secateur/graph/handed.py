@@ -27,10 +27,12 @@ def handed_out(
     """
     owner, unread = recording.owner, list(_unread(recording))
     kept = {owner[value] for value in left} & {owner[value] for value in unread}
-    memory = kept & {owner[value] for value in again().reads} if kept else set[int]()
-    unread = [value for value in unread if owner[value] not in memory]
+    written = dict(_written_over(recording))
+    memory = _read(again()) if kept or written else set[int]()
+    unread = [value for value in unread if owner[value] not in kept & memory]
     results = [value for value in unread if closed or owner[value] in kept]
-    return [*results, *_given_back(recording)], len(results) < len(unread)
+    told = [value for place, value in written.items() if place not in memory]
+    return [*results, *told, *_given_back(recording)], len(results) < len(unread)
 
 
 def _given_back(recording: Recording) -> Iterator[int]:
@@ -38,6 +40,31 @@ def _given_back(recording: Recording) -> Iterator[int]:
     given = {recording.owner[value] for value in recording.inputs}
     updates = (op.updates for op in recording.ops if op.updates)
     return (after for before, after in updates if recording.owner[before] in given)
+
+
+def _written_over(recording: Recording) -> Iterator[tuple[int, int]]:
+    """Yield the owner and the value of each buffer that is written over, and not read."""
+    read, buffers = _read(recording), set(recording.buffers.values())
+    for op in recording.ops:
+        if op.updates and _overwrites(op):
+            owner = recording.owner[op.updates[0]]
+            if owner in buffers and owner not in read:
+                yield owner, op.updates[1]
+
+
+def _read(recording: Recording) -> set[int]:
+    """Return the owners of what a forward reads, and not only writes over."""
+    found = set[int]()
+    for op in recording.ops:
+        over = op.updates[0] if op.updates and _overwrites(op) else None
+        views = {recording.owner[ref.value] for ref in op.outputs} if not op.updates else set[int]()
+        owners = {recording.owner[value] for value in op.reads if value != over}
+        found |= owners - views
+    return found
+
+
+def _overwrites(op: Op) -> bool:
+    return op.name.split(".")[1] in ("copy_", "fill_", "zero_")
 
 
 def _unread(recording: Recording) -> Iterator[int]:

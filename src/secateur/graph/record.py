@@ -26,7 +26,13 @@ from secateur.errors import TraceError
 from secateur.replacements import in_plain_operations
 from secateur.runtime.caches import keys_of
 from secateur.runtime.copying import not_its_own, original_parameters
-from secateur.runtime.forward import Apart, evaluating, in_training_mode, undisturbed
+from secateur.runtime.forward import (
+    Apart,
+    asking_for_gradients,
+    evaluating,
+    in_training_mode,
+    undisturbed,
+)
 from secateur.runtime.ordinary import ordinary, without_autocast
 from secateur.runtime.undo import in_mode
 from secateur.types import Example, call_arguments
@@ -323,9 +329,10 @@ class _Forward:
         recording.outputs = [recorder.ref(x).value for x in tensors]
         for number in numbers_of(out):
             recorder.number(origin_of(number))
-        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         left, arrays = left_in([*recorder.apart.new(), self.args, self.kwargs])
-        values = [recorder.values[x] for x in left if id(x) not in own and x in recorder.values]
+        state = {recording.owner[value] for value in recording.state}
+        known = (recorder.values[x] for x in left if x in recorder.values)
+        values = [value for value in known if recording.owner[value] not in state]
         closed = hides(model, out) or arrays
         more, loose = handed_out(recording, values, self._again, closed=closed)
         recording.outputs += more
@@ -353,7 +360,7 @@ def _record_training(forward: _Forward) -> None:
     recording = forward.recorder.recording
     with _beside(forward.recorder) as recording.training:
         try:
-            with in_training_mode(forward.model), torch.enable_grad():
+            with in_training_mode(forward.model), asking_for_gradients(forward.model):
                 forward.results(*forward.run())
         except Exception as error:  # it may need targets, or more than one example for a batch norm
             recording.failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]

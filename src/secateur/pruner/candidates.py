@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError
+from secateur.graph.blocks import outermost
 from secateur.graph.groups import Group
 from secateur.masks import masking
 from secateur.repair import estimated_errors, output_error
@@ -27,7 +28,7 @@ from secateur.selection.targets import Selectable
 from secateur.shrinking import Plan, Result, cut_and_verify
 from secateur.shrinking import shrink as shrink_masks
 from secateur.shrinking.mixing import Try, mixes, with_blocks
-from secateur.shrinking.shallower import outermost, passing, writers
+from secateur.shrinking.shallower import passing, writers
 from secateur.structure import Structure
 from secateur.types import Example, Masks
 

@@ -60,6 +60,8 @@ class Reader:
     scale: Tensor | None = None
     """What a norm between multiplies each output by, ``(outputs,)``."""
     program: Sequence[Any] = ()
+    besides: bool = False
+    """It loses nothing, but its inputs are others: where it cannot be fitted, nothing is lost."""
     joins: bool = False
     """Its systems make up together for others that went: experts, for those never chosen."""
     change: Tensor | None = None
@@ -102,11 +104,15 @@ def scout(
     masks: Masks,
     also: frozenset[str] = frozenset(),
     *,
+    besides: frozenset[str] = frozenset(),
+    lost: bool = False,
     joining: bool = False,
 ) -> list[Reader]:
     """Return the readers of a forward that lose inputs of outputs that they keep, and others.
 
-    Where ``joining``, those are others whose outputs join those of systems that went.
+    Those are the ones in ``also``; the ones in ``besides`` that come behind the first of all (or,
+    where something was ``lost`` before, all of them); and, where ``joining``, those whose outputs
+    join those of systems that went.
 
     Where the first batch leaves a masked weight unread (an expert that got no token), the next ones
     are looked at until every such weight was read, or there are no more.
@@ -124,7 +130,7 @@ def scout(
     found: list[Reader] = []
     for arrangement, reading in seen.items():
         name = arrangement.name
-        if name not in masks and name not in also:
+        if name not in masks and name not in also and name not in besides:
             continue
         whole = torch.ones(model.get_parameter(name).shape, dtype=torch.bool)
         mask = arrangement.of(masks.get(name, whole))
@@ -132,8 +138,11 @@ def scout(
         loses = name in also or bool((live & ~mask).any())
         known = (delivered or {}).get(arrangement)  # of what loses inputs, other targets are known
         joins = (known or (known is not None and not loses)) and _some_went(mask)
-        if loses or joins:
-            chosen = bool(reading.routes or reading.ends)
+        chosen = bool(reading.routes or reading.ends)
+        plain = not chosen and times[arrangement] == 1 and arrangement not in unsteady
+        behind = lost and plain and name in besides and reading.view.original
+        lost = lost or loses or joins
+        if loses or joins or behind:
             made = Reader(
                 arrangement,
                 len(found),
@@ -142,6 +151,7 @@ def scout(
                 reading.view.original,
                 mask,
                 unsteady=arrangement in unsteady,
+                besides=not (loses or joins),
                 joins=joins,
             )
             found.append(made)

@@ -54,6 +54,8 @@ class Refitting:
         solve: of ``secateur.repairs``.
         means_only: it returns the masked weight: no second moments are summed.
         also: parameters that are refitted though nothing of them is masked.
+        besides: those that are where they come behind the first that loses something.
+        lost: something was lost before the first of them.
         skipped: blocks that return their input in the pruned model.
         joining: what is masked is never chosen: what is chosen in its place makes up for it.
         recording: the operations of the dense model on what it is repaired with: without padding,
@@ -71,6 +73,8 @@ class Refitting:
     also: frozenset[str] = frozenset()
     skipped: Mapping[str, Passing] = field(default_factory=dict)
     joining: bool = False
+    besides: frozenset[str] = field(default=frozenset(), kw_only=True)
+    lost: bool = field(default=False, kw_only=True)
     recording: Recording = field(kw_only=True)
     frugal: bool = False
     refits: list[Refit] = field(default_factory=list)
@@ -93,7 +97,8 @@ class Refitting:
             self._old, self._new = _held(self.dense), _held(self.pruned)
             inputs = (batch.inputs for batch in batches)
             joining = self.joining and not self.means_only
-            readers = scout(self.dense, inputs, self.masks, self.also, joining=joining)
+            wanted: dict[str, Any] = {"besides": self.besides, "lost": self.lost}
+            readers = scout(self.dense, inputs, self.masks, self.also, **wanted, joining=joining)
             beside(self.dense, self.recording, readers, self.skipped)
             later, self._able = postponed(self.structure, readers)
             self._mask([name for name in self.masks if name not in later])
@@ -145,6 +150,8 @@ class Refitting:
         fit = [part.reduced(device) for part in reader.fit]
         held = [part.reduced(device) for part in reader.held]
         reader.fit, reader.held = (), ()
+        if reader.besides and not all(part.rows for part in held):
+            return  # nothing says whether that is better
         weights = arrangement.of(dense)
         masks = reader.mask.to(device)
         whole = (
@@ -166,6 +173,8 @@ class Refitting:
             done.append(solved)
             new[i][:, part.kept] = solved.weight.to(new.dtype)
             shift.append(solved.shift * masks[i].any(1))
+        if reader.besides and (why or not any(each.damping for each in done)):
+            return
         if starved:
             self.starved[reader.tensor] = starved
         if not why:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import ConfigError, TraceError
 from secateur.graph.program import Recording
@@ -22,6 +23,7 @@ from secateur.runtime.progress import during
 from secateur.structure import Structure
 from secateur.types import Masks
 
+from .behind import behind
 from .norms import norms_of, reestimate_norms
 from .passes import Batch
 from .quality import distance
@@ -74,7 +76,12 @@ def repair(
     skips, seen = skipped or {}, _recorded(model, structure, batches[0].inputs)
     asked = structure, masks, solve, how in repairs.means_only, also, skips
     joining, frugal = bool(forbidden), given is not None
-    job = Refitting(model, pruned, *asked, joining, recording=seen, frugal=frugal)
+    lost = frugal and not _same(batches[0])
+    besides = (
+        frozenset[str]() if how in repairs.means_only else behind(structure, seen, masks, part=lost)
+    )
+    more: dict[str, Any] = {"recording": seen, "frugal": frugal, "besides": besides, "lost": lost}
+    job = Refitting(model, pruned, *asked, joining, **more)
     with during("repairing"), without(pruned, skips, forbidden, copies=False):  # a copy: an op more
         job.run(batches)
     with without(pruned, skips, forbidden):
@@ -84,6 +91,12 @@ def repair(
         values, norms, after, job.refits = {}, [], before, [_left(r, WORSE) for r in job.refits]
     notes = _notes(job, batches, before)
     return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
+
+
+def _same(batch: Batch) -> bool:
+    """Tell whether both models are given the same."""
+    pairs = zip(tree_leaves(batch.inputs), tree_leaves(batch.pruned), strict=True)
+    return all(not isinstance(a, Tensor) or torch.equal(a, b) for a, b in pairs)
 
 
 def _left(refit: Refit, why: str) -> Refit:

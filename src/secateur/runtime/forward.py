@@ -33,6 +33,17 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def asking_for_gradients(model: nn.Module) -> Iterator[None]:
+    """Let code that asks be told that gradients are on, where none is computed."""
+    with Undo() as undo, torch.enable_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.is_leaf:
+                undo(partial(parameter.requires_grad_, True))
+                parameter.requires_grad_(False)
+        yield
+
+
+@contextmanager
 def in_training_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in training mode, and back into its own mode afterwards."""
     with Undo() as undo:

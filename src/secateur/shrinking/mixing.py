@@ -15,6 +15,7 @@ from torch import nn
 
 from secateur.config import Config
 from secateur.errors import ConfigError
+from secateur.graph.blocks import outermost
 from secateur.graph.kinds import DEPTH
 from secateur.selection.decision import Decision
 from secateur.structure import Structure
@@ -22,7 +23,7 @@ from secateur.types import Factored
 
 from .plan import Plan
 from .rankings import block_rankings
-from .shallower import outermost, passing
+from .shallower import passing
 
 PATIENCE = 2
 """So many blocks more that go, and each time the error is larger: then no more are tried."""

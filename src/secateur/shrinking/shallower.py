@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import ConfigError, ScoreError, did_you_mean
-from secateur.graph.blocks import Block
+from secateur.graph.blocks import Block, outermost
 from secateur.graph.sums import products, sum_behind
 from secateur.repair import Repair, repairs
 from secateur.repair import repair as refit
@@ -133,14 +133,6 @@ class Dropping:
         return []
 
 
-def outermost(blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks that lie in no other, or, where that is a single one, those within it."""
-    names = [block.name for block in blocks]
-    outer = [b for b in blocks if not any(_inside(b.name, n) for n in names)]
-    within = [b for b in blocks if b not in outer]
-    return outermost(within) if len(outer) == 1 and within else outer
-
-
 def _named(names: object) -> list[str] | float:
     """Return names of blocks, how many or what share; ConfigError for what is none of these."""
     if type(names) is int or (type(names) is float and 0 <= names <= 1):
@@ -231,7 +223,3 @@ def writers(structure: Structure, blocks: Sequence[Block]) -> Iterator[str]:
 def passing(blocks: Iterable[Block]) -> dict[str, Passing]:
     """Return how each of some blocks passes its input on."""
     return {block.name: (block.position, block.returns) for block in blocks}
-
-
-def _inside(name: str, other: str) -> bool:
-    return name.startswith(f"{other}.")

@@ -20,7 +20,7 @@ from secateur.runtime.undo import Undo
 
 from .history import Shape
 from .trials import Way
-from .verify import Check, once, ready
+from .verify import Check, ready
 
 
 class Reads(TorchDispatchMode):
@@ -93,7 +93,7 @@ def insist_on_own(check: Check, reads: Reads, cut: Collection[str]) -> None:
         return
     parameters, way = dict(model.named_parameters()), check.trials[0][0]
     with ready(model, check.precision):
-        outputs = once(model, way.make(), check.precision)
+        outputs = check.run(model, way)
         without = _without(check, model, way, [parameters[name] for name in unread])
     if all(map(torch.equal, outputs, without)):
         raise not_its_own(model, unread)
@@ -105,4 +105,4 @@ def _without(check: Check, model: nn.Module, way: Way, unread: Iterable[Tensor])
         for parameter in unread:
             undo(partial(setattr, parameter, "data", parameter.data))
             parameter.data = torch.zeros_like(parameter.data)
-        return once(model, way.make(), check.precision)
+        return check.run(model, way)

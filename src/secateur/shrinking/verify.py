@@ -156,6 +156,7 @@ class Check:
         self.model = structure.model
         self.trials = trials(example, structure)
         self.precisions = precisions(structure)  # one, as soon as one was seen to do
+        self.calls = 2 if structure.inferred.recording.stateful else 1
         self._levels: dict[str, float] = {}  # how far roundings move the outputs of each
 
     def expect(
@@ -191,7 +192,7 @@ class Check:
             refused: list[str] = []
             for way in trial:
                 try:
-                    outputs = once(model, way.make(), self.precision, masks=read)
+                    outputs = self.run(model, way, masks=read)
                 except Exception as error:  # the user's forward may raise anything
                     if trial is self.trials[0]:
                         raise ShrinkError(
@@ -231,7 +232,7 @@ class Check:
         with ready(model, precision):
             for way, old in zip(expected.ways, expected.outputs, strict=True):
                 try:
-                    new = once(model, way.make(), precision, watching=watching)
+                    new = self.run(model, way, watching=watching)
                     watching = None
                 except Exception as error:  # the user's forward may raise anything
                     on = f" (on {way.name})" if way is not expected.ways[0] else ""
@@ -255,6 +256,10 @@ class Check:
         made = worst, allowed, exact, len(tried), str(precision), tried, tuple(expected.refused)
         return Verification(*made, where, blind(expected.outputs))
 
+    def run(self, model: nn.Module, way: Way, **options: Any) -> list[Tensor]:
+        """Return the outputs on one of the inputs; see ``once``."""
+        return once(model, way.make(), self.precision, calls=self.calls, **options)
+
     def same(self, model: nn.Module, expected: Expected) -> bool:
         """Tell whether another model runs and computes the same."""
         try:
@@ -276,7 +281,7 @@ class Check:
     def watched(self, model: nn.Module, way: Way, masks: Masks | None = None) -> Calls:
         """Return what each module of a model returns on one of the inputs."""
         with ready(model, self.precision, masks) as read, module_outputs(model) as calls:
-            once(model, way.make(), self.precision, masks=read)
+            self.run(model, way, masks=read)
         return calls
 
     def _resolved(
@@ -289,11 +294,10 @@ class Check:
         precision, level = self.precision, self._levels.get(way.name)
         if level is not None and difference([old], [new]) > FAR * level:
             return level, False  # far beyond what was seen to be possible
-        if difference([new], [once(model, way.make(), precision)]) > 0:
+        if difference([new], [self.run(model, way)]) > 0:
             return 0.0, False  # it computes another thing each time, which no rounding explains
         moved = [
-            once(model, way.make(), precision, torch.Generator().manual_seed(i))
-            for i in range(NOISES)
+            self.run(model, way, noise=torch.Generator().manual_seed(i)) for i in range(NOISES)
         ]
         most = float("inf") if precision.dtype else COARSEST
         found = resolution(old, new, moved, precision.tolerance, most)
@@ -324,11 +328,13 @@ def once(
     seed: int = 0,
     masks: ById | None = None,
     watching: TorchDispatchMode | None = None,
+    calls: int = 1,
 ) -> list[Tensor]:
     """Return a model's output tensors, in eval mode and without gradients.
 
     Args:
         watching: sees each operation as the model's code calls it.
+        calls: how often it is called: one that remembers does something else the second time.
     """
     mode = precision.mode(noise, masks)
 
@@ -338,7 +344,8 @@ def once(
         x = x.detach().clone()
         return mode.tensor(x) if mode else x
 
-    args, kwargs = call_arguments(tree_map(own, example))
+    given = [call_arguments(tree_map(own, example)) for _ in range(calls)]
+    results: list[Tensor] = []
     with ExitStack() as stack:
         apart = stack.enter_context(undisturbed(model))
         on_gpu = any(t.is_cuda for t in model.parameters()) and not (mode and mode.device)
@@ -351,9 +358,10 @@ def once(
             stack.enter_context(in_mode(mode))
         if watching:
             stack.enter_context(in_mode(watching))
-        out = model(*args, **kwargs)
-        results = [*results_of(model, out, numbers=True)]  # a generator runs its code now
-    return [t.detach().clone() for t in results]
+        for args, kwargs in given:
+            out = model(*args, **kwargs)  # a generator runs its code now
+            results += [t.detach().clone() for t in results_of(model, out, numbers=True)]
+    return results
 
 
 def blind(outputs: Sequence[Sequence[Tensor]]) -> str:
