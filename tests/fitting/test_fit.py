@@ -80,7 +80,7 @@ def test_fit_when_done_then_the_goal_is_met_and_the_best_is_returned(dense: nn.M
     assert all(map(torch.equal, before.values(), dense.state_dict().values()))
     assert not dense._forward_hooks
     assert rounds == made.rounds
-    assert [each.number for each in rounds] == [1, 2, 3, 3, 3]
+    assert [each.number for each in rounds] == [1, 2, 3, 3, 3, 3]
     assert rounds[-1].step == 40
     assert made.dense == right(dense)
     assert right(made.model) == made.best == max(each.value for each in rounds[-3:])
@@ -374,3 +374,22 @@ def test_fit_when_a_folder_holds_one_that_is_over_then_the_log_says_that_nothing
     assert not caplog.text
     quiet(dense, folder=tmp_path, steps=4)
     assert "nothing is trained" in caplog.text
+
+
+def test_fit_when_training_harms_then_what_the_repair_left_is_returned(dense: nn.Module) -> None:
+    def wild(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1.0)
+
+    found = fit(
+        dense,
+        0.3,
+        train=loader(),
+        evaluate=right,
+        steps=12,
+        optimizer=wild,
+        on_round=lambda _: None,
+    )
+    first = found.rounds[0]
+    assert (first.step, first.number) == (0, first.of)
+    assert found.best == first.value > max(each.value for each in found.rounds[1:])
+    assert right(found.model) == first.value

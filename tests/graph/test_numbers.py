@@ -186,3 +186,34 @@ def test_prune_when_a_property_was_cached_then_it_is_as_in_a_fresh_model(ran: bo
     with pytest.raises(sc.errors.NoMatchError, match="a number from its size"):
         sc.prune(model, x, 0.5)
     assert ("scale" in vars(model)) is ran
+
+
+LAYERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "in_features": lambda m, h: h / math.sqrt(m.down.in_features),
+    "out_features": lambda m, h: h * (m.up.out_features - 1),
+    "a share": lambda m, h: h * (m.down.in_features**-0.5 + 1),
+    "of a norm": lambda m, h: h / m.norm.num_features,
+    "compared": lambda m, h: h * (2 if m.up.out_features == 32 else 1),
+}
+
+
+@pytest.mark.parametrize("gate", [0.0, 1e-12, 1.0])
+@pytest.mark.parametrize("name", LAYERS)
+def test_prune_when_code_computes_with_what_a_layer_says_of_its_width_then_that_stays(
+    name: str, gate: float
+) -> None:
+    class Said(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.down = nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Linear(32, 8)
+            self.other, self.last = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = LAYERS[name](self, self.norm(self.up(x)).relu())
+            return x + self.last(self.other(x).relu()) + gate * self.down(h)
+
+    result = sc.prune(Said().eval(), X, 0.5)
+    assert result.model.up.out_features == 32
+    assert result.model.other.out_features == 8
+    reasons = {group.name: group.inexact for group in result.structure.groups}
+    assert "size" in str(reasons["up"])

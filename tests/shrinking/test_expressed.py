@@ -327,6 +327,31 @@ def test_pretrained_when_whole_heads_go_then_the_stock_loader_takes_it(family, t
         assert torch.equal(stock(**INPUTS).logits, result.model(**INPUTS).logits)
 
 
+@pytest.mark.parametrize("inner", [None, 48])
+@pytest.mark.parametrize("family", ["GPT2", "GPTJ"])
+def test_pretrained_when_a_config_leaves_a_width_unsaid_then_it_is_said(family, inner, tmp_path):
+    zoo.torchvision_models()
+    transformers = pytest.importorskip("transformers")
+    kind = {"GPT2": "GPT2LMHeadModel", "GPTJ": "GPTJForCausalLM"}[family]
+    sizes = {
+        "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32,
+        "bos_token_id": 1, "eos_token_id": 2, "n_inner": inner,
+    } | ({"rotary_dim": 4} if family == "GPTJ" else {})  # fmt: skip
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**sizes)
+        return getattr(transformers, kind)(config).eval()
+
+    result = sc.prune(build(), INPUTS, sparsity=0.5, what=["width"], uniform=True)
+    assert result.config == {"n_inner": (inner, (inner or 128) // 2)}
+    result.save(tmp_path / "small")
+    stock = type(result.model).from_pretrained(tmp_path / "small").eval()
+    for loaded in (stock, sc.load_pruned(tmp_path / "small", build())):
+        assert torch.equal(loaded(**INPUTS).logits, result.model(**INPUTS).logits)
+    assert loaded.config.n_inner == (inner or 128) // 2
+
+
 def test_pretrained_when_heads_shrink_then_its_weights_and_our_plan_load(llama, tmp_path):
     result = sc.prune(llama(), INPUTS, sparsity=0.5, inexact=True, grid="fine")
     assert result.config is None

@@ -127,6 +127,7 @@ class Job:
             self.result = pruner.finish()
             cut_optimizer(self.optimizer, self.result)
             self.pruner = None
+            self._measure()  # training may not make it better
         self._save()
 
     def _train(self, progress: float) -> None:
@@ -209,7 +210,7 @@ class Job:
         """Tell whether the smaller model is to be measured, as it is now and then."""
         if self.result is None or not self._trained_since():
             return False
-        done = sum(each.number == each.of for each in self.rounds)
+        done = sum(each.number == each.of for each in self.rounds) - 1  # the first: not trained yet
         return done < len(MEASURED) and progress >= MEASURED[done]
 
     def _measure_dense(self) -> None:

@@ -64,7 +64,7 @@ def fit(
     >>> how = {"steps": 8, "on_round": lambda made: None}
     >>> fitted = fit(net, 0.5, train=batches, evaluate=lambda net: 0.9, **how)
     >>> fitted.model[0].out_features, [each.step for each in fitted.rounds]
-    (8, [5, 7, 8])
+    (8, [0, 5, 7, 8])
     """
     given = settings if sparsity is None else {**settings, "sparsity": sparsity}
     options = Options.of(given, train, evaluate)

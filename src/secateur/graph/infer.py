@@ -185,11 +185,18 @@ class Inferred:
         for origin, reason in (*self.typing.numbers, *found):
             for factor in origin.factors:
                 axis = self._axis_of(factor) if isinstance(factor, Size) else None
-                if isinstance(factor, Attribute) and factor in self.attributes:
-                    axis = self.attributes[factor][0]
+                if isinstance(factor, Attribute):
+                    axis = self._said_of(factor)
                 if axis is not None and id(axis) not in seen:
                     seen.add(id(axis))
                     self.typing.sites.append(Site(axis, ALWAYS, ALWAYS, reason, reason.why))
+
+    def _said_of(self, attribute: Attribute) -> Axis | None:
+        """Return the axis whose size an attribute says, if one is known."""
+        if attribute in self.attributes:
+            return self.attributes[attribute][0]
+        value, dim = self.recording.said.get((attribute.path, attribute.name), (None, 0))
+        return None if value is None else self.types[value].dims[dim].axis
 
     def _absorb(self) -> None:
         """An average whose factor something takes up does no harm; of others say why nothing does.

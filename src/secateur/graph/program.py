@@ -111,6 +111,8 @@ class Recording:
     spent: set[Attribute] = field(default_factory=set)  # floats that the code computes with
     decisions: dict[str, set[Attribute]] = field(default_factory=dict)  # compared, by module
     names: dict[str, str] = field(default_factory=dict)  # every name → the canonical one
+    said: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """What layers say of their sizes: (path, attribute) → the tensor's value and its dimension."""
     stateful: bool = False  # it changed what the model holds, which another call reads
     training: Recording | None = None  # a second forward, for what this one does not read
     failed: str = ""  # why that one ended early

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from secateur.runtime.forward import (
     undisturbed,
 )
 from secateur.runtime.ordinary import ordinary, without_autocast
+from secateur.runtime.said import said_by
 from secateur.runtime.undo import in_mode
 from secateur.types import Example, call_arguments
 
@@ -247,10 +248,10 @@ def _record(
         )
         for table, entries in ((recording.parameters, named), (recording.buffers, buffers)):
             _number(recorder, recording, table, entries, inside)
-        recording.inputs = [
-            recorder.ref(x).value for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)
-        ]
-        recording.given |= {x for x in tree_flatten((args, kwargs))[0] if type(x) is int}
+        recording.said = dict(_said(model, recording))
+        leaves = tree_flatten((args, kwargs))[0]
+        recording.inputs = [recorder.ref(x).value for x in leaves if isinstance(x, Tensor)]
+        recording.given |= {x for x in leaves if type(x) is int}
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         failed = stack.enter_context(module_calls(model, recorder))
@@ -279,6 +280,17 @@ def _record(
     recording.stateful = apart.changed
     recording.given_floats = recorder.calls.given
     return recording
+
+
+def _said(
+    model: nn.Module, recording: Recording
+) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
+    """Yield what layers say of sizes of their parameters."""
+    for path, module in model.named_modules():
+        for name, (held, dim, _) in said_by(module).items():
+            own = recording.names.get(f"{path}.{held}" if path else held)
+            if own in recording.parameters:
+                yield (path, name), (recording.parameters[own], dim)
 
 
 HINTS = {
@@ -339,7 +351,8 @@ class _Forward:
         return loose
 
     def _again(self) -> Recording:
-        with _beside(self.recorder) as recording:
+        """Record another call behind it, as far as it comes."""
+        with _beside(self.recorder) as recording, suppress(Exception):  # the user's forward
             self.run()
         return recording
 

@@ -117,16 +117,8 @@ def scout(
     Where the first batch leaves a masked weight unread (an expert that got no token), the next ones
     are looked at until every such weight was read, or there are no more.
     """
-    seen: dict[Arrangement, Reading] = {}
-    times: Counter[Arrangement] = Counter()
-    unsteady: set[Arrangement] = set()
     delivered: dict[Arrangement, bool] | None = {} if joining else None
-    weights = {name for name, p in named_weights(model) if name in masks}
-    for batch in batches:
-        for arrangement, count in _read(model, batch, seen, unsteady, delivered).items():
-            times[arrangement] = max(times[arrangement], count)
-        if weights <= {arrangement.name for arrangement in seen}:
-            break
+    seen, times, unsteady = _seen(model, batches, masks, delivered)
     found: list[Reader] = []
     for arrangement, reading in seen.items():
         name = arrangement.name
@@ -156,6 +148,28 @@ def scout(
             )
             found.append(made)
     return found
+
+
+def _seen(
+    model: nn.Module,
+    batches: Iterable[Any],
+    masks: Masks,
+    delivered: dict[Arrangement, bool] | None,
+) -> tuple[dict[Arrangement, Reading], Counter[Arrangement], set[Arrangement]]:
+    """Return what was read, how often one forward did, and where it held something else meanwhile.
+
+    Batches are looked at until every masked weight was read, or there are no more.
+    """
+    seen: dict[Arrangement, Reading] = {}
+    times: Counter[Arrangement] = Counter()
+    unsteady: set[Arrangement] = set()
+    weights = {name for name, p in named_weights(model) if name in masks}
+    for batch in batches:
+        for arrangement, count in _read(model, batch, seen, unsteady, delivered).items():
+            times[arrangement] = max(times[arrangement], count)
+        if weights <= {arrangement.name for arrangement in seen}:
+            break
+    return seen, times, unsteady
 
 
 def _some_went(mask: Tensor) -> bool:

@@ -67,21 +67,16 @@ def repair(
         UnknownNameError: there is no such repair.
         ConfigError: there are no batches, or the model refuses one.
     """
-    solve, batches = solver(how), _batches(data, given)
+    batches, skips = _batches(data, given), skipped or {}
     judged = [b for b in batches if b.held] or batches
-    pruned, unrepaired = copied(model), masked(copied(model), masks)
-    with without(unrepaired, skipped or {}, forbidden):
-        before = _distance(model, unrepaired, judged)
-    del unrepaired
-    skips, seen = skipped or {}, _recorded(model, structure, batches[0].inputs)
-    asked = structure, masks, solve, how in repairs.means_only, also, skips
-    joining, frugal = bool(forbidden), given is not None
-    lost = frugal and not _same(batches[0])
-    besides = (
-        frozenset[str]() if how in repairs.means_only else behind(structure, seen, masks, part=lost)
-    )
-    more: dict[str, Any] = {"recording": seen, "frugal": frugal, "besides": besides, "lost": lost}
-    job = Refitting(model, pruned, *asked, joining, **more)
+    before = _unrepaired(model, masks, skips, forbidden, judged)
+    pruned = copied(model)
+    seen, lost = _recorded(model, structure, batches[0].inputs), _differ(batches[0])
+    more: dict[str, Any] = {"recording": seen, "frugal": given is not None, "lost": lost}
+    if how not in repairs.means_only:
+        more["besides"] = behind(structure, seen, masks, part=lost)
+    asked = structure, masks, solver(how), how in repairs.means_only, also, skips
+    job = Refitting(model, pruned, *asked, bool(forbidden), **more)
     with during("repairing"), without(pruned, skips, forbidden, copies=False):  # a copy: an op more
         job.run(batches)
     with without(pruned, skips, forbidden):
@@ -89,14 +84,29 @@ def repair(
     values = {name: _value(pruned, name) for name in (*job.moved, *norms)}
     if values and before.nearer_than(after) and not after.error < before.error:
         values, norms, after, job.refits = {}, [], before, [_left(r, WORSE) for r in job.refits]
-    notes = _notes(job, batches, before)
-    return values, Repair(how, tuple(job.refits), before, after, bool(norms), notes)
+    found = how, tuple(job.refits), before, after, bool(norms), _notes(job, batches, before)
+    return values, Repair(*found)
 
 
-def _same(batch: Batch) -> bool:
-    """Tell whether both models are given the same."""
+def _unrepaired(
+    model: nn.Module,
+    masks: Masks,
+    skips: Mapping[str, Passing],
+    forbidden: Sequence[Forbidden],
+    judged: Sequence[Batch],
+) -> Distance:
+    """Return how far masks alone bring a model's outputs from the dense ones."""
+    other = masked(copied(model), masks)
+    with without(other, skips, forbidden):
+        return _distance(model, other, judged)
+
+
+def _differ(batch: Batch) -> bool:
+    """Tell whether the pruned model is given something else."""
+    if batch.given is None:
+        return False
     pairs = zip(tree_leaves(batch.inputs), tree_leaves(batch.pruned), strict=True)
-    return all(not isinstance(a, Tensor) or torch.equal(a, b) for a, b in pairs)
+    return any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in pairs)
 
 
 def _left(refit: Refit, why: str) -> Refit:

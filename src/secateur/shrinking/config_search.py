@@ -172,6 +172,13 @@ class Search:
                     whole = (int(new) for new in news if new.denominator == 1)
                     found += (((value, n) not in self.pairs, f"{place}.{name}", n) for n in whole)
         yield from ((name, new) for _, name, new in sorted(found, key=lambda each: each[0]))
+        unsaid = [
+            f"{place}.{name}"
+            for place, held in configs_in("config", config)
+            for name, value in vars(held).items()
+            if value is None and not name.startswith("_") and not name.endswith(("_id", "_ids"))
+        ]  # a width that follows from another, until it is said
+        yield from product(unsaid, sorted({new for _, new in self.pairs}))
 
     def with_epsilons(self, config: Any) -> Any:
         """Return a config of whose model the epsilons are this model's too, or None."""
@@ -223,6 +230,6 @@ def _config_of(path: str, modules: Mapping[str, Any], places: Mapping[int, str])
 
 def _says(config: Any, name: str) -> bool:
     try:
-        return hasattr(config, name)
+        return getattr(config, name, None) is not None
     except RuntimeError:  # it says one for each layer
         return True

@@ -10,33 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.replacements import name_of
-
-SAYS: list[tuple[tuple[type, ...], dict[str, tuple[str, int, str | None]]]] = [
-    ((nn.Linear,), {"in_features": ("weight", 1, None), "out_features": ("weight", 0, None)}),
-    (
-        (nn.Bilinear,),
-        {
-            "in1_features": ("weight", 1, None),
-            "in2_features": ("weight", 2, None),
-            "out_features": ("weight", 0, None),
-        },
-    ),
-    (
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-        {"in_channels": ("weight", 0, None), "out_channels": ("weight", 1, "groups")},
-    ),
-    (
-        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        {"in_channels": ("weight", 1, "groups"), "out_channels": ("weight", 0, None)},
-    ),
-    ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight", 0, None)}),
-    ((nn.GroupNorm,), {"num_channels": ("weight", 0, None)}),
-    (
-        (nn.Embedding, nn.EmbeddingBag),
-        {"num_embeddings": ("weight", 0, None), "embedding_dim": ("weight", 1, None)},
-    ),
-]
-"""Classes, and for each attribute of theirs the tensor, its dimension, and what multiplies it."""
+from secateur.runtime.said import SAYS, said_by
 
 
 def descriptions(module: nn.Module) -> dict[str, Any]:
@@ -48,13 +22,10 @@ def descriptions(module: nn.Module) -> dict[str, Any]:
     {'in_features': 4, 'out_features': 2}
     """
     found: dict[str, Any] = {}
-    for classes, says in SAYS:
-        if isinstance(module, classes):
-            for name, (held, dim, times) in says.items():
-                tensor = _tensor(module, held)
-                if tensor is not None and hasattr(module, name):
-                    found[name] = tensor.shape[dim] * (getattr(module, times) if times else 1)
-            break
+    for name, (held, dim, times) in said_by(module).items():
+        tensor = _tensor(module, held)
+        if tensor is not None and hasattr(module, name):
+            found[name] = tensor.shape[dim] * (getattr(module, times) if times else 1)
     lengths = vars(module).get("axes_lengths")
     if isinstance(lengths, dict) and "_axes_lengths" in vars(module):
         found["_axes_lengths"] = tuple(lengths.items())  # einops' layers keep them twice

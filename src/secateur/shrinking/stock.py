@@ -7,6 +7,7 @@ the dense model's config, by which ``from_pretrained`` builds a skeleton for the
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import shutil
@@ -121,7 +122,7 @@ def _put(config: Any, name: str, value: Any) -> None:
     *path, last = name.split(".")
     for part in path:
         config = getattr(config, part)
-    if value is None:
+    if value is None and last not in inspect.signature(type(config)).parameters:
         delattr(config, last)
     else:
         setattr(config, last, [*value] if isinstance(value, tuple) else value)

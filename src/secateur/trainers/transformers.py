@@ -200,8 +200,13 @@ class PruningCallback(AfterOptimizerStep):
 
     def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self._of_the_best(args, state)
-        if self.finish:
+        if self.finish and self.pruner.updates:
             self.result = self.pruner.finish()
+        elif self.finish:  # an error would lose the training
+            log.warning(
+                "nothing is cut: what was loaded as the best is from before the first pruning step."
+                " Let the metric ask how much went, or leave load_best_model_at_end out"
+            )
         if self.distillation is not None:  # last: a training that is stopped before goes on with it
             self.distillation.close()
 
