@@ -93,3 +93,18 @@ def test_load_pruned_when_it_fails_then_an_extra_state_is_as_before(tmp_path: Pa
     with pytest.raises(FileError):
         sc.load_pruned(tmp_path / "small", model)
     assert model.scale == 0.5
+
+
+def test_load_pruned_when_a_table_was_cast_with_the_model_then_it_is_the_saved_one(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    result = sc.prune(Plain().to(torch.bfloat16).eval(), torch.randn(3, 6).bfloat16(), 0.5)
+    result.save(tmp_path / "small")
+    fresh = Plain().to(torch.bfloat16)
+    fresh.table = fresh.table.float()  # as a class builds it that keeps frequencies exact
+    loaded = sc.load_pruned(tmp_path / "small", fresh)
+    assert loaded.table.dtype == torch.bfloat16
+    assert torch.equal(loaded.table, result.model.table)
+    with pytest.raises(FileError, match="bfloat16 in the file, and torch.float32"):
+        sc.load_pruned(tmp_path / "small", Plain())

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from secateur.runtime.reach import is_foreign
 from secateur.runtime.state import slots_of
 
-LENGTH = 10_000
+LENGTH = 1_000
 """Of what comes from a generator, so many parts are looked at."""
 PLAIN = (
     *(str, bytes, bool, type(None), type, Enum, ModuleType, nn.Module, torch.dtype, torch.device),
@@ -38,13 +38,18 @@ def results_of(model: nn.Module, out: Any, *, numbers: bool = False) -> Iterator
     Args:
         model: whose forward it was.
         out: what it returned; a generator in it runs to its end.
-        numbers: also what is no tensor any more, floats and arrays, as tensors.
+        numbers: also what is no tensor any more: arrays, and all floats together.
     """
+    floats: list[float | complex] = []
     for leaf in _leaves(_own(model, out)):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif numbers and (isinstance(leaf, (float, complex)) or _is_array(leaf)):
+        elif isinstance(leaf, (float, complex)):
+            floats.append(leaf)
+        elif numbers and _is_array(leaf):
             yield torch.as_tensor(leaf)
+    if numbers and floats:
+        yield torch.tensor(floats)
 
 
 def tensors_of(out: Any) -> Iterator[Tensor]:

@@ -53,16 +53,17 @@ def awake(surgery: Surgery) -> Iterator[None]:
 
     Those that are left then are zero again, as large as they are by then.
     """
-    some = asleep(surgery.model)
+    some = [(name, parameter, parameter.data) for name, parameter in asleep(surgery.model)]
     generator = torch.Generator().manual_seed(0)
-    for _, parameter in some:
+    for _, parameter, zeros in some:
         numbers = torch.rand(parameter.shape, generator=generator)
         if parameter.ndim > 1:
             numbers = (numbers - 0.5) * 2 / prod(parameter.shape[1:]) ** 0.5
         else:
             numbers = LEAST + (MOST - LEAST) * numbers
-        surgery.set_data(parameter, torch.empty_like(parameter.detach()).copy_(numbers))
+        surgery.set_data(parameter, torch.empty_like(zeros).copy_(numbers))
     yield
-    for name, parameter in some:
+    for name, parameter, zeros in some:
         surgery.rescaled.pop(name, None)
-        surgery.set_data(parameter, torch.zeros_like(parameter.detach()))
+        whole = parameter.shape == zeros.shape  # in the very memory that it had
+        surgery.set_data(parameter, zeros if whole else torch.zeros_like(parameter.detach()))

@@ -126,6 +126,7 @@ class Verification:
     refused: tuple[str, ...] = ()
     worst: str = ""  # of those tried: where the difference is largest
     blind: str = ""  # why a difference could not be seen: "empty" outputs, or "all the same"
+    partly: str = ""  # in which outputs alone it could not
 
     @property
     def passed(self) -> bool:
@@ -254,7 +255,7 @@ class Check:
         tried = tuple(way.name for way in expected.ways)
         allowed = precision.tolerance if failed else allowed
         made = worst, allowed, exact, len(tried), str(precision), tried, tuple(expected.refused)
-        return Verification(*made, where, blind(expected.outputs))
+        return Verification(*made, where, blind(expected.outputs), partly_blind(expected.outputs))
 
     def run(self, model: nn.Module, way: Way, **options: Any) -> list[Tensor]:
         """Return the outputs on one of the inputs; see ``once``."""
@@ -372,14 +373,34 @@ def blind(outputs: Sequence[Sequence[Tensor]]) -> str:
     >>> blind([[torch.tensor([1.0, 2.0])]])
     ''
     """
+    whys = list(_silent(outputs))
+    if not all(whys):
+        return ""
+    return "all the same number" if "all the same number" in whys else "empty"
+
+
+def partly_blind(outputs: Sequence[Sequence[Tensor]]) -> str:
+    """Say which of several outputs could not show a difference, where others could.
+
+    >>> partly_blind([[torch.tensor([1.0, 2.0]), torch.zeros(0, 4)]])
+    'output 2 of 2 was empty'
+    """
+    whys = list(_silent(outputs))
+    found = [f"output {i + 1} of {len(whys)} was {why}" for i, why in enumerate(whys) if why]
+    return ", ".join(found) if len(found) < len(whys) else ""
+
+
+def _silent(outputs: Sequence[Sequence[Tensor]]) -> Iterator[str]:
+    """Yield for each output why it says nothing on any input, or nothing if it does."""
     for parts in zip_longest(*outputs, fillvalue=torch.empty(0)):
         numbers = [part.flatten() for part in parts if part.numel() and not part.is_meta]
         first = numbers[0][0] if numbers else torch.empty(())
         if any(part.is_meta for part in parts) or any(
             bool(each.ne(first).any()) for each in numbers
         ):
-            return ""
-    return "all the same number" if any(p.numel() for each in outputs for p in each) else "empty"
+            yield ""
+        else:
+            yield "all the same number" if numbers else "empty"
 
 
 def said(error: BaseException | None) -> str:
