@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -393,3 +394,9 @@ def test_fit_when_training_harms_then_what_the_repair_left_is_returned(dense: nn
     assert (first.step, first.number) == (0, first.of)
     assert found.best == first.value > max(each.value for each in found.rounds[1:])
     assert right(found.model) == first.value
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "much", None])
+def test_fit_when_what_judges_gives_no_number_then_config_error(value: Any) -> None:
+    with pytest.raises(ConfigError, match="evaluate must return a number"):
+        fit(net(), 0.3, train=loader(), evaluate=lambda _: value, steps=2)

@@ -92,6 +92,9 @@ def test_trial_when_drawn_by_any_sampler_then_costs_at_most_the_goal(sampler: st
     assert found.best.slot == min(t.slot for t in found.trials if t.cost == found.best.cost)
     result = found.result()
     assert getattr(result.after, of) / getattr(result.before, of) == pytest.approx(found.best.cost)
+    (goal,) = result.goals
+    assert (goal.of, goal.met) == (of, True)
+    assert "goal: params" in " ".join(str(result).split())
 
 
 def test_result_when_trained_and_repaired_then_is_the_model_of_the_trial() -> None:

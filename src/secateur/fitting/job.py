@@ -238,7 +238,7 @@ class Job:
             value = float(found)
         except (TypeError, ValueError):
             value = math.nan
-        if math.isnan(value):
+        if not math.isfinite(value):
             raise ConfigError(f"evaluate must return a number, larger is better; got {found!r}")
         return value
 

@@ -122,6 +122,7 @@ class Search(Shown):
         """
         chosen = self.best if trial is None else trial
         result = self.job.pruned(chosen.allocation, seed_of(self.seed, chosen.slot), verify=True)
+        result.goals = self.job.pruner.budget.reached(result.plan.counts, result.model)
         result.notes.append(f"the allocation is that of trial {chosen.slot} of {len(self.trials)}")
         return result
 
