@@ -109,6 +109,17 @@ def test_prune_when_a_vocabulary_is_scored_then_it_stays_as_it_was(
     assert tied or same["head.weight"]
 
 
+def test_prune_when_ids_are_read_then_nothing_outside_of_blocks_is_refitted(
+    ids: list[Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model = Reader().eval()
+    model.head = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 24))
+    _, same = pruned(model, ids, exclude=["head*"])
+    assert all(kept for name, kept in same.items() if name.startswith("head."))
+    assert not all(same.values())
+
+
 def test_prune_when_nothing_of_a_block_goes_then_it_stays_as_it_was(ids: list[Tensor]) -> None:
     torch.manual_seed(0)
     _, same = pruned(Reader().eval(), ids, exclude=["blocks.2.*"])

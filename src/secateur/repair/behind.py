@@ -6,14 +6,13 @@ can in part.
 
 from __future__ import annotations
 
+import re
+
 from secateur.graph.blocks import outermost
 from secateur.graph.program import Op, Recording
-from secateur.graph.sums import KEEPING, products
+from secateur.graph.sums import products
 from secateur.structure import Structure
 from secateur.types import Masks
-
-SAME = KEEPING | {"_to_copy", "slice", "select", "unsqueeze", "squeeze", "add", "div", "mul"}
-"""Operations behind a last layer that make no other layer of it."""
 
 
 def behind(
@@ -21,8 +20,9 @@ def behind(
 ) -> frozenset[str]:
     """Return the weights that are fitted besides the readers of what is masked.
 
-    Left out are blocks of which nothing goes, what scores a vocabulary (as large as all else), and
-    weights that are read more than once or by several names.
+    Left out are blocks of which nothing goes; where ids are read, all but the layers of a list that
+    lose something (what scores a vocabulary is as large as these); and weights that are read more
+    than once or by several names.
 
     Args:
         structure: of the dense model.
@@ -33,16 +33,28 @@ def behind(
     cut = {name for name in masks if not bool(masks[name].all())}
     blocks = [] if part else [f"{block.name}." for block in outermost(structure.blocks)]
     whole = tuple(block for block in blocks if not any(name.startswith(block) for name in cut))
+    reads_ids = bool(recording.integers & {*recording.inputs})
+    layers = {_layer_of(name) for name in cut} - {""}
     many = {own for name, own in recording.names.items() if name != own}
     return frozenset(
         name
         for name, product in products(recording).items()
         if not name.startswith(whole)
+        and (not reads_ids or _layer_of(name) in layers)
         and name not in many
         and name in recording.parameters
         and not _read_besides(recording, name, product)
-        and not _scores_tokens(recording, product)
     )
+
+
+def _layer_of(name: str) -> str:
+    """Return the path of the layer of a list, the outermost, that a parameter is in.
+
+    >>> _layer_of("model.layers.3.mlp.experts.0.weight"), _layer_of("head.weight")
+    ('model.layers.3.', '')
+    """
+    found = re.match(r"(?:.*?\.)??\d+\.", name)
+    return found[0] if found else ""
 
 
 def _read_besides(recording: Recording, name: str, product: Op) -> bool:
@@ -54,22 +66,3 @@ def _read_besides(recording: Recording, name: str, product: Op) -> bool:
 
 def _is_view(recording: Recording, op: Op, owner: int) -> bool:
     return bool(op.outputs) and all(recording.owner[ref.value] == owner for ref in op.outputs)
-
-
-def _scores_tokens(recording: Recording, product: Op) -> bool:
-    """Tell whether a product makes the model's output, in whatever shape, for each of its ids."""
-    ids = [recording.shapes[v] for v in recording.inputs if v in recording.integers]
-    outputs = {recording.owner[v] for v in recording.outputs if recording.shapes[v][:-1] in ids}
-    made = product.outputs[0].value
-    while recording.owner[made] not in outputs:
-        users = recording.readers.get(made, [])
-        if len(users) != 1 or not _goes_on(recording, users[0], made):
-            return False
-        made = users[0].outputs[0].value
-    return True
-
-
-def _goes_on(recording: Recording, op: Op, made: int) -> bool:
-    """Tell whether an operation makes the same of its input, but for a shape, a type or a bias."""
-    others = {recording.owner[value] for value in op.reads if value != made}
-    return op.name.split(".")[1] in SAME and others <= set(recording.parameters.values())
