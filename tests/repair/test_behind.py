@@ -144,6 +144,26 @@ def test_prune_when_a_weight_is_read_twice_then_it_stays_as_it_was() -> None:
     assert same["shared.weight"]
 
 
+def test_prune_when_a_weight_is_looked_at_besides_then_it_stays_as_it_was() -> None:
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = (
+                nn.Linear(16, 32),
+                nn.Linear(32, 16),
+                nn.Linear(16, 5),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.second(self.first(x).relu())
+            return self.last(h) / self.last.weight.norm(dim=1)
+
+    torch.manual_seed(0)
+    result, same = pruned(Cosine().eval(), few_directions(4), names=["first"])
+    assert result.model.first.out_features == 16
+    assert same["last.weight"]
+
+
 def test_prune_when_there_is_one_batch_then_nothing_besides_is_refitted() -> None:
     result, same = pruned(plain(), few_directions(1), names=["0"])
     assert same["4.weight"]

@@ -29,7 +29,7 @@ from secateur.types import call_arguments
 from .deadline import Deadline, rate
 from .options import Options
 from .precision import AUTO, FULL, autocast, chosen
-from .rounds import Fitted, Round
+from .rounds import Fitted, Round, kept
 from .saved import saved, tell, told
 from .stream import Stream, few, inputs_of
 
@@ -220,14 +220,12 @@ class Job:
             self.deadline.reserved = self.deadline.spent - before
 
     def _measure(self) -> None:
-        value = self._value(self.model)
-        best = [each.value for each in self.rounds if each.number == each.of]
-        if self.result is not None and value > max(best, default=-math.inf):
-            state = self.model.state_dict()
-            self.best = {name: tensor.detach().clone() for name, tensor in state.items()}
-        rounds = self.config.steps
+        value, rounds = self._value(self.model), self.config.steps
         made = Round(self.pruned, rounds, self.step, self.deadline.spent, value)
         self.rounds.append(made)
+        if self.result is not None and kept(self.rounds, self.dense_value) is made:
+            state = self.model.state_dict()
+            self.best = {name: tensor.detach().clone() for name, tensor in state.items()}
         self._save()
         self.options.on_round(made)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,27 @@ class Round:
         return cls(**facts)
 
 
+def kept(rounds: Sequence[Round], dense: float) -> Round:
+    """Return the round whose model is kept: the best that was trained.
+
+    Where training costs more than the cut itself did, it is the cut as the repair left it.  A
+    smaller loss is no reason: on samples that the dense model was trained on, what is nearest to
+    it looks best.
+
+    >>> cut, trained = Round(1, 1, 0, 1.0, 0.98), Round(1, 1, 9, 3.0, 0.97)
+    >>> kept([cut, trained], dense=1.0).step, kept([cut, trained], dense=0.985).step
+    (9, 0)
+
+    Args:
+        rounds: of which those in which all was pruned count, the first before it was trained.
+        dense: what ``evaluate`` returned for the dense model.
+    """
+    cut, *trained = [each for each in rounds if each.number == each.of]
+    least = cut.value - max(dense - cut.value, 0.0)
+    good = [each for each in trained if each.value >= least]
+    return max(good, key=lambda each: each.value) if good else cut
+
+
 @dataclass
 class Fitted:
     """A smaller model that was trained, and what was measured on the way.
@@ -77,8 +98,8 @@ class Fitted:
 
     @property
     def best(self) -> float:
-        """The largest value of the rounds in which all was pruned: the model is of it."""
-        return max(each.value for each in self.rounds if each.number == each.of)
+        """The value of the round that the model is of."""
+        return kept(self.rounds, self.dense).value
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the smaller model and its plan; see ``Result.save``."""

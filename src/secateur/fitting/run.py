@@ -43,7 +43,8 @@ def fit(
     What matters least goes from a copy, what stays is repaired, the copy is cut, and the smaller
     model is trained, by your loss and the dense model's outputs, along one cosine of the learning
     rate.  With ``rounds`` the first part of the budget goes into several prunings, each of which
-    is trained under its masks.  What measured best of all that meet the goal is kept.
+    is trained under its masks.  What measured best of all that meet the goal is kept, or what the
+    repair left where training cost more than the cut did.
 
     Args:
         model: the dense model; it stays as it is, and teaches.  The copy has an optimizer besides.

@@ -351,8 +351,8 @@ class _Forward:
         return loose
 
     def _again(self) -> Recording:
-        """Record another call behind it, as far as it comes."""
-        with _beside(self.recorder) as recording, suppress(Exception):  # the user's forward
+        """Record another call behind it, as far as it comes: what it does not read is a result."""
+        with _beside(self.recorder) as recording, suppress(Exception):  # of the user's own code
             self.run()
         return recording
 
