@@ -1,6 +1,6 @@
 """What training-time pruning gains or loses by when it ends, how fast it learns and what it knows.
 
-Every row is ResNet-20 with its pretrained weights, half of its MACs and one budget of steps on the
+Every row is a ResNet with its pretrained weights, half of its MACs and one budget of steps on the
 lossless CIFAR-10 images, as in ``benchmarks.methods``; what differs is named.  ``end`` is the share
 of the steps at whose end the network is cut; after that the smaller one is trained.  Minutes
 of ``fit`` include what it measures on the way.  Rows are kept in
@@ -8,6 +8,7 @@ results/recovery.jsonl as they are made.
 
     python -m benchmarks.recovery                          # hours on a CPU
     python -m benchmarks.recovery --seeds 1 --variants "l1" "growing"
+    python -m benchmarks.recovery --depth 56 --steps 504 --variants "l1" "slim 0.01, local"
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from secateur import Config, Distillation, Pruner
 from tests.zoo import cifar_images, pretrained_cifar_resnet
 
 ROWS = FOLDER / "recovery.jsonl"
-DEPTH = 20
 STEPS = 504
 RATE = 0.01
 LOW = 0.001
@@ -161,12 +161,11 @@ def settings_of(variant: Variant, cut: int) -> dict[str, Any]:
     return settings | {"start": max(cut - 1, 0)}
 
 
-def trained(variant: Variant, data: Data, steps: int) -> tuple[nn.Module, float | None]:
+def trained(
+    variant: Variant, model: nn.Module, data: Data, steps: int
+) -> tuple[nn.Module, float | None]:
     """Return the smaller model, and its accuracy when it was cut."""
-    model, cut = (
-        pretrained_cifar_resnet(DEPTH).to(data.images.device),
-        round(steps * variant["end"]),
-    )
+    cut = round(steps * variant["end"])
     batches, rate = data.batches(), variant.get("rate", RATE)
     pruner = Pruner(model, Config(**settings_of(variant, cut)), data.images[:2])
     teacher = Distillation(model) if variant.get("taught") else None
@@ -215,7 +214,7 @@ def finish(
         secateur.reestimate_norms(model, seen)
 
 
-def fitted(variant: Variant, data: Data) -> tuple[nn.Module, int]:
+def fitted(variant: Variant, model: nn.Module, data: Data) -> tuple[nn.Module, int]:
     """Return what ``secateur.fit`` makes of its budget, and its steps.
 
     What it measures are training images that it does not train on: the test images choose nothing.
@@ -231,7 +230,7 @@ def fitted(variant: Variant, data: Data) -> tuple[nn.Module, int]:
         )
 
     made = secateur.fit(
-        pretrained_cifar_resnet(DEPTH).to(device),
+        model,
         train=own.batches,
         evaluate=lambda model: accuracy(model, data.images[held], data.labels[held]),
         optimizer=None if variant.get("default") else optimizer,
@@ -240,21 +239,22 @@ def fitted(variant: Variant, data: Data) -> tuple[nn.Module, int]:
     return made.model, made.rounds[-1].step
 
 
-def measure(name: str, seed: int, steps: int, data: Data) -> dict[str, Any]:
+def measure(name: str, depth: int, seed: int, steps: int, data: Data) -> dict[str, Any]:
     """Return one row."""
     variant, start = VARIANTS[name], time.perf_counter()
-    steps = variant.get("steps", steps)
     torch.manual_seed(seed)
     data.seed = seed
     at_cut: float | None = None
+    model, dense = (pretrained_cifar_resnet(depth).to(data.images.device) for _ in range(2))
     if "budget" in variant:
-        model, steps = fitted(variant, data)
+        model, steps = fitted(variant, model, data)
     else:
-        model, at_cut = trained(variant, data, steps)
-    dense, example = pretrained_cifar_resnet(DEPTH).to(data.images.device), data.images[:2]
+        model, at_cut = trained(variant, model, data, steps)
+    example = data.images[:2]
     macs = [secateur.analyze(each, example).cost().macs for each in (model, dense)]
     return {
         "variant": name,
+        "model": f"resnet{depth}",
         "seed": seed,
         "steps": steps,
         "device": device_name(data.images.device),
@@ -269,48 +269,65 @@ def measure(name: str, seed: int, steps: int, data: Data) -> dict[str, Any]:
 def main() -> int:
     """Make the rows that are missing, then write the table of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="by default each variant's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
     rows = rows_in(ROWS)
-    made = {(r["variant"], r["seed"], r["device"], r.get("held", 0)) for r in rows}
+    made = {_key(row) for row in rows}
     data = Data(options.device)
     for seed in options.seeds:
         for name in options.variants:
-            held = HELD if "budget" in VARIANTS[name] else 0
-            if (name, seed, device_name(options.device), held) in made:
+            budget = "budget" in VARIANTS[name]  # its steps are known when it has run
+            steps = options.steps or VARIANTS[name].get("steps", STEPS)
+            wanted = {
+                "variant": name,
+                "model": f"resnet{options.depth}",
+                "seed": seed,
+                "steps": 0 if budget else steps,
+                "device": device_name(options.device),
+                "held": HELD if budget else 0,
+            }
+            if _key(wanted) in made:
                 continue
-            rows.append(measure(name, seed, options.steps, data))
+            rows.append(measure(name, options.depth, seed, steps, data))
             keep(ROWS, rows[-1])
             print(*rows[-1].values(), sep="\t", flush=True)
     write("recovery", "What training-time pruning gains and loses by", rows, _text(rows))
     return 0
 
 
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a row is of: two with the same key are the same measurement."""
+    steps = 0 if "budget" in VARIANTS[row["variant"]] else row["steps"]
+    model = row.get("model", "resnet20")
+    return (row["variant"], model, row["seed"], steps, row["device"], row.get("held", 0))
+
+
 def _text(rows: list[dict[str, Any]]) -> str:
     images, labels = cifar_images()
-    dense = accuracy(pretrained_cifar_resnet(DEPTH), images, labels)
-    body = []
-    for name, held in dict.fromkeys((n, r.get("held", 0)) for n in VARIANTS for r in rows):
-        own = [r for r in rows if (r["variant"], r.get("held", 0)) == (name, held)]
-        if not own:
-            continue
-        found, cut = [r["accuracy"] for r in own], own[0]["at_cut"]
-        steps = statistics.mean(r["steps"] for r in own)
+    order, body, models = list(VARIANTS), [], sorted({row.get("model", "resnet20") for row in rows})
+    kinds = {(key[1], order.index(key[0]), -key[3], key[5]) for key in map(_key, rows)}
+    for model, place, steps, held in sorted(kinds):
+        name = order[place]
+        own = [r for r in rows if _key(r)[:2] + _key(r)[3::2] == (name, model, -steps, held)]
+        found, cut = [r["accuracy"] for r in own], [r["at_cut"] for r in own]
+        spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
         body.append(
-            [name, f"{statistics.mean(found):.1f}", "" if cut is None else f"{cut:.1f}"]
-            + [
-                f"{VARIANTS[name].get('rate', RATE):g}",
-                f"{steps:.0f}",
-                str(held or ""),
-                f"{len(own)}",
-            ]
+            [model, name, f"{statistics.mean(found):.1f}{spread}"]
+            + ["" if None in cut else f"{statistics.mean(cut):.1f}"]
+            + [f"{VARIANTS[name].get('rate', RATE):g}"]
+            + [f"{statistics.mean(r['steps'] for r in own):.0f}", str(held or ""), f"{len(own)}"]
         )
+    dense = [
+        f"{model} {accuracy(pretrained_cifar_resnet(int(model[6:])), images, labels):.2f} %"
+        for model in models
+    ]
     return "\n\n".join(
         [
-            f"resnet{DEPTH}, dense {dense:.2f} %; half of its MACs gone, steps of {BATCH} images, "
+            f"Dense: {', '.join(dense)}.  Half of the MACs gone, steps of {BATCH} images, "
             "SGD, or as said, along one cosine; accuracy on the "
             f"{len(labels):,} lossless test images, whose standard error is about 1 point.  At the "
             "cut: before the smaller model is trained on.  Rows at a rate of 0.003 are repaired at "
@@ -319,7 +336,9 @@ def _text(rows: list[dict[str, Any]]) -> str:
             "measures: on so many held training images, or, in older rows without, on these test "
             "images.",
             table(
-                ["variant", "accuracy %", "at the cut %", "rate", "steps", "held", "seeds"], body
+                ["model", "variant", "accuracy %", "at the cut %", "rate", "steps", "held"]
+                + ["seeds"],
+                body,
             ),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,24 +145,36 @@ def test_prune_when_a_weight_is_read_twice_then_it_stays_as_it_was() -> None:
     assert same["shared.weight"]
 
 
-def test_prune_when_a_weight_is_looked_at_besides_then_it_stays_as_it_was() -> None:
-    class Cosine(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second, self.last = (
-                nn.Linear(16, 32),
-                nn.Linear(32, 16),
-                nn.Linear(16, 5),
-            )
+LOOKS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "its norm": lambda y, w: y / w.norm(dim=1),
+    "its mean": lambda y, w: y + w.mean(),
+    "a penalty": lambda y, w: (y, (w * w).sum()),
+    "detached": lambda y, w: y + w.detach().sum(1),
+    "a row": lambda y, w: y + nn.functional.embedding(torch.zeros(1, dtype=torch.long), w).mean(),
+}
 
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.second(self.first(x).relu())
-            return self.last(h) / self.last.weight.norm(dim=1)
 
+class Looked(nn.Module):
+    """A layer whose weight is looked at, beside what it computes."""
+
+    def __init__(self, look: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 5)
+        self.look = look
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.second(self.first(x).relu()).relu()
+        return self.look(self.last(h), self.last.weight)
+
+
+@pytest.mark.parametrize("look", list(LOOKS))
+def test_prune_when_a_weight_is_looked_at_besides_then_it_stays_as_it_was(look: str) -> None:
     torch.manual_seed(0)
-    result, same = pruned(Cosine().eval(), few_directions(4), names=["first"])
-    assert result.model.first.out_features == 16
+    _, same = pruned(Looked(LOOKS[look]).eval(), few_directions(4), names=["first"])
     assert same["last.weight"]
+    torch.manual_seed(0)
+    _, same = pruned(Looked(lambda y, _: y).eval(), few_directions(4), names=["first"])
+    assert not same["last.weight"]
 
 
 def test_prune_when_there_is_one_batch_then_nothing_besides_is_refitted() -> None:
