@@ -136,6 +136,11 @@ RECIPES: dict[str, Recipe] = {
         "a fifth of the parameters, of the feed-forward layers",
         pruned(16, 0.2, "activation", of="params", round_to=8, **WIDTH),
     ),
+    "body": Recipe(
+        "docs llama",
+        "a fifth of all but the embeddings, of the feed-forward layers, with 64 windows",
+        pruned(64, 0.16, "activation", of="params", round_to=8, **WIDTH),
+    ),
     "experts": Recipe("docs mixtral", "2 of 8 experts", pruned(16, 0.25, "contribution")),
     "layers": Recipe("docs llama", "1 of 8 layers", pruned(16, 0.125, what=["depth"])),
     "attention": Recipe(

@@ -11,6 +11,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import ConfigError, NoMatchError
+from secateur.pruner.candidates import Candidates
 from secateur.scoring.criteria import criteria
 from tests.graph.test_mechanisms import HIDDEN, Stacked, batched, randomised
 from tests.mixtures import FORMS, WIDTH, batches, mixture
@@ -128,3 +129,23 @@ def test_decide_when_a_weight_is_copied_for_each_token_then_that_is_said(name):
 def test_decide_when_no_data_was_given_then_that_is_said(name):
     with pytest.raises(ConfigError, match="calibrate"):
         sc.Pruner(mixture(), sc.Config(criterion=name, sparsity=0.5), batches()[0]).step()
+
+
+@pytest.mark.parametrize(("router", "end"), FORMS[::3])
+@pytest.mark.parametrize("allocate", ["error", "estimate"])
+def test_prune_when_error_curves_are_measured_then_of_cuts_that_may_be_chosen(
+    allocate, router, end, monkeypatch
+):
+    measured = list[tuple[sc.Group, torch.Tensor]]()
+    masks = Candidates._masks
+
+    def seen(self, keeps, known):
+        named = {each.name: each.group for each in self.selectables}
+        measured.extend((named[name], keep) for name, keep in keeps.items())
+        return masks(self, keeps, known)
+
+    monkeypatch.setattr(Candidates, "_masks", seen)
+    settings = {"what": ["all"], "of": "params", "allocate": allocate}
+    sc.prune(mixture(router, end), batches()[0], 0.3, "activation", data=batches(), **settings)
+    assert any(not bool(keep.all()) for _, keep in measured)
+    assert all(int(keep.sum()) >= group.least for group, keep in measured)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf, isfinite
 
 from torch import Tensor
 
 from secateur.errors import FileError
 from secateur.selection.bisection import ratios_around
-from secateur.selection.select import rungs, select_count
+from secateur.selection.select import rungs, select
 
 from .case import FOREIGN, Case, Curve, Spread
 from .judged import TAKEN, with_alternatives
@@ -35,14 +36,14 @@ def unknown(case: Case) -> list[tuple[int, ...]]:
 
 
 def cuts_of(case: Case, unit: Sequence[int], shares: Sequence[float]) -> list[Cut]:
-    """Return the cuts of a unit that its curve is drawn through, ascending."""
+    """Return the cuts of a unit that its curve is drawn through, ascending.
+
+    They are such as may be chosen: a router that takes two experts is not left with one.
+    """
     found: list[Cut] = []
     for share in shares:
-        keeps = {}
-        for i in unit:
-            score = case.requests[i].score
-            gone = min(round(share * len(score)), len(score) - 1)
-            keeps[i] = select_count(score, gone)
+        asked = [replace(case.requests[i], sparsity=share, threshold=None, pool=None) for i in unit]
+        keeps = dict(zip(unit, select(asked).keeps, strict=True))
         gone_share = 1 - float(keeps[unit[0]].float().mean())
         if gone_share > (found[-1][0] if found else 0.0):
             found.append((gone_share, keeps))
