@@ -68,7 +68,7 @@ class Sly(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        return self.fc(x.mean((2, 3)) * (1.0 + 0.1 * x.detach().numpy().shape[1]))
+        return self.fc(x.mean((2, 3)) * (1.0 + 0.1 * x.stride(0) / x.stride(1)))
 
 
 class Halves(nn.Module):

@@ -142,6 +142,8 @@ class CallWatcher(TorchFunctionMode):
             self._checked(args, kwargs or {})
         elif func is Tensor.__len__:
             self.note.length(args[0])
+        elif func in _READ_OUT:
+            self.note.read_out(args[0], func.__name__)
         elif func in _INDEX:
             for dim, bound in _whole(args[0], args[1]):
                 self.note.whole(args[0], dim, bound)
@@ -233,4 +235,8 @@ _INDEX = {Tensor.__getitem__, Tensor.__setitem__}
 _MAKE_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor}
 _COUNT = {torch.numel, Tensor.numel, Tensor.nelement}
 _LIKE = {Tensor.view_as, Tensor.reshape_as, Tensor.expand_as}
+_READ_OUT = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr}
+_READ_OUT |= {Tensor.__repr__, Tensor.__format__, Tensor.__deepcopy__, Tensor.__reduce_ex__}
+_READ_OUT |= {Tensor.storage, Tensor.untyped_storage, Tensor.share_memory_}
+"""What reads a tensor's memory by no operation: the numbers may go anywhere: text, a file."""
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]

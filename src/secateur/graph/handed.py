@@ -1,38 +1,44 @@
-"""Results that nobody returns: a forward leaves them in the model, or in what cannot be opened.
+"""Results that nobody returns: a forward leaves them somewhere, or hands out their numbers.
 
-An auxiliary loss in an attribute, an array, a closure: what nothing else reads is a result all the
-same, and keeps its shape.  What the next forward reads is the model's own memory.
+An auxiliary loss in an attribute, a global, a closure, a queue: what nothing else reads, and is
+there when the forward is over, is a result, and keeps its shape.  So does what the code turns into
+text, or an array.  What the next forward reads is the model's own memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 
 from .program import Op, Recording
 
 
 def handed_out(
-    recording: Recording, left: Iterable[int], again: Callable[[], Recording], *, closed: bool
+    recording: Recording,
+    held: Callable[[Iterable[int]], set[int]],
+    again: Callable[[], Recording],
+    *,
+    own: Set[int],
 ) -> tuple[list[int], bool]:
     """Return the values that are results, though they are no tensors of what was returned.
 
     Args:
         recording: of the forward, without those.
-        left: values of tensors that it left in the model.
+        held: tells which of some values have memory that is there still.
         again: records another forward behind it.
-        closed: it returned, or left, something in which tensors cannot be seen.
+        own: values that it returned as its memory, which the caller gives back.
 
     Returns:
         Those values, and whether it computed others that nothing reads.
     """
     owner, unread = recording.owner, list(_unread(recording))
-    kept = {owner[value] for value in left} & {owner[value] for value in unread}
+    kept = held({owner[value] for value in unread}) - {owner[value] for value in own}
     written = dict(_written_over(recording))
     memory = _read(again()) if kept or written else set[int]()
     unread = [value for value in unread if owner[value] not in kept & memory]
-    results = [value for value in unread if closed or owner[value] in kept]
+    results = [value for value in unread if owner[value] in kept]
     told = [value for place, value in written.items() if place not in memory]
-    return [*results, *told, *_given_back(recording)], len(results) < len(unread)
+    more = [*results, *told, *recording.read_out, *_given_back(recording)]
+    return more, len(results) < len(unread)
 
 
 def _given_back(recording: Recording) -> Iterator[int]:

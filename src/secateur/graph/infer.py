@@ -121,6 +121,8 @@ class Inferred:
     @staticmethod
     def _maker(forward: Recording, value: int) -> Reason:
         why = "it is the model's output"
+        if value in forward.read_out:
+            why = f"{forward.read_out[value]} hands out its numbers, which may go anywhere"
         for op in reversed(forward.ops):
             if any(ref.value == value for ref in op.outputs):
                 return Reason(why, op.name, op.module, op.line)

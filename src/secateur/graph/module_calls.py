@@ -19,6 +19,9 @@ from secateur.runtime.undo import Undo, unhook
 
 from .program import ModuleCall, Ref
 
+DEEP = 32
+"""Containers in containers of what a module returned; what is deeper nobody asks for."""
+
 
 @contextmanager
 def module_calls(model: nn.Module, recorder: Any) -> Iterator[list[str]]:
@@ -74,12 +77,19 @@ def _without(enter: Any, leave: Any) -> None:
     unhook(hooks._global_forward_hooks, leave, *options)
 
 
-def _returned(out: Any, values: Any) -> Any:
-    """Return what a module returned, with a reference for each tensor that was recorded."""
+def _returned(out: Any, values: Any, around: tuple[int, ...] = ()) -> Any:
+    """Return what a module returned, with a reference for each tensor that was recorded.
+
+    Args:
+        around: ids of the containers that it is in: one may hold itself.
+    """
     if isinstance(out, Tensor):
         return Ref(values[out]) if out in values else "other"
-    if type(out) in (tuple, list):
-        return tuple(_returned(part, values) for part in out)
+    if not isinstance(out, dict) and type(out) not in (tuple, list):
+        return None if out is None else "other"
+    if id(out) in around or len(around) > DEEP:
+        return "other"
+    around += (id(out),)
     if isinstance(out, dict):
-        return {key: _returned(part, values) for key, part in out.items()}
-    return None if out is None else "other"
+        return {key: _returned(part, values, around) for key, part in out.items()}
+    return tuple(_returned(part, values, around) for part in out)

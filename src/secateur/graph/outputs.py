@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from secateur.runtime.reach import is_foreign
 from secateur.runtime.state import slots_of
 
 LENGTH = 1_000
@@ -25,8 +24,6 @@ PLAIN = (
 )
 """What holds nothing that was computed."""
 CODE = (FunctionType, MethodType, BuiltinFunctionType, partial)
-HELD = (Mapping, list, tuple, set, frozenset)
-CONTAINERS = (Iterator, *HELD)
 
 
 def results_of(model: nn.Module, out: Any, *, numbers: bool = False) -> Iterator[Tensor]:
@@ -61,18 +58,6 @@ def tensors_of(out: Any) -> Iterator[Tensor]:
     return (leaf for leaf in _leaves(out) if isinstance(leaf, Tensor))
 
 
-def hides(model: nn.Module, out: Any) -> bool:
-    """Tell whether an output holds what is no tensor any more, or cannot be opened: a number, code.
-
-    >>> [hides(nn.ReLU(), out) for out in (torch.zeros(1), {"a": None, "b": "text"}, 0.5, print)]
-    [False, False, True, True]
-    """
-    return any(
-        not isinstance(leaf, (Tensor, *CONTAINERS, *PLAIN)) and not _is_object(leaf)
-        for leaf in _leaves(_own(model, out))
-    )
-
-
 def numbers_of(out: Any) -> Iterator[int]:
     """Yield the integers of an output.
 
@@ -83,25 +68,25 @@ def numbers_of(out: Any) -> Iterator[int]:
     return (leaf for leaf in kinds if not isinstance(leaf, bool))
 
 
-def left_in(new: Iterable[Any]) -> tuple[list[Tensor], bool]:
-    """Return the tensors among what a forward left behind, and whether there are arrays.
+def taken_back(model: nn.Module, out: Any) -> Iterator[Tensor]:
+    """Yield the tensors of what an output holds under the names of arguments: see ``results_of``.
 
-    Streams are not read, and objects of other packages are not looked into.
-
-    >>> left_in([{"a": torch.zeros(2)}, 3, iter([torch.zeros(1)])])
-    ([tensor([0., 0.])], False)
+    >>> from types import SimpleNamespace
+    >>> len(list(taken_back(nn.Identity(), {"input": SimpleNamespace(held=torch.zeros(1))})))
+    1
     """
-    leaves = [*_leaves(list(new), opened=_is_own)]
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], any(map(_is_array, leaves))
+    fields = _fields(out) or ()
+    return tensors_of([x for name, x in fields if _is_taken(model, name, x)])
 
 
 def _own(model: nn.Module, out: Any) -> Any:
     """Return an output without what the model takes back."""
     fields = _fields(out)
-    if fields is None:
-        return out
-    takes = inspect.signature(model.forward).parameters
-    return [x for name, x in fields if name not in takes or not _is_object(x)]
+    return out if fields is None else [x for name, x in fields if not _is_taken(model, name, x)]
+
+
+def _is_taken(model: nn.Module, name: Any, x: Any) -> bool:
+    return name in inspect.signature(model.forward).parameters and _is_object(x)
 
 
 def _fields(out: Any) -> list[tuple[Any, Any]] | None:
@@ -116,10 +101,6 @@ def _is_object(x: Any) -> bool:
     return hasattr(x, "__dict__") or bool(slots_of(type(x)))
 
 
-def _is_own(x: Any) -> bool:
-    return _is_object(x) and not isinstance(x, Iterator) and not is_foreign(type(x).__module__)
-
-
 def _attributes(x: Any) -> dict[str, Any]:
     """Return what an object holds by name."""
     slots = {name: getattr(x, name) for name in slots_of(type(x)) if hasattr(x, name)}
@@ -131,33 +112,36 @@ def _is_array(leaf: Any) -> bool:
     return kind in ("f", "c") and hasattr(leaf, "__array__")
 
 
-def _leaves(out: Any, opened: Callable[[Any], bool] | None = None) -> Iterator[Any]:
-    """Yield all that an output holds, to its depth, containers and objects beside their parts.
+def _leaves(out: Any) -> Iterator[Any]:
+    """Yield all that an output holds, to its depth, containers and objects before their parts.
 
-    Args:
-        opened: which objects are looked into; by default all, and iterators are read.
+    Each once but for tensors and numbers: what holds itself ends, and depth has no limit.
     """
-    seen: dict[int, Any] = {}  # objects may hold each other; kept, so that an id stays its own
-
-    def inside(x: Any) -> Iterator[Any]:
-        for leaf in tree_flatten(x)[0]:
+    seen: dict[int, Any] = {}  # the objects too, so that an id stays its own
+    within = [iter([out])]
+    while within:
+        for leaf in within[-1]:
             if isinstance(leaf, (Tensor, int, float, complex)):
                 yield leaf
             elif id(leaf) not in seen:
                 seen[id(leaf)] = leaf
                 yield leaf
-                if opened is None or isinstance(leaf, HELD) or opened(leaf):
-                    yield from inside(_parts(leaf))
-
-    return inside(out)
+                within.append(iter(_parts(leaf)))
+                break
+        else:
+            within.pop()
 
 
 def _parts(leaf: Any) -> list[Any]:
-    """Return what is in an object, or in a container of a class that torch does not know."""
-    if isinstance(leaf, Mapping):
-        return list(leaf.values())
+    """Return what is right in a container, or in an object."""
     if isinstance(leaf, Iterator):
         return list(islice(leaf, LENGTH))
-    if isinstance(leaf, HELD):
+    asked = count()
+    parts = tree_flatten(leaf, is_leaf=lambda _: next(asked) > 0)[0]  # what torch opens, once
+    if len(parts) != 1 or parts[0] is not leaf:
+        return parts
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, (set, frozenset, list, tuple)):
         return list(leaf)
     return list(_attributes(leaf).values()) if _is_object(leaf) else []

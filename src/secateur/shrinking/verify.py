@@ -361,8 +361,16 @@ def once(
             stack.enter_context(in_mode(watching))
         for args, kwargs in given:
             out = model(*args, **kwargs)  # a generator runs its code now
-            results += [t.detach().clone() for t in results_of(model, out, numbers=True)]
+            results += map(_plain, results_of(model, out, numbers=True))
     return results
+
+
+def _plain(result: Tensor) -> Tensor:
+    """Return a copy that compares: of any layout, or quantized, it is its numbers."""
+    result = result.detach()
+    if result.is_quantized:
+        return result.dequantize()
+    return result.to_dense() if result.layout != torch.strided else result.clone()
 
 
 def blind(outputs: Sequence[Sequence[Tensor]]) -> str:
