@@ -171,3 +171,50 @@ def test_prune_when_outputs_cannot_show_a_difference_then_a_warning_says_so(name
     result = sc.prune(Silent(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), X, 0.5)
     assert any(said in warning and "says little" in warning for warning in result.warnings)
     assert not sc.prune(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)).eval(), X, 0.5).warnings
+
+
+def asserts(y: Tensor, zero: Tensor) -> Tensor:
+    assert not zero.any(), "calibrate first"
+    return y
+
+
+ASKED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "asserts": asserts,
+    "another way": lambda y, zero: y[:, [9]] if zero.sum() else y,
+    "repeats": lambda y, zero: sum([y for _ in range(int(zero[0]))], y),
+    "has the numbers": lambda y, zero: y[:, [9]] if max(zero.tolist()) else y,
+}
+
+
+class Zero(nn.Sequential):
+    def __init__(self, use: Callable[[Tensor, Tensor], Tensor]):
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.use, self.zero = use, nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(super().forward(x), self.zero)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_prune_when_code_asks_for_the_numbers_of_a_zero_then_it_stays_zero(name: str) -> None:
+    result = sc.prune(Zero(ASKED[name]).eval(), X, 0.5)
+    assert result.model[0].out_features == 8
+    assert result.verification.passed
+    assert "compared: not what the zeros of 'zero' hide, because forward asks" in str(result.notes)
+
+
+def test_prune_when_code_asks_for_what_a_zero_makes_of_an_input_then_the_error_names_it() -> None:
+    model = Zero(lambda y, zero: y[:, [9]] if (y * zero).any() else y).eval()
+    with pytest.raises(ShrinkError, match=r"because it fails, with nothing cut.*\('zero'\) holds"):
+        sc.prune(model, X, 0.5)
+
+
+def test_prune_when_code_goes_another_way_for_zeros_then_this_way_is_compared() -> None:
+    def shorter(y: Tensor, zero: Tensor) -> Tensor:
+        return y if zero.any() else y * model_of[0][2].weight.stride(0)
+
+    model = Zero(shorter).eval()
+    model_of = [model]
+    with pytest.raises(ShrinkError, match="differs|does not"):
+        sc.prune(model, X, 0.5)

@@ -162,6 +162,26 @@ class Recording:
         read = set[int]().union(*(forward.reads for forward in self.forwards))
         return tuple(name for name, value in self.parameters.items() if value not in read)
 
+    def asked(self) -> set[str]:
+        """Return the parameters whose numbers alone, whatever the input, code asks for.
+
+        An operation that makes no tensor (``item``, ``bool``) hands numbers to the code.
+        """
+        of = {self.owner[value]: {name} for name, value in self.parameters.items()}
+        varies = {self.owner[value] for value in self.inputs}
+        found = set[str]()
+        for op in self.ops:
+            owners = {self.owner[value] for value in op.reads}
+            made = {self.owner[ref.value] for ref in op.outputs}
+            if not varies.isdisjoint(owners):
+                varies |= made
+                continue
+            names = set[str]().union(*(of.get(owner, ()) for owner in owners))
+            of |= {owner: of.get(owner, set()) | names for owner in made}
+            found |= set() if made else names
+        told = (of.get(self.owner[value], set()) for value in self.read_out)
+        return found.union(*told)
+
     def used(self) -> list[bool]:
         """Return for each operation whether anything that the model returns or keeps needs it."""
         needed = {self.owner[v] for v in (*self.outputs, *self.buffers.values(), *self.inputs)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ from secateur.structure import Structure, analyze
 from secateur.types import Example, Masks
 
 from .adapters import ranks_cut
-from .awake import awake
+from .awake import awake, besides, hidden
 from .configured import changed
 from .cut import Surgery
 from .depth import TakenOut, take_out
@@ -117,8 +117,8 @@ def cut_and_verify(
         undo(surgery.undo)
         check = _check(model, structure, example_inputs) if verify else None
         given = surgery, structure, masks, example_inputs, folding, check, as_it_is
-        with nullcontext() if check is None or (folding and folding.constants) else awake(surgery):
-            done = Operation(*given).perform(plan)
+        with _waking(surgery, structure, folding, check) as (woken, zero):
+            done = Operation(*given, besides(woken)).perform(plan)
             config, layers, same = _said(model, structure, surgery, check, take_out(surgery, check))
         outdate(model, surgery.shapes)
     changed = _changed(structure, done.plan, surgery, as_it_is)
@@ -128,7 +128,7 @@ def cut_and_verify(
         done.masks,
         structure,
         done.verification,
-        notes=[*notes, *structure.notes, *done.notes, *_partly_blind(done.verification), *changed],
+        notes=[*notes, *structure.notes, *done.notes, *_unseen(done.verification, zero), *changed],
         attributes=done.attributes,
         folded=done.folded,
         config=config,
@@ -140,9 +140,18 @@ def cut_and_verify(
     )
 
 
-def _partly_blind(verification: Verification | None) -> Iterator[str]:
+def _waking(
+    surgery: Surgery, structure: Structure, folding: Folding | None, check: Check | None
+) -> AbstractContextManager[tuple[list[str], list[str]]]:
+    if check is None or (folding and folding.constants):
+        return nullcontext(([], []))
+    return awake(surgery, structure.inferred.recording.asked())
+
+
+def _unseen(verification: Verification | None, zero: Sequence[str]) -> Iterator[str]:
     if verification is not None and verification.partly:
         yield f"compared: {verification.partly} on all inputs, and shows no difference"
+    yield from hidden(zero)
 
 
 def _check(model: nn.Module, structure: Structure, example: Example) -> Check | None:

@@ -8,7 +8,7 @@ Bachlechner et al., 2020, arXiv:2003.04887 (ReZero); Goyal et al., 2017, arXiv:1
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -21,6 +21,7 @@ from .cut import Surgery
 
 LEAST, MOST = 0.1, 0.3
 """Sizes of gates: branches behind one another must not grow without bound."""
+NAMED = 3
 
 
 def asleep(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -48,12 +49,21 @@ def _is_zero(parameter: nn.Parameter) -> bool:
 
 
 @contextmanager
-def awake(surgery: Surgery) -> Iterator[None]:
+def awake(surgery: Surgery, asked: Collection[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Let a model's zero parameters hold other numbers, always the same ones, until the end.
 
     Those that are left then are zero again, as large as they are by then.
+
+    Args:
+        surgery: of the model.
+        asked: parameters that stay zero, because code asks for their numbers: with others it might
+            go another way, or refuse them.
+
+    Yields:
+        The names of those, and of the zeros that code asks for.
     """
-    some = [(name, parameter, parameter.data) for name, parameter in asleep(surgery.model)]
+    every = [(name, parameter, parameter.data) for name, parameter in asleep(surgery.model)]
+    some = [each for each in every if each[0] not in asked]
     generator = torch.Generator().manual_seed(0)
     for _, parameter, zeros in some:
         numbers = torch.rand(parameter.shape, generator=generator)
@@ -62,8 +72,29 @@ def awake(surgery: Surgery) -> Iterator[None]:
         else:
             numbers = LEAST + (MOST - LEAST) * numbers
         surgery.set_data(parameter, torch.empty_like(zeros).copy_(numbers))
-    yield
+    yield [name for name, *_ in some], [name for name, *_ in every if name in asked]
     for name, parameter, zeros in some:
         surgery.rescaled.pop(name, None)
         whole = parameter.shape == zeros.shape  # in the very memory that it had
         surgery.set_data(parameter, zeros if whole else torch.zeros_like(parameter.detach()))
+
+
+def besides(woken: Sequence[str]) -> str:
+    """Say what else may be why a model fails, while some of its parameters are woken."""
+    if not woken:
+        return ""
+    return (
+        f". What is zero ({_few(woken)}) holds other numbers meanwhile, so that what it hides is "
+        "compared: a forward that needs the zeros can be cut with verify=False alone"
+    )
+
+
+def hidden(zero: Sequence[str]) -> Iterator[str]:
+    """Yield what to say of zeros that stayed what they are."""
+    if zero:
+        yield f"compared: not what the zeros of {_few(zero)} hide, because forward asks for them"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more

@@ -63,6 +63,7 @@ class Operation:
         folding: Folding | None,
         check: Check | None,
         as_it_is: bool = False,
+        besides: str = "",
     ):
         self.surgery = surgery
         self.structure = structure
@@ -71,6 +72,7 @@ class Operation:
         self.folding = folding
         self.check = check
         self.as_it_is = as_it_is
+        self.besides = besides  # what to say where nothing can be compared
         self.start = surgery.mark()
         self.training = TrainingMode(surgery.model, example) if check else None
 
@@ -128,9 +130,11 @@ class Operation:
             return None
 
         if self.check and (unsteady := fails(sure)) is not None:
+            differs = isinstance(unsteady, VerificationError)
+            why = "does not compute the same twice" if differs else "fails"
             raise type(unsteady)(
-                f"{self.structure.model} cannot be compared, because it does not compute the same "
-                f"twice, with {'less' if sure else 'nothing'} cut: {unsteady}"
+                f"{self.structure.model} cannot be compared, because it {why}, with "
+                f"{'less' if sure else 'nothing'} cut: {unsteady}{self.besides}"
             ) from error
         good: list[Plan] = []
         culprits = [(some[0], error)]
