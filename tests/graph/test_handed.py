@@ -193,3 +193,19 @@ def test_prune_when_the_next_call_reads_what_is_left_anywhere_then_it_is_memory(
     PLACE = None
     result = sc.prune(Remembers(dropped).eval(), torch.randn(3, 8), 0.5)
     assert result.model.second.out_features == 8
+
+
+NO_TENSOR = {"a tensor of the module", "the data of a buffer", "a storage"}
+LEFT = {name: hand for name, hand in HELD.items() if name not in NO_TENSOR}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_prune_when_a_result_is_computed_with_an_unseen_width_then_it_is_compared(
+    name: str,
+) -> None:
+    def wrong(m: Any, aside: Tensor) -> Any:
+        return LEFT[name](m, aside * (2 if m.second.weight.stride(0) > 12 else 1))
+
+    result = pruned(wrong)
+    assert result.model.first.out_features == 16
+    assert any("first stays whole" in note and "differs" in note for note in result.notes)

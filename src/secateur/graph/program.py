@@ -102,6 +102,7 @@ class Recording:
     outputs: list[int] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)  # canonical names
     buffers: dict[str, int] = field(default_factory=dict)
+    aside: bool = False  # it leaves results that it does not return
     read_out: dict[int, str] = field(default_factory=dict)  # values whose numbers code has: by what
     numbers: list[Number] = field(default_factory=list)
     compared: list[Compared] = field(default_factory=list)

@@ -193,6 +193,7 @@ class _Forward:
         own = {recorder.values[x] for x in taken_back(model, out) if x in recorder.values}
         more, loose = handed_out(recording, recorder.held, self._again, own=own)
         recording.outputs += more
+        recording.aside = not recording.read_out.keys() >= {*more}
         return loose
 
     def _again(self) -> Recording:

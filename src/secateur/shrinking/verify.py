@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from secateur.errors import ShrinkError
-from secateur.graph.outputs import results_of
+from secateur.graph.outputs import results_of, taken_back, tensors_of
 from secateur.runtime.forward import evaluating, full_precision, undisturbed
 from secateur.runtime.precise import Precisely, held_precisely
 from secateur.runtime.quiet import quiet
@@ -27,6 +27,7 @@ from secateur.runtime.undo import in_mode
 from secateur.structure import Structure
 from secateur.types import Example, Masks, call_arguments, factors_of
 
+from .aside import Aside
 from .comparable import check_comparable
 from .difference import difference, resolution
 from .locate import Calls, module_outputs
@@ -158,6 +159,7 @@ class Check:
         self.trials = trials(example, structure)
         self.precisions = precisions(structure)  # one, as soon as one was seen to do
         self.calls = 2 if structure.inferred.recording.stateful else 1
+        self.aside = structure.inferred.recording.aside
         self._levels: dict[str, float] = {}  # how far roundings move the outputs of each
 
     def expect(
@@ -259,7 +261,8 @@ class Check:
 
     def run(self, model: nn.Module, way: Way, **options: Any) -> list[Tensor]:
         """Return the outputs on one of the inputs; see ``once``."""
-        return once(model, way.make(), self.precision, calls=self.calls, **options)
+        how = {"calls": self.calls, "aside": self.aside, **options}
+        return once(model, way.make(), self.precision, **how)
 
     def same(self, model: nn.Module, expected: Expected) -> bool:
         """Tell whether another model runs and computes the same."""
@@ -330,12 +333,14 @@ def once(
     masks: ById | None = None,
     watching: TorchDispatchMode | None = None,
     calls: int = 1,
+    aside: bool = False,
 ) -> list[Tensor]:
     """Return a model's output tensors, in eval mode and without gradients.
 
     Args:
         watching: sees each operation as the model's code calls it.
         calls: how often it is called: one that remembers does something else the second time.
+        aside: also return what the first call leaves anywhere, and the second does not read.
     """
     mode = precision.mode(noise, masks)
 
@@ -345,7 +350,8 @@ def once(
         x = x.detach().clone()
         return mode.tensor(x) if mode else x
 
-    given = [call_arguments(tree_map(own, example)) for _ in range(calls)]
+    given = [call_arguments(tree_map(own, example)) for _ in range(max(calls, 1 + aside))]
+    left = Aside([*model.parameters(), *model.buffers(), *tensors_of(given)])
     results: list[Tensor] = []
     with ExitStack() as stack:
         apart = stack.enter_context(undisturbed(model))
@@ -359,10 +365,15 @@ def once(
             stack.enter_context(in_mode(mode))
         if watching:
             stack.enter_context(in_mode(watching))
-        for args, kwargs in given:
-            out = model(*args, **kwargs)  # a generator runs its code now
-            results += map(_plain, results_of(model, out, numbers=True))
-    return results
+        if aside:
+            stack.enter_context(in_mode(left))
+        for i, (args, kwargs) in enumerate(given):
+            out = model(*args, **kwargs)
+            found = [*results_of(model, out, numbers=True)]  # a generator runs its code now
+            results += map(_plain, found if i < calls else ())
+            if aside and not i:
+                left.keep([*found, *taken_back(model, out)])
+    return [*results, *map(_plain, left.results())]
 
 
 def _plain(result: Tensor) -> Tensor:
