@@ -403,3 +403,34 @@ def test_analyze_when_a_module_is_unread_then_buffers_keep_no_graph() -> None:
     sc.analyze(model, torch.randn(3, 6))
     assert not model.mean.requires_grad
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def deep(out: Tensor) -> Any:
+    for _ in range(900):
+        out = [out]  # type: ignore[assignment]
+    return out
+
+
+ODD: dict[str, Callable[[Tensor], Any]] = {
+    "sparse": Tensor.to_sparse,
+    "compressed": Tensor.to_sparse_csr,
+    "quantized": lambda out: torch.quantize_per_tensor(out, 0.1, 0, torch.qint8),
+    "deep": deep,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta", "ignore:torch.quantize")
+@pytest.mark.parametrize("form", ODD)
+def test_prune_when_an_output_is_of_an_odd_form_then_it_is_compared(form: str) -> None:
+    result = sc.prune(net(lambda m, out, aside: ODD[form](out)), torch.randn(3, 8), 0.5)
+    assert result.verification.passed
+    assert result.model.head.out_features == 4
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_prune_when_an_output_is_nested_then_the_error_says_what_helps() -> None:
+    def nested(m: Any, out: Tensor, aside: Tensor) -> Any:
+        return torch.nested.nested_tensor([out[:1], out[1:3]])
+
+    with pytest.raises(sc.errors.TraceError, match="compute with padded ones"):
+        sc.prune(net(nested), torch.randn(3, 8), 0.5)
