@@ -347,3 +347,14 @@ def test_repair_when_the_example_has_no_padding_and_the_data_has_then_nothing_is
     assert one == pytest.approx(other, rel=1e-6)
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-5, atol=1e-6)
+
+
+def test_repair_when_one_row_is_held_out_then_its_distance_is_said_to_be_unknown():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    few, more = ([torch.randn(rows, 8) for _ in range(6)] for rows in (1, 4))
+    said = sc.prune(model, torch.randn(2, 8), 0.8, data=few).repair.notes
+    assert any("not known" in note for note in said)
+    assert not any("zeros" in note for note in said)
+    said = sc.prune(model, torch.randn(2, 8), 0.8, data=more).repair.notes
+    assert not any("not known" in note for note in said)

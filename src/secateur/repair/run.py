@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isnan
 from typing import Any
 
 import torch
@@ -204,7 +205,12 @@ def _value(model: nn.Module, name: str) -> Tensor:
 
 def _notes(job: Refitting, batches: Sequence[Batch], before: Distance) -> tuple[str, ...]:
     notes = []
-    if _any_masked(job.masks) and not before.error > 0:
+    if isnan(before.error):
+        notes.append(
+            "repair: the dense model's outputs on held-out batches do not differ from each other, "
+            "as of a single row: how far they are from dense is not known; give larger batches"
+        )
+    elif _any_masked(job.masks) and not before.error > 0:
         notes.append(
             "repair: on this data the outputs are the same whatever goes, as with a last layer of "
             "zeros: errors say nothing of what was chosen"

@@ -29,7 +29,7 @@ from .bisection import fewest, nearest, ratios_around
 from .families import families
 from .goals import counts_of, goals_of
 from .proof import NEARLY, Candidate, Cut, Proof
-from .reach import held_back, in_the_way, too_small
+from .reach import beyond_bounds, held_back, in_the_way, too_small, went
 from .select import Request, rungs, select_count
 from .targets import Selectable, scored
 from .ties import Ties
@@ -92,7 +92,7 @@ class Budget:
         """
         groups = [s.group for s in self.selectables if s.group is not None]
         if self.structure is None or not groups or len(groups) < len(self.selectables):
-            return ""  # single weights are no budget: each tensor gives what it is asked for
+            return beyond_bounds(self.selectables)
         if any(s.request.sparsity is None for s in self.selectables):
             return ""
         every = [
@@ -183,8 +183,9 @@ class Budget:
         names = self._ties.names
         if not requests or (not self.goals and self._allocator.plain):
             keeps, notes = self._ties.select(requests)
-            given = self.structure, self.config, self.selectables, requests, keeps
-            return keeps, [*(too_small(*given) if share == 1 else []), *notes]
+            if share == 1:
+                notes[:0] = self._fell_short(requests, keeps, final=cut is not None)
+            return keeps, notes
         pairs = zip(requests, names, strict=True)
         requests = [replace(r, widths=self._widths.get(name)) for r, name in pairs]
         idle = self._inside_dropped()
@@ -195,6 +196,23 @@ class Budget:
         if not self._proof.timed or cut is None or share < 1:
             return self._met(requests, share)
         return self._confirmed(requests, cut)
+
+    def _fell_short(
+        self, requests: list[Request], keeps: list[Tensor], *, final: bool
+    ) -> list[str]:
+        """Return notes on what goes less than was asked for; much less is an unmet goal."""
+        small = too_small(self.structure, self.config, self.selectables, requests, keeps)
+        gone, wanted = went(requests, keeps)
+        if self._short or gone >= wanted - 1e-9:
+            return small
+        reasons = held_back(self.config, requests, self._ties.names)
+        said = f"{gone:.1%} of all positions go, where {wanted:.1%} were asked for"
+        said = "\n  ".join([said, *self._ties.notes(), *reasons])
+        if gone >= NEARLY * wanted:
+            return [said, *small]
+        if final:
+            self.unmet = said
+        return small
 
     def without(self, drop: Sequence[str]) -> None:
         """Let blocks go besides, which costs nothing of what groups lose."""

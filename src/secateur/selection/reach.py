@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from math import ceil, floor, prod
 
 from torch import Tensor
 
 from secateur.config import Config
 from secateur.graph.groups import Group
+from secateur.runtime.values import numbers
 from secateur.structure import Structure
 
 from .obstacles import SHOWN, unknown
@@ -77,6 +78,46 @@ def held_back(config: Config, requests: Sequence[Request], names: Sequence[str])
             least = max(request.keep_at_least, request.round_to)
             lines.append(f"{name!r} ({len(request.score)}) must keep {least} or a multiple of it")
     return lines[: SHOWN + 1]
+
+
+def went(requests: Sequence[Request], keeps: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the share of all weights, or channels, that goes, and the share that was asked for.
+
+    A group, or a cluster of one, loses whole positions, and some must stay in any case: less than
+    one, and these, were not asked for.  What thresholds take counts in neither.
+    """
+    asked, total = 0.0, 0.0
+    pools: dict[Hashable, list[Request]] = {}
+    for request in requests:
+        if request.sparsity is None:
+            continue
+        total += len(request.score) * request.grain
+        if request.pool is not None:
+            pools.setdefault(request.pool, []).append(request)
+            continue
+        most = request.part_size - ceil(request.keep_at_least / request.clusters)
+        whole = min(floor(request.part_size * request.sparsity + 1e-9), most)
+        asked += whole * request.clusters * request.grain
+    for members in pools.values():
+        share = members[0].sparsity or 0.0
+        least = max(each.clusters * each.grain for each in members)
+        asked += max(0.0, share * sum(len(r.score) * r.grain for r in members) - least)
+    stay = numbers(keep.sum() for keep in keeps)
+    gone = sum(
+        (len(request.score) - kept) * request.grain
+        for request, kept in zip(requests, stay, strict=True)
+        if request.sparsity is not None
+    )
+    return gone / (total or 1.0), asked / (total or 1.0)
+
+
+def beyond_bounds(selectables: Sequence[Selectable]) -> str:
+    """Return that more is asked of tensors than a bound lets go of each; "" where it is not."""
+    for each in selectables:
+        asked, most = each.request.sparsity, each.request.max_sparsity
+        if asked is not None and most is not None and most < asked:
+            return f"{asked:.1%} of {each.name!r} cannot go, at most max_sparsity={most} can"
+    return ""
 
 
 def too_small(

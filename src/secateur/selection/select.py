@@ -188,7 +188,7 @@ def _settle(request: Request, wanted: int) -> tuple[int, list[str]]:
         near = [kept - kept % step + step, kept - kept % step]
         fits = [k for k in near if max(fewest, stay, 1) <= k <= max(most, stay)]
         if not fits:
-            notes.append(f"keeps {kept * clusters} {of}: no multiple of {request.round_to} fits")
+            notes.append(f"keeps any number {of}: no multiple of {request.round_to} fits")
         kept = min(fits, key=lambda k: abs(k - kept), default=kept)
     if request.widths is not None and kept not in request.widths:
         kept = min(rungs(request), key=lambda k: (abs(k - kept), k), default=kept)

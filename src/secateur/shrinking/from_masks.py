@@ -210,8 +210,8 @@ def _say_what_differs(
     result.warnings.append(
         f"the difference of its outputs from those of the masks given {far}: removed positions "
         f"of {groups} emitted a constant (a bias that no mask covers), which is now {how}. The "
-        f"check compares with {result.compared_with}. Mask the biases too before you train, or "
-        "train what is left"
+        f"check compares with {result.compared_with}, and a repair's distance from dense is of the "
+        "masks given. Mask the biases too before you train, or train what is left"
     )
 
 
