@@ -20,7 +20,7 @@ from secateur import Fitted, analyze, fit
 from secateur.errors import ConfigError, FileError, UnknownNameError
 from secateur.fitting import Round
 from secateur.fitting.deadline import Deadline, rate
-from secateur.fitting.stream import Stream
+from secateur.fitting.stream import OTHER_BATCHES, Stream
 from secateur.masks.resume import read_state, write_state
 from tests.trained import Labelled, digits, net
 
@@ -282,6 +282,51 @@ def test_fit_when_a_folder_is_of_another_fit_then_says_what_differs(
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(FileError):
         quiet(dense, folder=tmp_path, steps=6)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "evaluate": ({"evaluate": lambda model: -right(model)}, "right there, <lambda> here"),
+    "loss": ({"loss": lambda model, batch: model(batch[0]).square().mean()}, "none there"),
+    "optimizer": ({"optimizer": lambda given: torch.optim.SGD(given, 0.1)}, "none there"),
+}
+
+
+def stopped(dense: nn.Module, folder: Path, **given: Any) -> None:
+    """Let a fit be broken off after its second measurement."""
+    seen = []
+
+    def stop(made: Round) -> None:
+        seen.append(made)
+        if len(seen) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        quiet(dense, folder=folder, on_round=stop, **given)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_fit_when_it_goes_on_with_another_function_then_says_which(
+    name: str, dense: nn.Module, tmp_path: Path
+) -> None:
+    stopped(dense, tmp_path)
+    given, said = OTHERS[name]
+    with pytest.raises(ConfigError, match=f"(?s)begun with another {name},.*{said}"):
+        quiet(dense, folder=tmp_path, **given)
+    if name == "optimizer":
+        with pytest.raises(ConfigError, match=r"betas.* than this SGD"):
+            quiet(dense, folder=tmp_path, same=[name], **given)
+    else:
+        assert len(quiet(dense, folder=tmp_path, same=[name], **given).rounds) > 2
+
+
+@pytest.mark.parametrize("more", [0.0, 1.0])
+def test_fit_when_it_goes_on_with_other_batches_then_warns(
+    more: float, dense: nn.Module, tmp_path: Path
+) -> None:
+    stopped(dense, tmp_path)
+    batches = [[x + more, y] for x, y in loader()]
+    fitted = quiet(dense, folder=tmp_path, train=batches)
+    assert (OTHER_BATCHES in fitted.result.warnings) == bool(more)
 
 
 def test_stream_when_a_generator_is_used_up_then_says_what_to_give() -> None:

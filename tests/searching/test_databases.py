@@ -23,7 +23,7 @@ from tests.searches import drawn, likeness, search, work
 def test_search_when_two_share_a_database_and_one_is_killed_then_every_trial_is_there_once(
     sampler: str, processes: BaseContext
 ) -> None:
-    options = {"trials": 16, "sampler": sampler}
+    options = {"trials": 16, "sampler": sampler, "same": ["evaluate"]}
     with postgres() as url:
         children: list[Any] = [
             processes.Process(target=work, args=(url, dies_at, options))  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def test_search_when_many_workers_are_there_at_once_then_every_trial_is_there_on
         thread.start()
     for thread in threads:
         thread.join(120)
-    found = search(path, trials=12)
+    found = search(path, trials=12, same=["evaluate"])
     assert [t.slot for t in found.trials] == list(range(12))
     assert len(made) == 12
     ended = slots_of(found.study.trials)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
+from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from torch import nn
 
 from secateur.errors import ConfigError, FileError
 from secateur.pruner.candidates import Candidates
+from secateur.searching.identity import GIVEN, KEY
 from secateur.searching.shared import ALONE
 from secateur.searching.slots import INTERVAL, MOST_FAILURES, RETRY, WORKER, Worker, slots_of
 from tests.searches import drawn, inputs, likeness, search, work
 
+SAME: dict[str, Any] = {"same": ["evaluate"]}
+"""For an evaluation that is told when to fail, and the one that goes on and is not."""
 SAMPLERS = ("random", "tpe", "annealing", "cmaes", "amc", "nsga2")
 
 
@@ -57,7 +62,7 @@ def test_search_when_broken_off_and_resumed_then_tries_what_an_unbroken_one_does
     for at in (1, 7) if sampler != "amc" else (4,):
         with pytest.raises(Broken):
             search(tmp_path / f"{at}.journal", breaking(at), **options)
-        again = search(tmp_path / f"{at}.journal", **options)
+        again = search(tmp_path / f"{at}.journal", **SAME, **options)
         assert drawn(again) == drawn(whole)
         assert len({tuple(t.allocation.values()) for t in again.trials[2:]}) > 1
 
@@ -65,7 +70,7 @@ def test_search_when_broken_off_and_resumed_then_tries_what_an_unbroken_one_does
 def test_search_when_its_process_is_killed_then_goes_on_without_waiting(
     tmp_path: Path, processes: BaseContext
 ) -> None:
-    path, options = tmp_path / "killed.journal", {"sampler": "tpe", "heartbeat": 3600.0}
+    path, options = tmp_path / "killed.journal", {"sampler": "tpe", "heartbeat": 3600.0, **SAME}
     child: Any = processes.Process(target=work, args=(str(path), 4, options))  # type: ignore[attr-defined]
     child.start()
     child.join(60)
@@ -79,7 +84,7 @@ def test_search_when_its_process_is_killed_then_goes_on_without_waiting(
 def test_search_when_two_share_a_file_and_one_is_killed_then_every_trial_is_there_once(
     tmp_path: Path, processes: BaseContext
 ) -> None:
-    path, options = str(tmp_path / "shared.journal"), {"trials": 12, "sampler": "tpe"}
+    path, options = str(tmp_path / "shared.journal"), {"trials": 12, "sampler": "tpe", **SAME}
     children: list[Any] = [
         processes.Process(target=work, args=(path, dies_at, options))  # type: ignore[attr-defined]
         for dies_at in (3, None)
@@ -100,8 +105,8 @@ def test_search_when_more_trials_are_asked_for_then_the_old_ones_count(tmp_path:
     few = search(tmp_path / "a.journal", trials=3)
     more = search(tmp_path / "a.journal", trials=5)
     assert drawn(more)[:3] == drawn(few)
-    assert len(search(tmp_path / "a.journal", breaking(1), trials=5).trials) == 5
-    assert len(search(tmp_path / "a.journal", trials=2).trials) == 2
+    assert len(search(tmp_path / "a.journal", breaking(1), trials=5, **SAME).trials) == 5
+    assert len(search(tmp_path / "a.journal", trials=2, **SAME).trials) == 2
 
 
 def test_search_when_it_goes_on_then_what_pruning_alone_measured_is_not_measured_again(
@@ -262,3 +267,45 @@ def test_slots_when_trials_are_retries_then_have_the_slots_of_the_first() -> Non
     trials = [trial(0), trial(1), trial(2, **{RETRY: 0}), trial(3), trial(4, **{RETRY: 0})]
     numbers = {slot: [t.number for t in tries] for slot, tries in slots_of(trials).items()}
     assert numbers == {0: [0, 2, 4], 1: [1], 2: [3]}
+
+
+def test_search_when_begun_with_other_data_or_functions_then_says_which_and_in_what(
+    tmp_path: Path,
+) -> None:
+    def twice(model: nn.Module) -> float:
+        return 2 * likeness(model)
+
+    def train(model: nn.Module, rate: float = 0.1) -> None:
+        pass
+
+    given: dict[str, Any] = {"data": [inputs()], "train": train, "evaluate": likeness}
+    search(tmp_path / "a.journal", trials=1, **given)
+    assert len(search(tmp_path / "a.journal", trials=2, **given).trials) == 2
+    for name, other, said in (
+        ("data", [inputs() + 1], "1 batches there and here, and other numbers"),
+        ("data", [inputs(), inputs()], "1 batches there, 2 batches here"),
+        ("evaluate", twice, "likeness there, twice here"),
+        ("train", partial(train, rate=0.2), "reads rate: 0.1 there, 0.2 here"),
+    ):
+        changed = {**given, name: other}
+        with pytest.raises(ConfigError, match=f"(?s)another {name}.*{re.escape(said)}"):
+            search(tmp_path / "a.journal", trials=3, **changed)
+    assert len(search(tmp_path / "a.journal", trials=3, same=[name], **changed).trials) == 3
+
+
+def test_search_when_nothing_was_evaluated_yet_then_a_repaired_function_is_taken(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Broken):
+        search(tmp_path / "a.journal", breaking(1))
+    assert len(search(tmp_path / "a.journal", trials=1).trials) == 1
+
+
+def test_search_when_the_study_is_of_an_earlier_version_then_functions_are_not_compared(
+    tmp_path: Path,
+) -> None:
+    found = search(tmp_path / "a.journal", trials=1)
+    known = dict(found.study.user_attrs[KEY])
+    del known[GIVEN]
+    found.study.set_user_attr(KEY, known)
+    assert len(search(tmp_path / "a.journal", lambda model: 1.0, trials=2).trials) == 2

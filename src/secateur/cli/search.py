@@ -55,6 +55,9 @@ class Conduct:
         Draw a share for each group, or for each block of them.
     heartbeat
         Seconds between two signs of life; the trial of who misses four is made again.
+    same
+        data, evaluate, train or loss, which counts as the same as when the study was begun though
+        it is other; repeat it for more.
     """
 
     trials: int = 40
@@ -65,13 +68,14 @@ class Conduct:
     direction: Literal["maximize", "minimize"] = DEFAULT.direction
     per: Literal["group", "block"] = DEFAULT.per
     heartbeat: float = DEFAULT.heartbeat
+    same: Annotated[list[str] | None, Parameter(negative=())] = None
 
     def settings(self) -> dict[str, Any]:
         """Return them as keywords of ``secateur.search``, but for the storage."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         options = keywords(given.pop("sampler_option") or ())
         del given["storage"]
-        return {**given, "sampler_options": options}
+        return {**given, "same": given["same"] or (), "sampler_options": options}
 
 
 USUAL = Conduct()

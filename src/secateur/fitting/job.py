@@ -30,8 +30,8 @@ from .deadline import Deadline, rate
 from .options import Options
 from .precision import AUTO, FULL, autocast, chosen
 from .rounds import Fitted, Round, kept
-from .saved import saved, tell, told
-from .stream import Stream, few, inputs_of
+from .saved import check_optimizer, saved, tell, told
+from .stream import OTHER_BATCHES, Stream, few, inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ class Job:
 
     def __init__(self, dense: nn.Module, config: Config, options: Options, deadline: Deadline):
         self.config, self.options, self.deadline, self.dense = config, options, deadline, dense
-        state = None if options.file is None else saved(options.file, self._settings())
+        self.given, file = options.given(), options.file
+        known = self._settings(), self.given, options.same
+        state = None if file is None else saved(file, *known)
         self.example = options.example_inputs
         if self.example is None:
             self.example = few(inputs_of(next(Stream(options.train))))
@@ -101,6 +103,7 @@ class Job:
         assert self.best is not None
         self.model.load_state_dict(self.best)
         self.model.train(self.dense.training)
+        self.result.warnings += [OTHER_BATCHES] * self.stream.other
         return Fitted(self.result, self.dense_value, self.rounds, self.precision)
 
     def _due(self, progress: float) -> bool:
@@ -256,6 +259,7 @@ class Job:
         cut, pruner = self.result, self.pruner
         state = {
             "settings": self._settings(),
+            "given": self.given,
             "teacher": self.teacher.digest(),
             "precision": self.precision,
             "plan": None if cut is None else json.dumps(cut.plan.to_json()),
@@ -283,6 +287,7 @@ class Job:
         if self.result is not None:
             tell(self.result, state["told"])
         self.model.load_state_dict(state["model"])
+        check_optimizer(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.step, self.pruned = state["best"], state["step"], state["pruned"]
         self.dense_value = state["dense"]

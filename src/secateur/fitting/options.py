@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from secateur.errors import ConfigError
 from secateur.repair import repairs
+from secateur.runtime.fingerprints import facts_of
+from secateur.runtime.sameness import problem_of_same
 from secateur.training.distillation import TEMPERATURE, WEIGHT
 from secateur.types import Example
 
@@ -22,6 +24,8 @@ from .rounds import Round
 Train = Iterable[Any] | Callable[[], Iterable[Any]]
 GIVEN = ("train", "evaluate")
 """What every fit is given."""
+COMPARED = ("evaluate", "loss", "optimizer")
+"""Functions that decide the numbers of a fit: an interrupted one goes on with the same only."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Options:
             "auto": with a budget of minutes and no ``loss`` of yours, the faster one here.
         example_inputs: as for ``prune``; by default of the first batch.
         folder: where all state is kept; called again, an interrupted fit goes on from there.
+        same: of ``COMPARED``, what counts as the same as in the folder though it is other.
         on_round: called with each ``Round``.
 
     >>> Options(train=[], evaluate=len, rounds=0)
@@ -62,6 +67,7 @@ class Options:
     precision: str = AUTO
     example_inputs: Example = None
     folder: str | os.PathLike[str] | None = None
+    same: Sequence[str] = ()
     on_round: Callable[[Round], object] = print
 
     def __post_init__(self) -> None:
@@ -75,6 +81,8 @@ class Options:
             if not callable(given) and not (given is None and name in ("loss", "optimizer")):
                 of = " of the parameters that returns one" * (name == "optimizer")
                 raise ConfigError(f"{name} must be a function{of}, got a {type(given).__name__}")
+        if problem := problem_of_same(self.same, COMPARED):
+            raise ConfigError(problem)
         if self.folder is not None and Path(self.folder).is_file():
             raise ConfigError(f"folder={str(self.folder)!r} is a file")
 
@@ -86,6 +94,10 @@ class Options:
         names = [field.name for field in fields(cls) if field.name not in GIVEN]
         own = {name: settings.pop(name) for name in names if name in settings}
         return cls(train=train, evaluate=evaluate, **own)
+
+    def given(self) -> dict[str, Any]:
+        """Return the facts of the functions that are compared, by name."""
+        return {name: facts_of(getattr(self, name)) for name in COMPARED}
 
     @property
     def file(self) -> Path | None:

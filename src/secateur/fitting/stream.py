@@ -8,12 +8,17 @@ from typing import Any
 import torch
 
 from secateur.errors import ConfigError
+from secateur.runtime.digests import digest_of
 from secateur.runtime.no_batch import check_iterable
 
 from .options import Train
 
 LABELS = ("labels", "label", "label_ids")
 """Names under which a batch of keyword arguments has its labels."""
+OTHER_BATCHES = (
+    "the fit went on with other batches of train= than before, or in another order: its "
+    "values are comparable, and it was trained on both"
+)
 
 
 class Stream:
@@ -28,9 +33,13 @@ class Stream:
         if not callable(train):
             check_iterable(train, "train")
         self._train = train
+        self._first: str | None = None
         self._start(None if state is None else state["random"])
         for _ in range(0 if state is None else int(state["taken"])):
             next(self)
+        before = None if state is None else state.get("first")
+        self.other = before is not None and before != self._first
+        """Whether the batches are others than those that the state is of, or in another order."""
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -46,17 +55,20 @@ class Stream:
                 ) from None
             self._start(None)
             return next(self)
+        if not self._taken:
+            self._first = digest_of(batch)
         self._taken += 1
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Return where it is: the generator's state when this pass began, and batches since."""
-        return {"random": self._random.clone(), "taken": self._taken}
+        """Return where it is: how this pass began, and batches since."""
+        return {"random": self._random.clone(), "taken": self._taken, "first": self._first}
 
     def _start(self, random: torch.Tensor | None) -> None:
         if random is not None:
             torch.set_rng_state(random)
         self._random, self._taken = torch.get_rng_state(), 0
+        self._first = None
         made = self._train() if callable(self._train) else self._train
         self._batches: Iterator[Any] = iter(made)
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
+from secateur.runtime.sameness import check_same
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
 SCHEMA = 1
+GIVEN = "given"
 KEY = "secateur"
 """The user attribute of a study that says what it was made for."""
 
@@ -31,13 +34,21 @@ def weights_digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def claim(study: Study, facts: Mapping[str, Any]) -> None:
+def claim(
+    study: Study, facts: Mapping[str, Any], given: Mapping[str, Any], same: Sequence[str] = ()
+) -> None:
     """Say what a new study is for, or hold an old one against it.
+
+    Args:
+        facts: what is searched.
+        given: name → facts of the data and functions that it is searched with.  Those of a study
+            that has no value yet may change: what failed may be repaired.
+        same: names of those that count as the same.
 
     Raises:
         ConfigError: it is of another search; says what differs.
     """
-    ours = json.loads(json.dumps({"schema": SCHEMA, **facts}, default=_plain))
+    ours = json.loads(json.dumps({"schema": SCHEMA, **facts, GIVEN: given}, default=_plain))
     if KEY not in study.user_attrs:
         if study.get_trials(deepcopy=False):
             raise ConfigError(
@@ -48,12 +59,19 @@ def claim(study: Study, facts: Mapping[str, Any]) -> None:
     theirs = study.user_attrs[KEY]
     if not isinstance(theirs, dict):
         raise ConfigError(f"the study {study.study_name!r} does not say what it is for")
-    different = list(_differences(theirs, ours))
+    without = ({k: v for k, v in each.items() if k != GIVEN} for each in (theirs, ours))
+    different = list(_differences(*without))
     if different:
         raise ConfigError(
             f"the study {study.study_name!r} is of another search; give another name or storage",
             *different,
         )
+    before = theirs.get(GIVEN, {})
+    if any(t.state != TrialState.FAIL for t in study.get_trials(deepcopy=False)):
+        what, advice = f"the study {study.study_name!r}", "give another name or storage"
+        check_same(what, before, ours[GIVEN], same, advice)
+    if before != ours[GIVEN]:
+        study.set_user_attr(KEY, {**theirs, GIVEN: ours[GIVEN]})
 
 
 def _plain(value: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.errors import ConfigError
+from secateur.runtime.sameness import problem_of_same
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -28,6 +29,8 @@ class Options:
             ``MedianPruner()``.
         heartbeat: seconds between two signs of life.  Who misses four of them is taken for dead,
             and its trial is made again; of a process of the same machine it is known at once.
+        same: of ``GIVEN``, what counts as the same as when the study was begun though it is other,
+            as ["evaluate"] where only what it prints is.
 
     >>> Options(direction="up")
     Traceback (most recent call last):
@@ -41,6 +44,7 @@ class Options:
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
     pruner: BasePruner | None = None
     heartbeat: float = 30.0
+    same: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -56,6 +60,8 @@ class Options:
             problems.append(f"pruner must be one of optuna.pruners, got {self.pruner!r}")
         if not isinstance(self.sampler_options, Mapping):
             problems.append(f"sampler_options must be a dict, got {self.sampler_options!r}")
+        if problem := problem_of_same(self.same, GIVEN):
+            problems.append(problem)
         if problems:
             raise ConfigError(*problems)
 
@@ -66,6 +72,8 @@ class Options:
         return cls(**{name: settings.pop(name) for name in names})
 
 
+GIVEN = ("data", "evaluate", "train", "loss")
+"""What decides the values of trials, beside settings: a study goes on with the same only."""
 DIRECTIONS = ("maximize", "minimize")
 DAY = 86_400
 

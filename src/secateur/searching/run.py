@@ -12,6 +12,7 @@ from secateur.config import Config
 from secateur.errors import MissingExtraError
 from secateur.one_shot import one_shot_config, prepared, repair_wanted
 from secateur.runtime.batches import held
+from secateur.runtime.fingerprints import facts_of, facts_of_data
 from secateur.selection.calibration import Loss
 from secateur.types import Example
 
@@ -70,11 +71,18 @@ def search(
     check(trials, evaluate, train)
     shared = _needed()
     data = None if data is None else held(data)
-    how = repair_wanted(repair, data, loss)
-    chosen = _with_goal(one_shot_config(config, given))
+    how, chosen = repair_wanted(repair, data, loss), _with_goal(one_shot_config(config, given))
     pruner, notes = prepared(model, chosen, example_inputs, data, loss, how)
     job = Job(pruner, example_inputs, data, how, train, evaluate)
-    return shared(job, Space(pruner, options.per), sampler, storage, trials, options).work(notes)
+    conduct = Space(pruner, options.per), sampler, storage, trials, options
+    return shared(job, *conduct, _known(job, loss)).work(notes)
+
+
+def _known(job: Job, loss: Loss | None) -> dict[str, Any]:
+    """Return what tells data and functions from those of another search, by their names."""
+    functions = {"evaluate": job.evaluate, "train": job.train, "loss": loss}
+    facts = {name: facts_of(function) for name, function in functions.items()}
+    return {"data": facts_of_data(job.data), **facts}
 
 
 def _with_goal(config: Config) -> Config:

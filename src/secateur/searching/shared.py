@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ class Shared:
     storage: Place | None
     trials: int
     options: Options
+    given: Mapping[str, Any]
 
     @property
     def fronts(self) -> bool:
@@ -66,7 +67,7 @@ class Shared:
         if known is not None:
             self.space.resume(known)
         study = opened_study(self.opened, name, directions, self._sampler(), pruner)
-        claim(study, self._facts())
+        claim(study, self._facts(), self.given, self.options.same)
         if known is None:
             study.set_user_attr(ALONE, self.space.alone)
         return study

@@ -22,6 +22,7 @@ from secateur.config import Config
 from secateur.errors import ConfigError, WriteError
 from secateur.one_shot import one_shot_config, repair_wanted
 from secateur.runtime.batches import held
+from secateur.runtime.digests import digest_of
 from secateur.runtime.io import write_tensors
 from secateur.runtime.progress import shown
 from secateur.runtime.release import release
@@ -39,7 +40,6 @@ from .calls import calls_of, check_apart, read_before
 from .chain import Chain, chain_of
 from .checkpoint import Checkpoint, named_in, on_meta
 from .finish import finished
-from .identity import digest_of
 from .journal import Done, Journal
 from .options import Options
 from .states import CUT, DENSE, PRUNED, Given, States
