@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from secateur import cli
 from secateur.cli.models import load
 from tests import zoo
+from tests.streaming.checkpoints import saved
 
 Run = Callable[..., Any]
 
@@ -145,3 +147,48 @@ def test_journey_when_each_command_is_a_process_then_exit_codes_and_files_carry_
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr == f"error: there is no file {tmp_path / 'nothing.py'}\n"
     assert shell("inspect").returncode == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+def test_prune_when_streamed_then_the_report_says_what_went(run: Run, tmp_path: Path) -> None:
+    saved("llama", tmp_path / "llama")
+    out, words = tmp_path / "small", ["--sparsity", "0.5", "--repair", "none"]
+    words += ["--what", "width", "--criterion", "l1", "--stream"]
+    told = run("prune", tmp_path / "llama", *words, "--out", out)
+    assert told["after"]["params"] < told["before"]["params"]
+    assert told["check"]["passed"]
+    assert run("report", out) == json.loads((out / "report.json").read_text())
+    (out / "report.json").unlink()
+    drawn = run("report", out)
+    for name in ("params", "macs", "state_bytes"):
+        assert drawn["before"][name] == told["before"][name], name
+        assert drawn["after"][name] == told["after"][name], name
+    assert drawn["structure"]["groups"] == told["structure"]["groups"]
+    assert drawn["loads_with"] == "LlamaForCausalLM.from_pretrained"
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+@pytest.mark.parametrize("command", ["inspect", "prune", "report"])
+def test_command_when_weights_are_cut_off_then_names_the_file(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo.torchvision_models()
+    folder = hugging_face("llama", tmp_path / "llama")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    words = ["--sparsity", "0.5", "--out", str(tmp_path / "out")] if command == "prune" else []
+    assert cli.main([command, str(folder), *words]) == cli.FAILED
+    assert f"{file} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries, about themselves
+@pytest.mark.parametrize("window", ["0", "-3"])
+def test_evaluate_when_a_window_holds_nothing_then_says_so(
+    window: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo.torchvision_models()
+    folder = hugging_face("llama", tmp_path / "llama")
+    np.savez(tmp_path / "ids.npz", ids=np.arange(64) % 50)
+    words = ["evaluate", str(folder), "--data", str(tmp_path / "ids.npz"), "--window", window]
+    assert cli.main(words) == cli.FAILED
+    assert "window" in capsys.readouterr().err

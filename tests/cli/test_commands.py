@@ -369,6 +369,55 @@ def test_report_when_drawn_again_then_same_page_and_markdown(run: Run, small: Pa
     assert run("report", small, "--json") == json.loads((small / "report.json").read_text())
 
 
+def test_report_when_a_saved_folder_has_none_then_says_what_went_by_its_plan(
+    run: Run, small: Path
+) -> None:
+    told = run("report", small, "--json")
+    for name in ("report.json", "report.html"):
+        (small / name).unlink()
+    drawn = run("report", small, "--trust", "--json")
+    for side in ("before", "after"):
+        assert {k: drawn[side][k] for k in ("params", "macs")} == {
+            k: told[side][k] for k in ("params", "macs")
+        }
+    assert drawn["structure"]["groups"] == told["structure"]["groups"]
+    assert drawn["after"]["params"] < drawn["before"]["params"]
+    assert "load_pruned" in drawn["loads_with"]
+    assert run("report", CONV[0], *CONV[1:], "--json")["loads_with"].endswith("nothing was cut")
+
+
+def test_report_when_a_folder_was_pruned_twice_then_before_is_the_dense_model(
+    run: Run, small: Path, tmp_path: Path
+) -> None:
+    dense = run("report", small, "--json")["before"]["params"]
+    run("prune", small, "--trust", "--sparsity", "0.5", "--out", tmp_path / "again")
+    (tmp_path / "again" / "report.json").unlink()
+    drawn = run("report", tmp_path / "again", "--trust", "--json")
+    assert drawn["before"]["params"] == dense
+    assert drawn["after"]["params"] < dense / 2
+
+
+@pytest.mark.parametrize("words", [["--out", ""], ["--out="], ["--config", ""], ["--sparsity", ""]])
+def test_command_when_an_option_is_empty_then_says_which(
+    words: list[str], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--sparsity", "0.5", *words] if "--sparsity" not in words else words
+    said = run("prune", *CONV, *given, code=cli.FAILED)
+    assert words[0].rstrip("=") in said
+    assert "no text is given" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_prune_when_what_is_to_be_streamed_is_no_folder_then_says_what_is(
+    run: Run, tmp_path: Path
+) -> None:
+    words = ["--stream", "--sparsity", "0.5", "--out", tmp_path / "out"]
+    said = run("prune", CONV[0], *words, code=cli.FAILED)
+    assert "--stream reads a folder of Hugging Face's" in said
+    assert "save_pretrained" in said
+
+
 def test_report_when_folder_has_none_then_one_line(run: Run, tmp_path: Path) -> None:
     assert run("report", tmp_path, code=cli.FAILED).startswith("error: ")
 

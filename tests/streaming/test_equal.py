@@ -81,6 +81,25 @@ def test_prune_checkpoint_when_single_weights_go_then_has_the_masks_of_memory(
     assert float((weight == 0).float().mean()) == 0.5
 
 
+SAID: dict[str, tuple[str, dict[str, Any], str]] = {
+    "less than one": ("llama", {**GROUPS, "sparsity": 0.2}, "is less than one position of"),
+    "out of reach": ("gpt2", {"sparsity": 0.9, "of": "params", "strict": False}, "cannot go"),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_prune_checkpoint_when_memory_has_something_to_say_then_it_is_said_too(
+    name: str, tmp_path: Path
+) -> None:
+    model, settings, said = SAID[name]
+    whole, streamed = pruned_both_ways(
+        model, tmp_path, torch.float32, {**settings, "criterion": "l1", "repair": "none"}
+    )
+    assert any(said in each for each in (*whole.warnings, *whole.notes))
+    assert streamed.warnings == whole.warnings
+    assert set(whole.notes) <= set(streamed.notes)
+
+
 def test_prune_checkpoint_when_a_config_says_the_sizes_then_the_class_itself_loads(
     tmp_path: Path,
 ) -> None:

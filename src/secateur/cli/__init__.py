@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,10 @@ def _run(words: list[str]) -> int:
         from cyclopts import CycloptsError
     except ImportError as error:
         raise MissingExtraError("the secateur command", "cyclopts", "cli") from error
+    empty = [word for word in words if word.startswith("--") and word.endswith("=")]
+    empty += [word for word, value in pairwise(words) if word.startswith("--") and not value]
+    if empty:
+        raise ConfigError(f"{empty[0].rstrip('=')}: no text is given for it; is a variable empty?")
     try:
         status = application()(words)
     except CycloptsError:  # cyclopts has printed what is wrong

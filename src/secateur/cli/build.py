@@ -15,6 +15,7 @@ from torch import nn
 from secateur.errors import ConfigError, did_you_mean
 from secateur.runtime.configs import check_no_code
 from secateur.runtime.extras import library
+from secateur.runtime.io import read_text_of
 from secateur.types import Example
 
 from .inputs import image, tokens_or_image
@@ -87,7 +88,9 @@ def _transformers(folder: Path, arguments: Mapping[str, Any]) -> tuple[nn.Module
     classes = [getattr(transformers, str(n), None) for n in config.architectures or ()]
     models = (c for c in classes if isinstance(c, type) and issubclass(c, nn.Module))
     builder: Any = next(models, transformers.AutoModel)
-    if any(folder.glob("*.safetensors")):
+    if files := sorted(folder.glob("*.safetensors")):
+        for file in files:  # of a damaged one transformers does not say which it is
+            read_text_of(file)
         remote = {REMOTE: given[REMOTE]}
         model, info = builder.from_pretrained(
             folder,

@@ -69,14 +69,20 @@ def reported(
     history: list[dict[str, float]],
     config: Config,
     search: Search | None = None,
+    *,
+    timed: bool = True,
 ) -> tuple[Lines, dict[str, Any]]:
-    """Write the report; return what a person is shown, and the facts."""
+    """Write the report; return what a person is shown, and the facts.
+
+    Args:
+        timed: both models have weights here, and their forwards are timed.
+    """
     from secateur.report import report_of, write
 
     report = report_of(
         result,
         dense,
-        latency=latency({"before": dense, "after": result.model}, example),
+        latency=latency({"before": dense, "after": result.model}, example) if timed else None,
         history=history,
         search=search,
         config=config.model_dump(mode="json", exclude_unset=True),

@@ -35,5 +35,5 @@ class Reading:
         """
         place = loaded.source.model if tokenizer is None else tokenizer
         tokens, longest = read_tokens(self.data, loaded.model, place)
-        window = self.window or longest
+        window = longest if self.window is None else self.window
         return perplexity(loaded.model, tokens, window, self.stride, self.size), len(tokens)

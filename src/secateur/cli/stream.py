@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from rich.console import Group as Lines
 
 from secateur.config import Config
 from secateur.errors import ConfigError
-from secateur.graph.cost import human
 from secateur.streaming import prune_checkpoint
 from secateur.streaming.checkpoint import on_meta
 
 from .data import read_data
 from .inputs import read_inputs, tokens_or_image
 from .options import Calibration, Given
+from .outcome import reported
 from .presets import preset
 from .show import show
 from .training import NONE, Training
@@ -43,6 +40,11 @@ def stream(
     if given.arg or given.weights:
         raise ConfigError("--stream reads a Hugging Face folder: leave --arg and --weights out")
     folder = Path(model)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--stream reads a folder of Hugging Face's, and {model} is none: leave --stream out, "
+            "or write it with save_pretrained first"
+        )
     whole, _ = on_meta(folder)
     example = read_inputs(given.input) if given.input else tokens_or_image(whole)
     if example is None:
@@ -58,12 +60,7 @@ def stream(
         repair=calibration.repair,
         check=None if target is None else preset(target).check,
     )
-    facts: dict[str, Any] = {
-        "plan": result.plan.counts,
-        "before": {"params": result.before.params, "macs": result.before.macs},
-        "after": {"params": result.after.params, "macs": result.after.macs},
-        "loads_with": result.loads_with,
-        "warnings": result.warnings,
-    }
-    saved = f"saved in {out}: {human(result.after.params)} parameters; blocks.json says of each"
-    show(Lines(result, saved), facts, as_json=as_json)
+    lines, facts = reported(result, whole, example, out, [], config, timed=False)
+    lines.renderables.append("blocks.json says of each block what stays, and how exact it is")
+    facts |= {"plan": result.plan.counts, "warnings": result.warnings}
+    show(lines, facts, as_json=as_json)

@@ -108,27 +108,31 @@ def asked(
     )
     budget = Budget(config, structure, within, model, example)
     by_block: dict[str, list[Selectable]] = {path: [] for path in chain.paths}
-    for each in _counted(config, within, budget):
+    counted, said = _counted(config, within, budget)
+    for each in counted:
         owner = chain.owner(each.parts[0].tensor)
         assert owner is not None
         by_block[owner].append(each)
-    return Asked(by_block, notes, budget)
+    return Asked(by_block, (*notes, *said), budget)
 
 
-def _counted(config: Config, within: Sequence[Selectable], budget: Budget) -> Sequence[Selectable]:
-    """Return selectables that ask for a number of positions each, whatever the goal was of."""
+def _counted(
+    config: Config, within: Sequence[Selectable], budget: Budget
+) -> tuple[Sequence[Selectable], Sequence[str]]:
+    """Return selectables that ask for a number of positions each, and what a user should know."""
     if not all(each.group is not None and each.request.threshold is None for each in within):
         if config.budget or config.of != "channels":
             raise ConfigError(
                 f"streaming: of={config.of!r} and budgets are of groups, with a sparsity"
             )
-        return within
+        return within, ()
     requests = [scored(s, torch.zeros(s.group.size)) for s in within if s.group is not None]
-    keeps, _ = budget.select(requests, 1.0, None)
-    return [
+    keeps, notes = budget.select(requests, 1.0, None)
+    counted = [
         replace(each, request=_exactly(each, len(keep), int(keep.sum())))
         for each, keep in zip(within, keeps, strict=True)
     ]
+    return counted, notes
 
 
 def _exactly(each: Selectable, size: int, count: int) -> Request:

@@ -14,6 +14,7 @@ import torch
 from secateur.errors import ShrinkError, VerificationError
 from secateur.repair import Repair
 from secateur.runtime.io import write_tensors, write_text
+from secateur.selection.goals import missed
 from secateur.shrinking import Plan, Result, Verification
 from secateur.shrinking.apply import cut_and_verify
 from secateur.shrinking.cut import Surgery
@@ -67,7 +68,7 @@ def finished(
     result.rebuilt = stock and result.config is not None
     result.verification = _together(done)
     result.with_repair(_repairs(done))
-    result.goals = wanted.budget.reached(plan.counts, model) if plan.keep else []
+    _tell_goals(result, wanted)
     if check is not None:
         check(result)
     files = _Files(weights, chain, journal)
@@ -87,6 +88,14 @@ def finished(
 
     save_with(model, out, weights=False, beside=beside)
     return result
+
+
+def _tell_goals(result: Result, wanted: Asked) -> None:
+    """Let a result say what was asked for and reached, and first of all what was not."""
+    if result.plan.keep:
+        result.goals = wanted.budget.reached(result.plan.counts, result.model)
+    if short := wanted.budget.unmet or missed(result.goals):
+        result.warnings.insert(0, short)
 
 
 def _check_shapes(result: Result, done: list[Done]) -> None:
