@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from secateur.graph.cost import human_bytes
 from secateur.graph.lengths import now
 from secateur.runtime.io import BOUND
+from secateur.runtime.published import published
 
 from .cost import Cost, Count, Subject, cost
 
@@ -23,7 +25,11 @@ CODES = {
 
 
 class FileBytes(Cost):
-    """The size of ``model.safetensors``, its header included; tied tensors count once."""
+    """The size of ``model.safetensors``, its header included; tied tensors count once.
+
+    Where a class of transformers saves other names than the model has, the longer header counts:
+    which one is written is known once a cut is.
+    """
 
     words = ("B", "bytes")
 
@@ -33,6 +39,10 @@ class FileBytes(Cost):
         state = subject.model.state_dict(keep_vars=True)
         tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
         self.saved = {n: t for n, t in tensors.items() if first.setdefault(id(t), n) == n}
+        kinds = {name: (tuple(t.shape), t.dtype) for name, t in self.saved.items()}
+        other = published(subject.model, kinds)
+        self.more = 0 if other is None else max(0, len(_entries(other)) - len(_entries(kinds)))
+        """Bytes by which their header is longer, which only gets less where positions go."""
 
     @classmethod
     def name(cls) -> str:
@@ -43,8 +53,9 @@ class FileBytes(Cost):
         return human_bytes(amount)
 
     def of(self, count: Count) -> float:
-        shapes = {name: self._shape(name, count) for name in self.saved}
-        return 8 + self._header(shapes) + sum(map(self._bytes, shapes, shapes.values()))
+        kinds = {name: (self._shape(name, count), t.dtype) for name, t in self.saved.items()}
+        header = -(-(len(_entries(kinds)) + self.more) // 8) * 8  # padded
+        return 8 + header + sum(_bytes(*kind) for kind in kinds.values())
 
     def _shape(self, name: str, count: Count) -> tuple[int, ...]:
         inferred = self.subject.inferred
@@ -55,22 +66,24 @@ class FileBytes(Cost):
             return tuple(self.saved[name].shape)
         return tuple(now(dim.axis, count) for dim in inferred.types[value].dims)
 
-    def _bytes(self, name: str, shape: tuple[int, ...]) -> int:
-        return prod(shape) * self.saved[name].element_size()
 
-    def _header(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        """Return the length of the header: JSON, padded to a multiple of 8."""
-        said = {"format": "pt", "text": f"{BOUND}{'0' * 64}"}
-        entries: dict[str, Any] = {"__metadata__": said}
-        start = 0
-        # the file's order: wide numbers first, then by name
-        for name in sorted(shapes, key=lambda n: (-self.saved[n].element_size(), n)):
-            end = start + self._bytes(name, shapes[name])
-            code = CODES.get(self.saved[name].dtype, "F8_E4M3")
-            entries[name] = {"dtype": code, "shape": shapes[name], "data_offsets": [start, end]}
-            start = end
-        length = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
-        return -(-length // 8) * 8
+def _entries(kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> bytes:
+    """Return the header of a file with tensors of such names, shapes and types, unpadded."""
+    said = {"format": "pt", "text": f"{BOUND}{'0' * 64}"}
+    entries: dict[str, Any] = {"__metadata__": said}
+    start = 0
+    # the file's order: wide numbers first, then by name
+    for name in sorted(kinds, key=lambda n: (-kinds[n][1].itemsize, n)):
+        shape, dtype = kinds[name]
+        end = start + _bytes(shape, dtype)
+        code = CODES.get(dtype, "F8_E4M3")
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+        start = end
+    return json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return prod(shape) * dtype.itemsize
 
 
 cost(FileBytes)
