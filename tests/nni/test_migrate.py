@@ -66,6 +66,14 @@ REWRITTEN = {
     "from nni.algorithms.compression.v2.pytorch import TorchEvaluator": (
         "from secateur.nni.pytorch import TorchEvaluator"
     ),
+    # what 3.0 has, where 2.10 tried it
+    "from nni.contrib.compression.pruning import L1NormPruner": (
+        "from secateur.nni.pruning import L1NormPruner"
+    ),
+    "from nni.contrib.compression import TorchEvaluator": "from secateur.nni import TorchEvaluator",
+    "from nni.contrib.compression.utils import auto_set_denpendency_group_ids": (
+        "from secateur.nni.utils import auto_set_denpendency_group_ids"
+    ),
     "from nni.compression.pruning import *": "from secateur.nni.pruning import *",
     "from nni.compression import pruning": "from secateur.nni import pruning",
     "from nni import compression": "from secateur import nni as compression",
@@ -117,6 +125,7 @@ def test_migrate_when_all_has_a_counterpart_then_nothing_is_left(before):
 
 LEFT = {
     "from nni.compression.quantization import QATQuantizer": ("torchao", None),
+    "from nni.contrib.compression.quantization import QATQuantizer": ("torchao", None),
     "from nni.compression.distillation import DynamicLayerwiseDistiller": ("training step", None),
     "from nni.compression.base.wrapper import ModuleWrapper": ("no wrappers", None),
     "from nni.compression.pruning import L1NormPrunr": ("Did you mean 'L1NormPruner'", None),

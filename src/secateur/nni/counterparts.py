@@ -22,8 +22,11 @@ OLDER = (
     *("pytorch.utils", "pytorch.utils.counter"),
 )
 """Likewise, of what scripts of NNI 2.x import."""
-MOVED = {"nni.algorithms.compression.v2": "nni.compression"}
-"""Where NNI 2.x implements → where it offers."""
+MOVED = {
+    "nni.algorithms.compression.v2": "nni.compression",
+    "nni.contrib.compression": "nni.compression",
+}
+"""Where NNI 2.x implements, or tries what 3.0 has → where it is offered."""
 
 
 def module_for(name: str) -> str | None:
