@@ -784,3 +784,42 @@ def test_load_when_the_state_is_of_another_type_then_config_error_names_both():
     with pytest.raises(ConfigError, match=r"in float16, and '0\.weight' is in float32 here"):
         other.load_state_dict(pruner.state_dict())
     assert not other.keeps
+
+
+def _two_heads() -> tuple[nn.Module, nn.Module]:
+    shared = nn.Linear(6, 16)
+    return tuple(nn.Sequential(shared, nn.ReLU(), nn.Linear(16, 4)) for _ in range(2))  # type: ignore[return-value]
+
+
+def _one_twice() -> tuple[nn.Module, nn.Module]:
+    model = _two_heads()[0]
+    return model, model
+
+
+@pytest.mark.parametrize("models", [_two_heads, _one_twice])
+@pytest.mark.parametrize("first", [0, 1])
+def test_step_when_another_pruner_has_masks_on_a_shared_module_then_it_is_refused(models, first):
+    x = torch.randn(8, 6)
+    made = [Pruner(model, {"sparsity": 0.5}, x) for model in models()]
+    one, other = made[first], made[1 - first]
+    one.step()
+    before = {name: mask.clone() for name, mask in one.masks.items()}
+    out = one.model(x)
+    for refused in (other.step, other.decide):
+        with pytest.raises(ConfigError, match=r"0\.weight.* not of this pruner"):
+            refused()
+    assert other.calls == 0
+    assert torch.equal(one.model(x), out)
+    one.step()  # it goes on
+    assert all(torch.equal(mask, one.masks[name]) for name, mask in before.items())
+    assert one.finish().verification.passed
+
+
+def test_step_when_a_state_was_loaded_then_its_masks_are_its_own():
+    model, x = _two_heads()[0], torch.randn(8, 6)
+    config = {"sparsity": 0.5, "schedule": "linear", "steps": 2}
+    pruner = Pruner(model, config, x)
+    pruner.step()
+    again = Pruner(_two_heads()[0], config, x)
+    again.load_state_dict(pruner.state_dict())
+    assert again.step()["sparsity"] == 0.5

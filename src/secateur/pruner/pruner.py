@@ -49,7 +49,7 @@ from secateur.types import Example, Masks, Scores
 from .candidates import Candidates, blocks_that_may_go
 from .optimizing import Optimizing
 from .repairing import check_repairable, fill_kept, repaired
-from .run import masks_on
+from .run import check_alone, masks_on
 from .state import state_of, take_over
 
 log = logging.getLogger("secateur.pruner")
@@ -263,6 +263,7 @@ class Pruner:
         """
         self._joining.refuse()
         undoable(partial(vars(self).update, dict(vars(self))))
+        check_alone(self)
         tensors = self.tensors()
         self.statistics.notes.clear()
         with torch.no_grad():

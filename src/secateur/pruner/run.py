@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from secateur.config import Config
+from secateur.errors import ConfigError
 from secateur.masks import masking
 from secateur.selection.decision import Decision
 from secateur.selection.running import RunningScores
@@ -50,3 +51,18 @@ class Run(Protocol):
 def masks_on(run: Run) -> Masks:
     """Return the masks that are on the model: none before the first pruning step."""
     return run.decision.masks if masking.is_masked(run.model) else {}
+
+
+def check_alone(run: Run) -> None:
+    """Raise a ConfigError where a run that has decided nothing finds masks on its model."""
+    if run.decision.masks or not masking.is_masked(run.model):
+        return
+    found = [name for name, mask in masking.masks_on(run.model).items() if not mask.all()]
+    if not found:  # a method that learns masks puts them on before they mask anything
+        return
+    raise ConfigError(
+        f"masks are on {', '.join(found[:3])} that are not of this pruner: since it was made "
+        "another one has stepped that shares these modules, and two cannot mask one. Prune one "
+        "model whose forward runs all that is shared (an nn.Module that holds both), or finish() "
+        "the other pruner before this one is made"
+    )
