@@ -265,6 +265,56 @@ def test_cut_when_the_state_is_of_all_parameters_at_once_then_the_error_says_so(
         optimizer.step(closure)
 
 
+class Elsewhere(torch.optim.Optimizer):
+    """Momentum that is kept where ``where`` says."""
+
+    def __init__(self, parameters: Any, where: str):
+        super().__init__(parameters, {"lr": 0.01})
+        self.where, self.moments = where, list[Tensor]()
+
+    def kept(self, group: dict[str, Any], at: int, parameter: Tensor) -> Tensor:
+        zeros = [torch.zeros_like(p) for p in group["params"]]
+        if self.where == "a group":
+            return group.setdefault("moments", zeros)[at]
+        if self.where == "an attribute":
+            self.moments = self.moments or zeros
+            return self.moments[at]
+        if self.where == "a dict by name":
+            return self.__dict__.setdefault("by_name", {}).setdefault(str(at), zeros[at])
+        return self.state[parameter].setdefault("moment", torch.zeros(parameter.numel()))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for at, parameter in enumerate(group["params"]):
+                moment = self.kept(group, at, parameter).view_as(parameter)
+                moment.mul_(0.9).add_(parameter.grad)
+                parameter.sub_(group["lr"] * moment)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("a group", r"param_groups\[0\]\['moments'\]\[0\], as large as '0\.\w+' was"),
+        ("an attribute", r"moments\[0\], as large as '0\.\w+' was"),
+        ("a dict by name", r"by_name\['0'\], as large as '0\.\w+' was"),
+        ("the state, flat", r"\['moment'\].* the parameter laid flat"),
+    ],
+)
+def test_cut_when_the_state_is_not_where_torch_keeps_it_then_the_error_says_where(where, said):
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = Elsewhere(net.parameters(), where)
+    net(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    held = [optimizer.kept(optimizer.param_groups[0], i, p) for i, p in enumerate(net.parameters())]
+    before = [each.clone() for each in held]
+    result = sc.prune(net, torch.ones(2, 6), 0.5, inplace=True)
+    with pytest.raises(OptimizerError, match=f"Elsewhere keeps.*{said}|{said}") as caught:
+        sc.cut_optimizer(optimizer, result)
+    assert "Make a new optimizer" in str(caught.value)
+    assert all(map(torch.equal, before, held)), "and nothing was changed"
+
+
 def test_cut_when_the_optimizer_is_of_the_dense_model_then_the_error_says_inplace():
     model, optimizer, _ = trained(OPTIMIZERS["adamw"])
     result = sc.prune(model, X, sparsity=0.5)

@@ -6,7 +6,7 @@ What it remembers of each (momenta, squares of gradients) has the old shape unti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any
 
@@ -21,6 +21,9 @@ from .history import Shape
 from .result import Result
 from .slices import Slices
 from .trial_step import Lies, layout_of, tensors_of
+
+KEPT = ("state", "param_groups")
+"""Attributes of an optimizer in which it keeps what is its own."""
 
 
 def cut_optimizer(optimizer: Optimizer, result: Result) -> None:
@@ -63,6 +66,7 @@ def cut_optimizer(optimizer: Optimizer, result: Result) -> None:
         raise _stranger(inner, result)
     slices = Slices(result.structure, result.plan)
     known = set(slices.names())
+    _check_elsewhere(inner, {names[id(p)] for _, p in held} & known, slices)
     layouts: dict[Any, dict[str, Lies] | Exception] = {}
     left: dict[Tensor, Any] = {}
     for group, parameter in held:
@@ -71,6 +75,29 @@ def cut_optimizer(optimizer: Optimizer, result: Result) -> None:
             one = _State(inner, group, parameter, name, slices, layouts)
             left[parameter] = one.cut(state)
     inner.state.update(left)  # nothing has changed before all could be cut
+
+
+def _check_elsewhere(optimizer: Optimizer, cut: Collection[str], slices: Slices) -> None:
+    """Raise an OptimizerError where state is kept in an attribute, or among a group's settings.
+
+    What is as large as a parameter was, and is none, is taken for that: whose it is nothing says.
+    """
+    before = {shape: name for name in sorted(cut) if (shape := slices.shape(name))}
+    flat = {prod(shape): name for shape, name in before.items()}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    rest: dict[str, Any] = {k: v for k, v in vars(optimizer).items() if k not in KEPT}
+    for number, group in enumerate(optimizer.param_groups):
+        rest |= {f"param_groups[{number}][{k!r}]": v for k, v in group.items() if k != "params"}
+    for where, value in rest.items():
+        for path, tensor in tensors_of(value).items():
+            name = before.get(tuple(tensor.shape), flat.get(tensor.numel()))
+            if id(tensor) in held or tensor.numel() <= 1 or name is None:
+                continue
+            raise OptimizerError(
+                f"{type(optimizer).__name__} keeps a tensor {tuple(tensor.shape)} in {where}{path},"
+                f" as large as {name!r} was, and not in its state: whose it is nothing says, and "
+                "it cannot be cut. Make a new optimizer for the model"
+            )
 
 
 def _stranger(optimizer: Optimizer, result: Result) -> OptimizerError:
@@ -119,6 +146,8 @@ class _State:
                 raise self._error(path, tensor, "which holds more than one parameter's")
             return tuple(tensor.shape), tuple(tensor.shape)
         follows = self._lies(path, tensor).follows
+        if follows == (None,) and tensor.numel() == prod(self.before):
+            raise self._error(path, tensor, "the parameter laid flat")
         pairs = list(zip(follows, tensor.shape, strict=True))
         before = tuple(length if dim is None else self.before[dim] for dim, length in pairs)
         after = tuple(length if dim is None else self.after[dim] for dim, length in pairs)
