@@ -23,7 +23,7 @@ CONFIG = Config(sparsity=0.5, criterion="taylor", schedule="cubic", steps=3, eve
 EXAMPLE = torch.zeros(2, 1, 8, 8)
 
 
-def classifier(*, manual: bool = False) -> Any:
+def classifier(*, manual: bool = False, judged: bool = False) -> Any:
     torchvision_models()  # Lightning imports torchvision
     import lightning.pytorch as pl
 
@@ -50,7 +50,16 @@ def classifier(*, manual: bool = False) -> Any:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
-    return Classifier()
+    class Judged(Classifier):
+        def validation_step(self, batch: list[Tensor], index: int) -> None:
+            self.log("loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+        test_step = validation_step
+
+        def predict_step(self, batch: list[Tensor], index: int) -> Tensor:
+            return self(batch[0])
+
+    return Judged() if judged else Classifier()
 
 
 def loader() -> DataLoader[Any]:
@@ -199,13 +208,58 @@ def test_fit_when_the_pruner_is_of_another_model_then_it_is_refused_before_train
 
 
 def test_fit_when_it_ends_before_anything_is_pruned_then_says_so_first_unless_it_is_a_dry_run(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = classifier()
     pruner = Pruner(model, Config(sparsity=0.5, start=20), EXAMPLE)
     with pytest.raises(ConfigError, match="ends after 8 steps: pruning begins with step 21"):
         trainer(tmp_path, callback(pruner, finish=True)).fit(model, loader())
     own = callback(pruner, finish=True)
-    trainer(tmp_path, own, fast_dev_run=True).fit(model, loader())
+    with caplog.at_level(logging.WARNING):
+        trainer(tmp_path, own, fast_dev_run=True).fit(model, loader())
+    assert "fast_dev_run ended before the first pruning step" in caplog.text
     assert pruner.calls == 1
     assert own.result is None
+
+
+def cut(folder: Path, *callbacks: Any) -> tuple[Any, Any, Any]:
+    """Return a trainer that has cut a model, the model, and the callback that did."""
+    model = classifier(judged=True)
+    made = callback(Pruner(model, CONFIG, EXAMPLE), finish=True)
+    run = trainer(folder, made, *callbacks, enable_checkpointing=True)
+    run.fit(model, loader(), loader())
+    return run, model, made
+
+
+@pytest.mark.parametrize("stage", ["test", "validate", "predict"])
+def test_stage_when_its_checkpoint_is_of_before_the_cut_then_says_what_to_do(
+    stage: str, tmp_path: Path
+) -> None:
+    torchvision_models()
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    run, model, _ = cut(tmp_path, ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4))
+    getattr(run, stage)(model, loader(), ckpt_path=None)
+    with pytest.raises(ConfigError, match=r"(?s)of before the cut: 'net\..*ckpt_path=None"):
+        getattr(run, stage)(model, loader(), ckpt_path="best")
+    assert not model._load_state_dict_pre_hooks
+
+
+def test_fit_when_its_checkpoint_is_of_after_the_cut_then_says_what_to_do(tmp_path: Path) -> None:
+    run, _, _ = cut(tmp_path)
+    run.save_checkpoint(tmp_path / "small.ckpt")
+    model = classifier()
+    again = trainer(tmp_path, callback(Pruner(model, CONFIG, EXAMPLE)), max_steps=16)
+    with pytest.raises(ConfigError, match=r"(?s)of after a cut: 'net\..*load_pruned"):
+        again.fit(model, loader(), ckpt_path=tmp_path / "small.ckpt")
+    assert not model._load_state_dict_pre_hooks
+
+
+def test_validate_when_an_average_is_of_before_the_cut_then_says_what_to_do(tmp_path: Path) -> None:
+    torchvision_models()
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    run, model, made = cut(tmp_path, EMAWeightAveraging(decay=0.5))
+    with pytest.raises(ConfigError, match="EMAWeightAveraging holds an average"):
+        run.validate(model, loader())
+    trainer(tmp_path, made).validate(model, loader())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from secateur.runtime.undo import unhook_optimizer
 from secateur.shrinking import Result
 from secateur.training.distillation import TEMPERATURE, WEIGHT, taught
 
-from .same import check_begins, check_trained
+from .same import check_average, check_begins, check_sizes, check_trained
+
+log = logging.getLogger(__name__)
 
 TEACHER = "teacher"
 """Where a state has the digest of the teacher's weights."""
@@ -57,7 +60,9 @@ class PruningCallback(AfterOptimizerStep):
 
     Args:
         pruner: a ``Pruner`` of the very LightningModule that is fitted, or of a part of it.
-        finish: cut the model at the end of the fit; ``result`` then tells what was done.
+        finish: cut the model at the end of the fit; ``result`` then tells what was done, and is
+            None after a ``fast_dev_run`` that pruned nothing.  Checkpoints of before the cut do
+            not load from then on.
         teacher: "dense" (a frozen copy of the model as it is now) or a module: what the model also
             learns from, with such a weight, temperature and hidden layers; see
             ``secateur.Distillation``.
@@ -77,7 +82,19 @@ class PruningCallback(AfterOptimizerStep):
         self.pruner = pruner
         self.finish = finish
         self.result: Result | None = None
+        self._loading: Any = None  # of the hook that looks at what is loaded
         self.distillation = taught(pruner.model, teacher, weight, temperature, hidden)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            check_average(trainer.callbacks, self.result)
+        self._loading = pl_module.register_load_state_dict_pre_hook(check_sizes)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        if self._loading is not None:
+            self._loading.remove()
+            self._loading = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         check_trained(self.pruner, pl_module)
@@ -109,5 +126,10 @@ class PruningCallback(AfterOptimizerStep):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if self.finish and (self.pruner.keeps or not trainer.fast_dev_run):
             self.result = self.pruner.finish()
+        elif self.finish:
+            log.warning(
+                "fast_dev_run ended before the first pruning step: nothing was cut, and result is "
+                "None"
+            )
         if self.distillation is not None:  # last: a fit that is stopped before goes on with it
             self.distillation.close()
