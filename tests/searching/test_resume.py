@@ -187,7 +187,20 @@ def test_search_when_a_trial_fails_again_and_again_then_is_given_up(tmp_path: Pa
     found = search(tmp_path / "a.journal", trials=2)
     assert found.failed == (0,)
     assert [t.slot for t in found.trials] == [1]
-    assert "every attempt failed: trials 0" in str(found)
+    assert "every attempt failed: trials 0; the first: Broken" in str(found)
+
+
+def test_search_when_every_trial_fails_then_says_so_with_the_first_cause(tmp_path: Path) -> None:
+    def never(model: nn.Module) -> float:
+        raise Broken("no such file")
+
+    for _ in range(2 * MOST_FAILURES):
+        with pytest.raises(Broken):
+            search(tmp_path / "a.journal", never, trials=2)
+    found = search(tmp_path / "a.journal", never, trials=2)
+    assert found.failed == (0, 1)
+    with pytest.raises(ConfigError, match="2 failed each time, the first with Broken: no such"):
+        found.result()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -149,8 +149,8 @@ def _seen(given: Calibration, config: Config, loaded: Loaded) -> dict[str, Any]:
 
 def _saved(found: Search, out: Path, config: Config, loaded: Loaded, as_json: bool) -> None:
     """Write the best model and the report of the search."""
-    if not found.whole:
-        raise ConfigError("no trial was evaluated to its end: give more --trials, or stop fewer")
+    if found.none_whole:
+        raise ConfigError(found.none_whole)
     result = found.result()
     result.save(out, dense=loaded.source)
     history = [{"step": float(t.slot), "value": t.value} for t in found.whole]

@@ -54,6 +54,7 @@ class Search(Shown):
         study: Optuna's, for its own plots and tables.
         trials: those that were evaluated, by their slots.
         failed: slots of which every attempt failed.
+        cause: what the first attempt at the first of these raised; "" where none failed.
         of: what costs are of.
         goal: the share of it that might be left.
         higher: larger values are better.
@@ -84,11 +85,25 @@ class Search(Shown):
     job: Job
     seed: int
     warnings: Sequence[str] = ()
+    cause: str = ""
 
     @property
     def whole(self) -> tuple[Tried, ...]:
         """The trials that were evaluated to their end."""
         return tuple(t for t in self.trials if not t.stopped)
+
+    @property
+    def none_whole(self) -> str:
+        """Why there is no best trial, and what to do; "" where there is one."""
+        if self.whole:
+            return ""
+        if self.failed:
+            return (
+                f"no trial was evaluated to its end: {len(self.failed)} failed each time, the "
+                f"first with {self.cause}. Repair that, and give the search another name or more "
+                "trials"
+            )
+        return "no trial was evaluated to its end: let the search make more, or stop fewer"
 
     @property
     def best(self) -> Tried:
@@ -98,9 +113,7 @@ class Search(Shown):
             ConfigError: none was evaluated.
         """
         if not self.whole:
-            raise ConfigError(
-                "no trial was evaluated to its end: let the search make more, or stop fewer"
-            )
+            raise ConfigError(self.none_whole)
         sign = 1 if self.higher else -1
         return min(self.whole, key=lambda t: (-sign * t.value, t.cost, t.slot))
 
@@ -158,7 +171,8 @@ class Search(Shown):
     def _lines(self) -> Iterator[str]:
         if self.failed:
             listed = ", ".join(map(str, self.failed))
-            yield f"[bold yellow]warning[/] every attempt failed: trials {listed}"
+            said = escape(f"every attempt failed: trials {listed}; the first: {self.cause}")
+            yield f"[bold yellow]warning[/] {said}"
         if self.fronts and self.whole:
             yield "the front: " + "; ".join(f"{t.value:.5g} at {t.cost:.1%}" for t in self.front)
         elif self.whole:

@@ -24,7 +24,7 @@ from .options import Direction, Options
 from .samplers import FRONTS, Setting, Slotted, samplers
 from .samplers.ours import SHARES
 from .seeds import seed_of
-from .slots import ENDED, Worker, fail, given_up, winner
+from .slots import ENDED, Worker, cause_of, fail, given_up, winner
 from .space import MOST, NEAR, Allocation, Space
 from .storage import Place, attributes_of, opened_study, quiet, released, storage_at
 
@@ -185,10 +185,12 @@ class Shared:
         finished = {slot: winner(tries) for slot, tries in slots.items()}
         trials = [_tried(slot, trial) for slot, trial in sorted(finished.items()) if trial]
         unmet, goals = self.job.pruner.budget.unmet, self.job.pruner.budget.goals
+        failed = [slot for slot, tries in sorted(slots.items()) if given_up(tries)]
         return Search(
             study=self.study,
             trials=tuple(trial for trial in trials if trial is not None),
-            failed=tuple(slot for slot, tries in sorted(slots.items()) if given_up(tries)),
+            failed=tuple(failed),
+            cause=cause_of(slots[failed[0]]) if failed else "",
             of=" and ".join(goal.cost.name() for goal in goals) or self.job.pruner.config.of,
             goal=self.space.goal,
             higher=self.options.direction == "maximize",

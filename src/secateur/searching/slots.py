@@ -68,6 +68,12 @@ def given_up(tries: Sequence[FrozenTrial]) -> bool:
     return len(failed) >= MOST_FAILURES and not any(t.state in (*FINISHED, *ALIVE) for t in tries)
 
 
+def cause_of(tries: Sequence[FrozenTrial]) -> str:
+    """Return what the first attempt that failed raised, as far as it was seen."""
+    said = (str(t.user_attrs[ERROR]) for t in tries if ERROR in t.user_attrs)
+    return next(said, "the death of its process")
+
+
 class Worker:
     """Takes slots of a study, one after the other, until all are done by somebody.
 
