@@ -364,3 +364,61 @@ def test_pruner_when_depth_is_asked_for_then_it_says_who_removes_blocks():
         sc.Pruner(encoder(), config, x)
     with pytest.raises(sc.errors.NoMatchError, match="no groups: alone it goes by prune"):
         sc.Pruner(encoder(), config, x, trained=False)
+
+
+class Memory:
+    """Keys that blocks leave for the next call."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+
+
+class Remembering(nn.Module):
+    """Residual blocks that fill a memory, which goes out under the name of an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Kept() for _ in range(4)])
+
+    def forward(self, x: Tensor, memory: Memory | None = None, **options: Any) -> dict[str, Any]:
+        memory = memory or Memory()
+        for block in self.blocks:
+            x = block(x, memory)
+        return {"x": x, "memory": memory}
+
+
+class Kept(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        memory.keys.append(self.key(x).relu())
+        return x + self.value(memory.keys[-1])
+
+
+class Wrapped(nn.Module):
+    """What hands on all that it is given, as PEFT's models do."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_blocks_when_a_model_is_wrapped_then_its_memory_is_no_output_either(times):
+    model: nn.Module = Remembering()
+    for _ in range(times):
+        model = Wrapped(model)
+    x = torch.randn(2, 3, 8)
+    assert len(sc.analyze(model, x).blocks) == 4
+    assert len(sc.drop_blocks(model, 0.5, x, data=[x] * 4).plan.drop) == 2
+
+
+def test_drop_when_there_is_no_block_then_says_what_one_is():
+    flat = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(sc.errors.ConfigError, match="no block that can go: a module that returns"):
+        sc.drop_blocks(flat, 0.5, torch.randn(2, 8), data=[torch.randn(2, 8)] * 4)

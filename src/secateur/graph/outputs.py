@@ -86,7 +86,15 @@ def _own(model: nn.Module, out: Any) -> Any:
 
 
 def _is_taken(model: nn.Module, name: Any, x: Any) -> bool:
-    return name in inspect.signature(model.forward).parameters and _is_object(x)
+    return name in _taken(model) and _is_object(x)
+
+
+def _taken(model: nn.Module) -> set[str]:
+    """Return the names of what forward takes, also where it hands all on to what it wraps."""
+    parameters = inspect.signature(model.forward).parameters
+    inner = list(model.children())
+    wraps = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and len(inner) == 1
+    return {*parameters, *(_taken(inner[0]) if wraps else ())}
 
 
 def _fields(out: Any) -> list[tuple[Any, Any]] | None:

@@ -159,10 +159,16 @@ def _chosen(
     """Return the blocks that matter least, with their scores."""
     rank = block_rankings[asked.by]
     outer = outermost(structure.blocks)
+    if not outer:
+        raise ConfigError(
+            f"{structure.model} has no block that can go: a module that returns what it is given "
+            "plus something, or is one of several alike, and of which nothing else is read or "
+            "returned (as a cache of keys and values may be: try use_cache=False in the example)"
+        )
     count = asked_for if isinstance(asked_for, int) else int(asked_for * len(outer) + 1e-9)
     if not count and asked_for:
         raise ConfigError(
-            f"{asked_for:.0%} of {len(outer)} blocks is none: {1 / max(len(outer), 1):.3g} is one"
+            f"{asked_for:.0%} of {len(outer)} blocks is none: {1 / len(outer):.3g} is one"
         )
     if not 0 < count < len(outer):
         raise ConfigError(
