@@ -49,7 +49,7 @@ from secateur.types import Example, Masks, Scores
 from .candidates import Candidates, blocks_that_may_go
 from .optimizing import Optimizing
 from .repairing import check_repairable, fill_kept, repaired
-from .run import check_alone, masks_on
+from .run import check_alone, keeps_masks, masks_on
 from .state import state_of, take_over
 
 log = logging.getLogger("secateur.pruner")
@@ -306,6 +306,7 @@ class Pruner:
     def put_on(self) -> None:
         """Put the masks on the model as they are now."""
         masking.put_on(self.model, self.masks, differentiable=self.method.learns_masks)
+        keeps_masks(self)
 
     def observe(self, parameters: Iterable[Tensor] | None = None) -> None:
         """Read the gradients that parameters have now; optimizers' steps do it by themselves.

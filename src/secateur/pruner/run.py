@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -53,16 +54,27 @@ def masks_on(run: Run) -> Masks:
     return run.decision.masks if masking.is_masked(run.model) else {}
 
 
+_masking: WeakSet[Any] = WeakSet()
+"""Pruners that have put masks on."""
+
+
+def keeps_masks(run: Run) -> None:
+    """Let other runs know that this one has put its masks on."""
+    _masking.add(run)
+
+
 def check_alone(run: Run) -> None:
-    """Raise a ConfigError where a run that has decided nothing finds masks on its model."""
-    if run.decision.masks or not masking.is_masked(run.model):
-        return
-    found = [name for name, mask in masking.masks_on(run.model).items() if not mask.all()]
-    if not found:  # a method that learns masks puts them on before they mask anything
-        return
-    raise ConfigError(
-        f"masks are on {', '.join(found[:3])} that are not of this pruner: since it was made "
-        "another one has stepped that shares these modules, and two cannot mask one. Prune one "
-        "model whose forward runs all that is shared (an nn.Module that holds both), or finish() "
-        "the other pruner before this one is made"
-    )
+    """Raise a ConfigError where another run has masks on a parameter that this one masks."""
+    own = dict(run.model.named_parameters())
+    names = (part.tensor for each in run.selectables for part in each.parts)
+    ours = {id(own[name]): name for name in names if name in own}  # an activation is none
+    for other in list(_masking):
+        theirs = dict(other.model.named_parameters())
+        on = {id(theirs[name]) for name in masks_on(other) if name in theirs}
+        if other is not run and (both := [name for at, name in ours.items() if at in on]):
+            raise ConfigError(
+                f"masks are on {', '.join(both[:3])} that are not of this pruner: another one has "
+                "stepped that shares these modules, and two cannot mask one. Prune one model whose "
+                "forward runs all that is shared (an nn.Module that holds both), or finish() the "
+                "other pruner before this one is made"
+            )
