@@ -125,7 +125,8 @@ class Target(BaseModel):
     names: Names = Field((), description="shell patterns over module names; empty: all")
     types: Names = Field((), description="class names such as Conv2d; empty: all")
     exclude: Names = Field(
-        (), description="shell patterns over modules (and all in them) or parameters to leave alone"
+        (),
+        description="shell patterns over modules, or parameters, whose outputs stay as they are",
     )
     exclude_types: Names = Field((), description="class names to leave alone, with all in them")
     what: Annotated[Names, AfterValidator(_known_kinds)] = Field(

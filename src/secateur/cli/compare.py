@@ -84,9 +84,15 @@ def compare(
 
 
 def size_of(name: str, loaded: Loaded) -> int:
-    """Return the bytes of the weights: of the file where there is one, else of the tensors."""
+    """Return the bytes of the tensors: in files where there are some, without their headers."""
     files = list(Path(name).glob("*.safetensors")) if isdir(name) else []
-    return sum(file.stat().st_size for file in files) or state_bytes(loaded.model)
+    return sum(map(_tensor_bytes, files)) or state_bytes(loaded.model)
+
+
+def _tensor_bytes(file: Path) -> int:
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    return file.stat().st_size - 8 - header
 
 
 def _table(before: Measured, after: Measured, gap: float) -> Table:

@@ -95,7 +95,7 @@ def _group(setting: object, transposed: bool) -> Granularity | None:
     return None  # which slices that is, only the structure knows
 
 
-@form("element", "Every weight for itself; the model keeps its shape.")
+@form("element", "Every weight for itself; what has lost all its weights is cut out.")
 def _element(setting: object, transposed: bool) -> Granularity | None:
     return Element() if setting == "element" else None
 

@@ -333,8 +333,11 @@ def load_pruned(
 
 def _misfit(folder: Path, model: nn.Module, wrong: list[str]) -> FileError:
     what = f"{folder} does not fit this {type(model).__name__}"
-    if (folder / "config.json").is_file() and "has no tensor" in "".join(wrong):
-        what += " (save_pretrained may rename tensors: give it save_original_format=False)"
+    if (folder / "config.json").is_file():
+        what += (
+            " (secateur.from_pretrained loads what a config says; save_pretrained may rename "
+            "tensors, if it is not given save_original_format=False)"
+        )
     return FileError(listed(what, wrong))
 
 
