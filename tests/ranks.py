@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from secateur import Config, Pruner
 from secateur.errors import ConfigError, DivergenceError, FileError
 from secateur.masks import masking
+from secateur.runtime.distributed import whole
+from tests.by_hand import ByHand, by_hand
 
 RANKS = 2
 STEPS = 6
@@ -115,7 +117,7 @@ SETTINGS = {
 
 def _sharded(model: nn.Module) -> nn.Module:
     for module in model:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | ByHand):
             fully_shard(module)
     return fully_shard(model)
 
@@ -202,6 +204,33 @@ def ddp_copies(rank: int) -> dict[str, Tensor]:
     wrapped(EXAMPLE).sum().backward()
     twin = copy.deepcopy(model)
     return {"state": twin.state_dict()["0.weight"]}
+
+
+def _gradients(wrap: Callable[[nn.Module], nn.Module], model: nn.Module, rank: int) -> list[Tensor]:
+    wrapped, found = wrap(model), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    for step in range(2):
+        x, y = batch(step, rank)
+        optimizer.zero_grad()
+        F.cross_entropy(wrapped(x), y).backward()
+        optimizer.step()
+        found += [t for p in model.parameters() for t in (p.grad, p.detach().clone())]
+    return [whole(tensor) for tensor in found]
+
+
+def products(rank: int) -> dict[str, Tensor]:
+    """Gradients and weights, masked and multiplied by hand: whole, in DDP and sharded."""
+    chance = torch.Generator().manual_seed(1)
+    masks = {n: torch.rand(p.shape, generator=chance) > 0.4 for n, p in net().named_parameters()}
+    found = {}
+    for name, wrap in {"ddp": DistributedDataParallel, "fsdp": _sharded}.items():
+        masked = net()
+        masking.put_on(masked, masks)
+        mine = _gradients(wrap, masked, rank)
+        theirs = _gradients(wrap, by_hand(net(), masks), rank)
+        same = [torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)]
+        found[name] = torch.tensor(same)
+    return found
 
 
 def calibrated(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ CHECKS = [
     "averaged_statistics",
     "divergence",
     "ddp_copies",
+    "products",
     "ddp_repair",
     "joined_epochs",
     "latency_goal",
@@ -98,6 +99,14 @@ def test_state_dict_when_sharded_and_masked_then_values_are_masked_and_resuming_
 def test_put_on_when_ddp_wraps_then_masks_are_not_sent_and_state_is_masked(found):
     for result in both(found, "ddp_copies"):
         assert int((result["state"] != 0).sum()) == 6
+
+
+def test_backward_when_masked_in_ddp_or_sharded_then_all_is_as_if_multiplied_by_hand(found):
+    for result in both(found, "products"):
+        for kind, same in result.items():
+            assert same.all(), (
+                f"{kind}: gradient and weight of each parameter, step by step: {same}"
+            )
 
 
 def test_repair_when_ranks_have_other_batches_then_it_is_that_of_one_process_with_all(found):
