@@ -3,8 +3,12 @@
 Next to ``torch.nn.utils.prune`` with the same masks, in the same run, and with a ``Pruner`` that is
 stepped in every iteration, after its goal is reached.  The four models take turns in every round,
 and a ratio is the median over rounds of ratios within a round, so that what else runs on the
-machine falls on all of them alike.  On a CPU, time is that of the process, on one thread; on a GPU
-it is the clock's, until the device is done.
+machine falls on all of them alike.  The order is random: a fixed one makes 1 % of small layers.  On
+a CPU, time is that of the process, on one thread; on a GPU it is the clock's, until the device is
+done.
+
+The chain of small layers is bound by what calls cost, not by what they compute: as near as a CPU
+comes to a GPU that waits for Python.  Compiled, it has fewer calls to make.
 
     python -m benchmarks.overhead                   # results/overhead.md
     python -m benchmarks.overhead --device cuda     # results/overhead_gpu.md
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import statistics
 import sys
 import time
@@ -35,6 +40,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "output channels": {"criterion": "l1", "granularity": "out_channel"},
     "groups": {"criterion": "l1"},
 }
+
+SHORT = 10
+"""Times as many rounds for the chain, whose steps take a hundredth of the others'."""
 
 
 def resnet() -> tuple[nn.Module, Any, Tensor]:
@@ -67,11 +75,25 @@ def transformer() -> tuple[nn.Module, Any, Tensor]:
     return Encoder(), torch.randn(32, 64, 256), torch.randint(0, 10, (32,))
 
 
+def chain() -> tuple[nn.Module, Any, Tensor]:
+    """16 convolutions of width 8 and norms on 2 images of 8 × 8."""
+    layers: list[nn.Module] = []
+    for width in [3] + [8] * 15:
+        layers += [nn.Conv2d(width, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    return model, torch.randn(2, 3, 8, 8), torch.randint(0, 10, (2,))
+
+
 def by_torch(model: nn.Module, masks: dict[str, Tensor]) -> None:
     """Put masks on with torch's own pruning."""
     for name, mask in masks.items():
         path, _, tensor = name.rpartition(".")
         torch_prune.custom_from_mask(model.get_submodule(path), tensor, mask)
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    """Return a model that is not compiled."""
+    return model
 
 
 def stepper(
@@ -99,9 +121,13 @@ def stepper(
 
 
 def measure(
-    make: Callable[[], tuple[nn.Module, Any, Tensor]], kind: str, rounds: int, device: torch.device
+    make: Callable[[], tuple[nn.Module, Any, Tensor]],
+    kind: str,
+    rounds: int,
+    device: torch.device,
+    prepared: Callable[[nn.Module], Any],
 ) -> Any:
-    """Return one row."""
+    """Return one row; ``prepared`` makes of a model what is called in training."""
     torch.manual_seed(0)
     dense, x, y = (given.to(device) for given in make())
     config = Config(sparsity=0.5, **KINDS[kind])
@@ -111,10 +137,10 @@ def measure(
     pruner = Pruner(stepped, config, x[:2])
     by_torch(theirs, masks)
     run = {
-        "plain": stepper(dense, x, y),
-        "secateur": stepper(ours, x, y),
-        "pruner": stepper(stepped, x, y, pruner.step),
-        "torch": stepper(theirs, x, y),
+        "plain": stepper(prepared(dense), x, y),
+        "secateur": stepper(prepared(ours), x, y),
+        "pruner": stepper(prepared(stepped), x, y, pruner.step),
+        "torch": stepper(prepared(theirs), x, y),
     }
     for name in list(run):
         try:
@@ -125,7 +151,9 @@ def measure(
                 raise
             print(f"torch.nn.utils.prune fails: {error}"[:120])
             del run[name]
-    times = [{name: step() for name, step in run.items()} for _ in range(rounds)]
+    order = random.Random(0)
+    turns = [order.sample(list(run), len(run)) for _ in range(rounds)]
+    times = [{name: run[name]() for name in turn} for turn in turns]
     ratios = {
         name: statistics.median(t[name] / t["plain"] for t in times)
         for name in run
@@ -133,7 +161,7 @@ def measure(
     }
     return {
         "model": make.__doc__.split("\n")[0].rstrip(".") if make.__doc__ else "",
-        "masks": kind,
+        "masks": kind if prepared is as_it_is else f"{kind}, compiled",
         "plain_ms": 1000 * statistics.median(t["plain"] for t in times),
         **ratios,
     }
@@ -147,11 +175,13 @@ def main() -> int:
     options = parser.parse_args()
     gpu = options.device.type != "cpu"
     torch.set_num_threads(1)
+    makers = (resnet, transformer, resnet50, chain) if gpu else (resnet, transformer, chain)
+    runs = [(make, kind, as_it_is) for make in makers for kind in KINDS]
     rows = []
-    for make in (resnet, transformer, resnet50) if gpu else (resnet, transformer):
-        for kind in KINDS:
-            rows.append(measure(make, kind, options.rounds, options.device))
-            print(*rows[-1].values(), sep="\t", flush=True)
+    for make, kind, prepared in [*runs, (chain, "groups", torch.compile)]:
+        rounds = options.rounds * (SHORT if make is chain else 1)
+        rows.append(measure(make, kind, rounds, options.device, prepared))
+        print(*rows[-1].values(), sep="\t", flush=True)
     body = [
         [row["model"], row["masks"], f"{row['plain_ms']:.3g}", f"{row['secateur']:.3f}"]
         + [f"{row['pruner']:.3f}"]
@@ -164,7 +194,8 @@ def main() -> int:
         "overhead_gpu" if gpu else "overhead",
         "A training step with masks over one without",
         rows,
-        f"Medians of {options.rounds} interleaved rounds, "
+        f"Medians of {options.rounds} interleaved rounds ({options.rounds * SHORT} of the small "
+        "convolutions, where Python is the limit), "
         f"{device_name(options.device) if gpu else 'CPU time on one thread'}; SGD with "
         "momentum.  torch.nn.utils.prune computes a masked weight before its module's forward; "
         "attention reads its output weight without one, and the second backward fails.\n\n"
