@@ -68,10 +68,10 @@ def check_alone(run: Run) -> None:
     own = dict(run.model.named_parameters())
     names = (part.tensor for each in run.selectables for part in each.parts)
     ours = {id(own[name]): name for name in names if name in own}  # an activation is none
-    for other in list(_masking):
+    for other in [each for each in _masking if each is not run]:
         theirs = dict(other.model.named_parameters())
         on = {id(theirs[name]) for name in masks_on(other) if name in theirs}
-        if other is not run and (both := [name for at, name in ours.items() if at in on]):
+        if both := [name for at, name in ours.items() if at in on]:
             raise ConfigError(
                 f"masks are on {', '.join(both[:3])} that are not of this pruner: another one has "
                 "stepped that shares these modules, and two cannot mask one. Prune one model whose "
