@@ -74,9 +74,31 @@ def by_default(pruner: Pruner, *, has_data: bool) -> tuple[Pruner, list[str]]:
     return watching, ["scored on random tokens: data=[batches of real ones] says more"]
 
 
+def by_kinds(pruner: Pruner, *, has_inputs: bool) -> Pruner:
+    """Return a pruner that measures how kinds of groups share a cost, where nobody said how.
+
+    Args:
+        pruner: that has decided nothing yet.
+        has_inputs: there will be batches of inputs to measure on.
+    """
+    config = pruner.config
+    several = len(config.what) > 1 and not config.targets and not mixes(config)
+    costs = bool(config.budget) or config.of != "channels"
+    if not (several and costs and has_inputs) or _says(config, SHARING - {"criterion"}):
+        return pruner
+    return Pruner(
+        pruner.model,
+        config.replace(allocate="error"),
+        pruner.example,
+        structure=pruner.structure,
+        trained=False,
+        costs=pruner.budget.costs,
+    )
+
+
 def open_to_data(model: nn.Module, config: Config, how: str) -> bool:
     """Tell whether a cost is to be shared out, nobody said how, and ``nearest`` may find out."""
-    if how != USUAL or _says(config, SHARING) or mixes(config):
+    if how != USUAL or _says(config, SHARING) or mixes(config) or len(config.what) > 1:
         return False
     if config.of == "channels" and not config.budget:
         return False

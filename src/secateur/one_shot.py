@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .config import Config
-from .defaults import USUAL, by_default, nearest, open_to_data
+from .defaults import USUAL, by_default, by_kinds, nearest, open_to_data
 from .errors import ConfigError
 from .pruner import Pruner
 from .repair import repairs
@@ -125,9 +125,9 @@ def prepared(
 
     ``how`` names the repair that will follow.
     """
-    pruner, notes = by_default(
-        Pruner(model, config, example, trained=False), has_data=data is not None
-    )
+    pruner = Pruner(model, config, example, trained=False)
+    pruner = by_kinds(pruner, has_inputs=data is not None and loss is None)
+    pruner, notes = by_default(pruner, has_data=data is not None)
     pruner.repairs = how
     if data is not None:
         pruner.calibrate(data, loss)

@@ -188,6 +188,30 @@ def test_config_when_no_allocation_has_the_name_then_it_says_which_do(allocate):
 NEED_DATA = sorted(name for name in allocators if allocators.facts[name].data)
 
 
+@pytest.mark.parametrize(
+    ("taken", "fits"),
+    [
+        ([[0.0, 1.0, 0.5]], True),
+        ([[0, 0, 0.5]], False),
+        ([[0, 2, 0.5]], False),
+        ([[0, 1, 1.5]], False),
+    ],
+)
+def test_pruner_when_a_state_says_a_mixture_then_its_kinds_and_share_are_there(taken, fits):
+    torch.manual_seed(0)
+    config = sc.Config(sparsity=0.4, of="macs", allocate="error", steps=2, schedule="linear")
+    pruner = sc.Pruner(Streams().eval(), config, X)
+    pruner.calibrate([torch.randn(64, 6) for _ in range(4)])
+    pruner.step()
+    state = pruner.state_dict()
+    state["allocation"]["taken"] = taken
+    resumed = sc.Pruner(Streams().eval(), config, X)
+    resumed.load_state_dict(state)
+    with nullcontext() if fits else pytest.raises(FileError, match="other groups"):
+        resumed.step()
+        assert resumed.finish().goals[0].met
+
+
 @pytest.mark.parametrize("allocate", NEED_DATA)
 @pytest.mark.parametrize("criterion", ["taylor", "l2", "activation"])
 def test_prune_when_an_allocation_gets_labelled_batches_then_it_says_what_is_wrong(
@@ -294,7 +318,7 @@ class Streams(nn.Module):
         return self.head(x)
 
 
-WAYS = ("by curves", "alike", "hidden first")
+WAYS = ("by curves", "alike", "hidden first", "mixed")
 """Alike, here, is widths first: what is the same as before is not measured twice."""
 
 
@@ -311,22 +335,30 @@ def test_prune_when_curves_share_out_then_nothing_that_needs_none_is_nearer(
         if not options.get("goal"):
             return error(self, keeps, **options)
         tried.append({self.selectables[i].name: int(keep.sum()) for i, keep in keeps.items()})
-        return 0.1 if len(tried) == 1 + WAYS.index(best) else 0.2
+        return 0.1 if len(tried) == 1 + WAYS.index(best) else 0.2 + len(tried) / 1000
 
     monkeypatch.setattr(Candidates, "error", noted)
     result = sc.prune(net, X, 0.4, of="macs", allocate=allocate, data=data)
-    assert len(tried) == len({tuple(each.items()) for each in tried}) == len(WAYS)
+    assert len(tried) == len({tuple(each.items()) for each in tried}) >= len(WAYS)
     sizes = {group.name: group.size for group in result.structure.groups}
     assert tried[1]["stem"] == sizes["stem"], "widths alone"
     assert tried[2]["ups.0"] == sizes["ups.0"], "the stream alone"
+    assert tried[3]["ups.0"] < sizes["ups.0"] > tried[1]["ups.0"], "both"
+    assert tried[3]["stem"] < sizes["stem"], "both"
     taken = tried[WAYS.index(best)]
     kept = {name: result.plan.counts.get(name, size) for name, size in sizes.items()}
     assert all(abs(kept[name] - taken[name]) <= 2 for name in kept)
     assert result.goals[0].met
-    assert any(note.startswith(f"shared out {best}: ") for note in result.notes)
+    (said,) = [note for note in result.notes if note.startswith("shared out ")]
+    name, _, errors = said.removeprefix("shared out ").partition(": ")
+    assert name == best or (best == "mixed" and ", then " in name)
+    assert f"{name} 0.1" in errors
 
 
-@pytest.mark.parametrize(("taken", "fits"), [(None, True), ([[1]], True), ([[9]], False)])
+@pytest.mark.parametrize(
+    ("taken", "fits"),
+    [(None, True), ([[1]], True), ([[9]], False), ([[0.5]], False)],
+)
 def test_pruner_when_a_state_says_what_was_taken_then_it_is_one_of_the_ways(net, taken, fits):
     config = sc.Config(sparsity=0.5, of="macs", allocate="error", steps=2, schedule="linear")
     pruner = sc.Pruner(net, config, X)

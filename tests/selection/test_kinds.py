@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -185,3 +187,23 @@ def test_width_when_heads_cannot_go_then_their_widths_are_left_alone(fused: bool
     structure = sc.analyze(model, torch.randn(2, 5, 8))
     assert any("qkv" in group.name for group in structure.groups)
     assert kinds["width"](structure.inferred, structure.groups) == {"up"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ({"of": "params"}, True),
+        ({"budget": "80 % params", "sparsity": None}, True),
+        ({"of": "params", "criterion": "l2"}, True),
+        ({"of": "params", "what": ["experts"]}, False),
+        ({"of": "params", "allocate": "uniform"}, False),
+        ({"of": "params", "data": None}, False),
+        ({}, False),
+    ],
+)
+def test_prune_when_several_kinds_share_a_cost_then_who_loses_how_much_is_measured(
+    settings: dict[str, Any], measured: bool
+) -> None:
+    given: dict[str, Any] = {"sparsity": 0.3, "what": ["experts", "width"], "data": batches()}
+    result = sc.prune(mixture(), batches()[0], **{**given, **settings})
+    assert any(note.startswith("shared out ") for note in result.notes) is measured

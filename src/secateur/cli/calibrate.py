@@ -28,7 +28,7 @@ def repair_asked(pruner: Pruner, given: Calibration, *, trains: bool) -> str | N
         ConfigError: it needs data, and there is none, or data with labels.
         UnknownNameError: there is no such repair.
     """
-    labelled = given.loss is not None or _needs_loss(pruner)
+    labelled = given.loss is not None or needs_loss(pruner)
     if given.repair is None:
         return None if given.data is None or labelled or trains else USUAL
     if given.repair == NONE:
@@ -61,13 +61,13 @@ def calibrate(
     if again:
         batches = held(batches, "--data")
     loss = imported(given.loss) if given.loss else None
-    if loss is None and _needs_loss(pruner):
+    if loss is None and needs_loss(pruner):
         loss = usual_loss
     pruner.calibrate(batches, loss)
     return batches
 
 
-def _needs_loss(pruner: Pruner) -> bool:
+def needs_loss(pruner: Pruner) -> bool:
     return bool(pruner.statistics.parts)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from secateur.config import Config
-from secateur.defaults import by_default, nearest, open_to_data
+from secateur.defaults import by_default, by_kinds, nearest, open_to_data
 from secateur.errors import ConfigError
 from secateur.graph.cost import human
 from secateur.one_shot import repair_wanted
@@ -24,7 +24,7 @@ from secateur.shrinking import Plan, Result
 from secateur.shrinking.by_config import asks_for_depth, without_blocks
 from secateur.structure import Structure
 
-from .calibrate import calibrate, repair_asked
+from .calibrate import calibrate, needs_loss, repair_asked
 from .data import read_data
 from .models import Loaded, load
 from .options import NOTHING, UNKNOWN, Calibration, Given, Model, with_settings
@@ -125,6 +125,9 @@ def _narrower(job: Job) -> None:
     pruner = Pruner(loaded.model, job.config, loaded.example, trained=False)
     notes, trains = list[str](), training.train is not None
     if not trains:
+        labelled = calibration.loss is not None or needs_loss(pruner)
+        inputs = calibration.data is not None and not labelled
+        pruner = by_kinds(pruner, has_inputs=inputs)
         pruner, notes = by_default(pruner, has_data=calibration.data is not None)
     how = pruner.repairs = repair_asked(pruner, calibration, trains=trains)
     if how is not None and not trains and open_to_data(loaded.model, job.config, how):

@@ -107,6 +107,8 @@ def asked(
         for name in outside
     )
     budget = Budget(config, structure, within, model, example)
+    if budget.goals and len(config.what) > 1 and "allocate" not in config.model_fields_set:
+        notes += ("kinds share the goal alike; in memory it is measured who loses how much",)
     by_block: dict[str, list[Selectable]] = {path: [] for path in chain.paths}
     counted, said = _counted(config, within, budget)
     for each in counted:
