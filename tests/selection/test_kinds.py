@@ -207,3 +207,33 @@ def test_prune_when_several_kinds_share_a_cost_then_who_loses_how_much_is_measur
     given: dict[str, Any] = {"sparsity": 0.3, "what": ["experts", "width"], "data": batches()}
     result = sc.prune(mixture(), batches()[0], **{**given, **settings})
     assert any(note.startswith("shared out ") for note in result.notes) is measured
+
+
+class Biased(nn.Module):
+    """Two layers of attention, to whose scores one bias of each head is added."""
+
+    def __init__(self, heads: int = 4, width: int = 4) -> None:
+        super().__init__()
+        size = heads * width
+        self.shape = (heads, width)
+        self.bias = nn.Embedding(6, heads)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({n: nn.Linear(size, size) for n in ("q", "k", "v", "o")})
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        many = x.shape[1]
+        bias = self.bias.weight[:many].T[None, :, :, None].expand(len(x), -1, many, many)
+        for layer in self.layers:
+            q, k, v = (layer[n](x).unflatten(2, self.shape).transpose(1, 2) for n in "qkv")
+            scores = torch.matmul(q, k.transpose(2, 3)) / self.shape[1] ** 0.5
+            mixed = torch.matmul((scores + bias).softmax(-1), v).transpose(1, 2)
+            x = x + layer["o"](mixed.flatten(2))
+        return x.mean(1)
+
+
+def test_kinds_when_all_layers_share_a_bias_of_heads_then_these_are_heads_and_not_hidden() -> None:
+    found = named(sc.analyze(Biased().eval(), torch.randn(2, 5, 16)))
+    assert len(found["heads"]) == 1
+    assert not found["heads"] & found["hidden"]

@@ -86,7 +86,15 @@ def depth(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 
 @kinds.register
 def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
-    """The hidden size: what two activations are added along, and several layers read."""
+    """The hidden size: what two activations are added along, and several layers read.
+
+    Heads are none, though a bias of positions is added to the scores of those of all layers.
+    """
+    return streams(inferred, groups) - attention_heads(inferred, groups)
+
+
+def streams(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Return what two activations are added along, and several layers read."""
     shapes = inferred.recording.shapes
     added: set[int] = set()
     for op in inferred.recording.ops:

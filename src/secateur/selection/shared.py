@@ -7,7 +7,7 @@ of what they know when the widths inside of blocks go first: benchmarks/results/
 
 from __future__ import annotations
 
-from secateur.graph.kinds import hidden
+from secateur.graph.kinds import streams
 from secateur.structure import Structure
 
 
@@ -32,7 +32,7 @@ def shared(structure: Structure) -> set[str]:
     >>> [group.name for group in structure.groups], shared(structure)
     (['stem', 'up'], {'stem'})
     """
-    stream = hidden(structure.inferred, structure.groups)
+    stream = streams(structure.inferred, structure.groups)
     return stream | {group.name for group in structure.groups if group.sized}
 
 
