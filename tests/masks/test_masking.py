@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -476,3 +477,34 @@ def test_a_parameter_taken_out_of_the_dict_is_told(
     del model[2]._parameters["weight"]
     with pytest.raises(MaskError, match="'weight' of Linear is masked"):
         model(example)
+
+
+def test_state_dict_when_written_to_in_place_then_what_would_be_lost_is_refused(model, masks):
+    put_on(model, masks)
+    state = model.state_dict()
+    for name in masks:
+        with pytest.raises(MaskError, match="is lost"):
+            state[name].mul_(2)
+    state["2.bias"].mul_(2)
+    assert torch.equal(state["2.bias"], model.get_parameter("2.bias"))
+
+
+def test_state_dict_when_copied_or_saved_then_its_tensors_are_plain_and_its_own(
+    model, masks, tmp_path
+):
+    put_on(model, masks)
+    state = model.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "state.safetensors")
+    copies = (
+        copy.deepcopy(state),
+        torch.load(tmp_path / "state.pt"),
+        {n: t.clone() for n, t in state.items()},
+    )
+    for found in (*copies, load_file(tmp_path / "state.safetensors")):
+        assert {type(tensor) for tensor in found.values()} == {Tensor}
+        assert_equal({n: found[n] for n in state}, state)
+        for tensor in found.values():
+            tensor.mul_(2)
+    both = copy.deepcopy([model[0].weight.detach(), model[0].bias.detach()])
+    assert [part.shape for part in both] == [model[0].weight.shape, model[0].bias.shape]

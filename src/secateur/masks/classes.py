@@ -6,6 +6,7 @@ mask``; the parameter itself stays where it is, dense.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -55,9 +56,15 @@ def fill(parameter: Tensor, where: Tensor, values: Tensor) -> None:
         parameter.copy_(distribute_tensor(full, mesh, placements, src_data_rank=None))
 
 
+@cache
+def _read_of(tensor: str, kind: str) -> Any:
+    """Return the class of what a parameter of a kind of module reads as."""
+    return type("_Read", (_Read,), {"_of": f"{tensor!r} of {kind}"})
+
+
 def _reader(tensor: str, kind: str) -> property:
     attribute = attribute_of(tensor)
-    made = type("_Read", (_Read,), {"_of": f"{tensor!r} of {kind}"})
+    made = _read_of(tensor, kind)
 
     def read(self: nn.Module) -> Tensor | None:
         mask = getattr(self, attribute)
@@ -94,7 +101,9 @@ class _Read(Tensor):
     _of = ""  # the parameter, in words
 
     def __deepcopy__(self, memo: Any) -> Tensor:
-        return self.as_subclass(Tensor).__deepcopy__(memo)
+        plain = self.as_subclass(Tensor)
+        memo.setdefault(id(memo), []).append(plain)  # whose id stands for it from now on
+        return cast(Tensor, plain.__deepcopy__(memo))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)
@@ -155,7 +164,10 @@ class _Masked(nn.Module):
         for name in self._masked_names:
             mask, key = mask_of(self, name), prefix + name
             if mask is not None and key in destination:
-                destination[key] = masked(destination[key], mask if keep_vars else mask.detach())
+                value = masked(destination[key], mask if keep_vars else mask.detach())
+                if type(value) is Tensor:  # a copy, unlike all else in there
+                    value.__class__ = _read_of(name, type(self).__name__)
+                destination[key] = value
 
     def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
         below = {}
