@@ -237,3 +237,39 @@ def test_kinds_when_all_layers_share_a_bias_of_heads_then_these_are_heads_and_no
     found = named(sc.analyze(Biased().eval(), torch.randn(2, 5, 16)))
     assert len(found["heads"]) == 1
     assert not found["heads"] & found["hidden"]
+
+
+class Scan(nn.Module):
+    """A mixer whose inner width is added to itself and read twice, and stays inside of it."""
+
+    def __init__(self, size: int = 8, inner: int = 12) -> None:
+        super().__init__()
+        self.up, self.more = nn.Linear(size, inner), nn.Linear(inner, inner)
+        self.down = nn.Linear(inner, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).relu()
+        return self.down(h + self.more(h).tanh())
+
+
+class Scans(nn.Module):
+    """Mixers on a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.mixers = nn.ModuleList(Scan() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for mixer in self.mixers:
+            x = x + mixer(x)
+        return self.head(x)
+
+
+def test_kinds_when_a_width_stays_inside_of_a_module_then_it_is_no_hidden_size() -> None:
+    found = named(sc.analyze(Scans().eval(), torch.randn(2, 4)))
+    assert found["hidden"] == {"stem"}
+    assert len(found["width"]) == 2
+    alone = named(sc.analyze(Scan().eval(), torch.randn(2, 8)))
+    assert len(alone["hidden"] | alone["width"]) == 1

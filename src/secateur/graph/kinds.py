@@ -7,6 +7,7 @@ it.  No architecture is known: what counts is what the operations do with an axi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from secateur.errors import ConfigError, did_you_mean
 from secateur.registry import Registry
@@ -14,7 +15,7 @@ from secateur.registry import Registry
 from .axes import Atom, Axis, Product, atoms, find, parts_of
 from .groups import Group
 from .infer import Inferred
-from .program import Ref
+from .program import Op, Ref
 
 kinds = Registry("kind of group", takes="inferred, groups")
 """What ``what=`` may name: ``(inferred, groups) → names`` of the groups of that kind."""
@@ -94,7 +95,7 @@ def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 
 
 def streams(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
-    """Return what two activations are added along, and several layers read."""
+    """Return what two activations are added along, several layers read, and modules hand on."""
     shapes = inferred.recording.shapes
     added: set[int] = set()
     for op in inferred.recording.ops:
@@ -102,13 +103,42 @@ def streams(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
         if op.name.rsplit(".", 1)[0] not in ADDS or len(given) != 2:
             continue
         if shapes[given[0]] == shapes[given[1]]:
-            dims = inferred.types[op.outputs[0].value].dims
-            added |= {id(atom) for typed in dims for atom in atoms(typed.axis)}
+            added |= _along(inferred, op.outputs[0].value)
     return {
         group.name
         for group in groups
-        if id(group.atom) in added and sum(m.role == "in" for m in group.members) > 1
+        if id(group.atom) in added
+        and sum(m.role == "in" for m in group.members) > 1
+        and _is_handed_on(inferred, group)
     }
+
+
+def _along(inferred: Inferred, value: int) -> set[int]:
+    """Return the atoms that a value has dimensions of."""
+    typed = inferred.types.get(value)
+    return {id(a) for dim in typed.dims for a in atoms(dim.axis)} if typed else set()
+
+
+def _is_handed_on(inferred: Inferred, group: Group) -> bool:
+    """Tell whether what a group is along goes in or out of the module that all its tensors are in.
+
+    The inner width of a state space layer does not, though it is added to itself in there.
+    """
+    recording = inferred.recording
+    owners = [member.tensor.split(".")[:-1] for member in group.members]
+    alike = takewhile(lambda names: len({*names}) == 1, zip(*owners, strict=False))
+    if not (within := [names[0] for names in alike]):
+        return True
+
+    def inside(op: Op) -> bool:
+        return op.module.split(".")[: len(within)] == within
+
+    made = dict.fromkeys(recording.state)  # which are handed on to nobody
+    made |= {ref.value: inside(op) for op in recording.ops for ref in op.outputs}
+    read = {(value, inside(op)) for op in recording.ops for value in op.reads}
+    read |= {(value, False) for value in recording.outputs}
+    passed = {value for value, here in read if made.get(value, False) is (not here)}
+    return any(id(group.atom) in _along(inferred, value) for value in passed)
 
 
 def _is_read(inferred: Inferred, group: Group) -> bool:
