@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTH, INNER, EXPERTS, CHOSEN = 16, 8, 6, 2
+WIDTH, INNER, EXPERTS, CHOSEN = 16, 16, 6, 2
 Chosen = tuple[Tensor, Tensor]
 
 

@@ -453,7 +453,7 @@ CASES = {
     ),
     "experts-one-by-one": whole(Stacked(one_by_one), {"up:1": 8}),
     "experts-batched": whole(Stacked(batched), {"up:1": 8}, CHOSEN),
-    "experts-grouped": single(whole(Stacked(grouped), {"up:1": 8}, CHOSEN)),
+    "experts-grouped": single(whole(Stacked(grouped, width=16), {"up:1": 16}, CHOSEN)),
     "experts-as-modules": whole(Modules(), {f"experts.{i}.0": 8 for i in range(4)}),
     "state-space": whole(Mixer(), {"into": 8, "select": 3, "select[1]": 4}),
 }
@@ -560,8 +560,10 @@ def test_experts_when_two_are_chosen_then_two_stay():
 def test_experts_when_rows_must_be_aligned_then_a_multiple_stays():
     case = CASES["experts-grouped"]
     structure = analyze(case.model, case.example)
-    assert structure["up:1"].step == 4
-    with pytest.raises(PlanError, match="multiple of 4"):
+    assert (
+        structure["up:1"].step == 8
+    )  # 16 bytes of bfloat16, in which what is float32 here may run
+    with pytest.raises(PlanError, match="multiple of 8"):
         Plan({"up:1": (0, 1, 2)}).check(structure)
 
 

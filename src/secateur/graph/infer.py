@@ -237,7 +237,6 @@ class Inferred:
         t = self.typing
         t.reason = Reason("", op.name, op.module, op.line)
         t.out = tuple(self.recording.shapes[ref.value] for ref in op.outputs)
-        t.itemsize = self.recording.itemsize[op.outputs[0].value] if op.outputs else 0
         t.base = self._base(op)
         t.calls = op.call
         args = [self._type(a) for a in op.args]

@@ -147,7 +147,6 @@ class Typing:
     reason: Reason = field(default_factory=lambda: Reason("not yet"))
     out: tuple[tuple[int, ...], ...] = ()
     base: Typed | None = None  # the tensor that the first argument is a view of
-    itemsize: int = 4  # bytes of an element of the first output
     calls: Provenance | None = None
 
     def because(self, why: str) -> Reason:

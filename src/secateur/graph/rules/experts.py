@@ -10,6 +10,9 @@ from secateur.graph.typing import Typed, Typing
 from .contraction import own
 from .table import rule
 
+STEP = 8
+"""Rows start at multiples of 16 bytes, also in bfloat16, in which a float32 model may be run."""
+
 
 @rule("_grouped_mm")
 def grouped_mm(t: Typing, x: Typed, weight: Typed, offsets: Typed | None = None, *_: Any) -> Typed:
@@ -19,7 +22,7 @@ def grouped_mm(t: Typing, x: Typed, weight: Typed, offsets: Typed | None = None,
         return t.opaque(t.out[0])
     t.same(weight[0], offsets[0])
     for dim in (x[1], weight[1], weight[2]):
-        t.limit(dim, step=max(1, 16 // t.itemsize))  # rows start at multiples of 16 bytes
+        t.limit(dim, step=STEP)
     t.freeze(x[0], "offsets say which expert a row meets")
     t.contract(x[1], weight[1])
     return Typed((own(x[0]), own(weight[2])))
