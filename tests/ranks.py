@@ -270,6 +270,17 @@ def joined_epochs(rank: int) -> dict[str, Tensor]:
     return dict(pruner.masks)
 
 
+def cut_sharded(rank: int) -> dict[str, Tensor]:
+    """A sharded model is no model to cut: finish() says what to do, and the masks stay on."""
+    model = net()
+    pruner = Pruner(model, Config(sparsity=0.5), EXAMPLE)
+    _sharded(model)
+    pruner.step()
+    with pytest.raises(ConfigError, match="is sharded"):
+        pruner.finish()
+    return dict(pruner.masks)
+
+
 def latency_goal(rank: int) -> dict[str, Tensor]:
     """Every rank would measure other times: a goal of time is decided by those of the first."""
     pruner = Pruner(net(), Config(sparsity=0.3, of="latency", strict=False), EXAMPLE, trained=False)

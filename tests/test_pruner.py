@@ -10,6 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.prune import (
+    identity,
+    l1_unstructured,
+    ln_structured,
+    random_unstructured,
+    remove,
+)
 
 import secateur
 from secateur import Config, Pruner, analyze, prune, schedules
@@ -823,3 +830,14 @@ def test_step_when_a_state_was_loaded_then_its_masks_are_its_own():
     again = Pruner(_two_heads()[0], config, x)
     again.load_state_dict(pruner.state_dict())
     assert again.step()["sparsity"] == 0.5
+
+
+@pytest.mark.parametrize("how", [l1_unstructured, ln_structured, random_unstructured, identity])
+def test_pruner_when_torch_has_masks_on_then_they_are_to_be_removed_first(how):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    options = {"n": 2, "dim": 0} if how is ln_structured else {}
+    how(net[0], "weight", **options, **({} if how is identity else {"amount": 0.5}))
+    with pytest.raises(ConfigError, match=r"'0.weight' has a mask of torch.nn.utils.prune"):
+        secateur.prune(net, torch.randn(2, 4), 0.5)
+    remove(net[0], "weight")
+    assert secateur.prune(net, torch.randn(2, 4), 0.5).model[0].out_features == 4

@@ -27,6 +27,7 @@ CHECKS = [
     "joined_epochs",
     "latency_goal",
     "latency_sharded",
+    "cut_sharded",
     "latency_failing",
 ]
 
@@ -134,4 +135,8 @@ def test_prune_when_ranks_measure_other_times_then_those_of_the_first_decide(fou
 
 def test_pruner_when_a_sharded_model_is_to_be_timed_then_all_ranks_are_told(found):
     assert both(found, "latency_sharded") == [{}, {}]
+
+
+def test_finish_when_the_model_is_sharded_then_every_rank_says_what_to_do(found):
+    assert all(masks for masks in both(found, "cut_sharded"))
     assert both(found, "latency_failing") == [{}, {}]

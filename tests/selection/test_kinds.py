@@ -273,3 +273,10 @@ def test_kinds_when_a_width_stays_inside_of_a_module_then_it_is_no_hidden_size()
     assert len(found["width"]) == 2
     alone = named(sc.analyze(Scan().eval(), torch.randn(2, 8)))
     assert len(alone["hidden"] | alone["width"]) == 1
+
+
+def test_prune_when_one_of_several_kinds_is_not_there_then_a_note_says_so(llama: nn.Module) -> None:
+    result = sc.prune(llama, TOKENS, 0.5, "l2", what=["width", "experts"])
+    assert [n for n in result.notes if n.startswith("stays whole: what='experts'")]
+    every = sc.prune(llama, TOKENS, 0.5, "l2", what=["width", "heads"])
+    assert not [note for note in every.notes if note.startswith("stays whole")]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torch.nn.utils.prune
 from torch import Tensor, nn
 
-from secateur import Plan, Structure, analyze, prune
+from secateur import Plan, Structure, analyze, apply_plan
 from secateur.errors import PlanError, ShrinkError, VerificationError
 from secateur.shrinking import cut_and_verify, group_masks
 from secateur.shrinking.cut import Surgery
@@ -335,5 +335,5 @@ def test_cut_when_a_weight_is_made_of_others_then_its_layer_says_its_new_size(wr
     model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.zeros(2, 8)
     wrap(model[2])
     model.eval()(x)
-    small = prune(model, x, 0.5).model
+    small = apply_plan(model, Plan({"0": range(16)}), x).model
     assert small[2].in_features == small[0].out_features == 16

@@ -290,3 +290,16 @@ def test_train_when_the_best_is_of_before_the_goal_then_model_and_masks_are_thos
     assert ("was loaded as the best" in caplog.text) is not larger
     early = f"after {best} of 8 pruning steps"
     assert any(early in warning for warning in own.result.warnings) is not larger
+
+
+def test_train_when_there_are_two_callbacks_then_they_are_refused_before_training(
+    model: Labelled, pruner: Pruner, tmp_path: Path
+) -> None:
+    other = Pruner(model, CONFIG.replace(names=["*"]), EXAMPLE)
+    with pytest.raises(ConfigError, match="two PruningCallbacks"):
+        trainer(model, tmp_path, callback(pruner), callback(other)).train()
+    assert pruner.calls == other.calls == 0
+    again = callback(pruner)
+    trainer(model, tmp_path, again).train()
+    trainer(model, tmp_path, again).train()  # another training is none of the same
+    assert pruner.calls == 16

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from secateur.errors import MaskError, did_you_mean
 from secateur.runtime.distributed import restoring, sharded, whole
@@ -81,6 +81,21 @@ def put_on(model: nn.Module, masks: Mapping[str, Tensor], *, differentiable: boo
 def is_masked(model: nn.Module) -> bool:
     """Tell whether any mask is on."""
     return any(mask_of(module, tensor) is not None for module, tensor, _ in _places(model))
+
+
+def masked_by_torch(model: nn.Module) -> str | None:
+    """Return the first parameter that has a mask of ``torch.nn.utils.prune``, or None.
+
+    >>> net = nn.Sequential(nn.Linear(2, 1))
+    >>> masked_by_torch(net), masked_by_torch(prune.identity(net[0], "weight"))
+    (None, 'weight')
+    """
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                name = str(hook._tensor_name)
+                return f"{path}.{name}" if path else name
+    return None
 
 
 def held(model: nn.Module) -> list[Tensor]:

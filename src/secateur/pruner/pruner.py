@@ -22,7 +22,7 @@ from secateur.masks.resume import read_state, write_state
 from secateur.repair import Repair, repairs
 from secateur.runtime.batches import held
 from secateur.runtime.copying import copied, own
-from secateur.runtime.distributed import check_same
+from secateur.runtime.distributed import check_same, sharded
 from secateur.runtime.forbidding import forbidding
 from secateur.runtime.joining import Joining
 from secateur.runtime.model import check_model
@@ -36,6 +36,7 @@ from secateur.selection.budget import Budget
 from secateur.selection.calibration import Loss, observe_forwards
 from secateur.selection.decision import Decision, decide
 from secateur.selection.goals import missed
+from secateur.selection.kinds import absent
 from secateur.selection.running import RunningScores
 from secateur.selection.targets import Selectable, check_given, check_scorable
 from secateur.selection.targets import selectables as _selectables
@@ -67,7 +68,8 @@ class Pruner:
 
     The first ``start`` calls only watch.  Then every ``every``-th call is a *pruning step*: scores
     are computed, and masks made that meet what the schedule asks for; after ``steps`` of them the
-    goal is reached, and more calls only keep the masks.  Each pruning step is one line of the log
+    goal is reached, and more calls only keep the masks (of ``movement``, which
+    goes on learning, those that the scores say by then).  Each pruning step is one line of the log
     ``secateur.pruner``, at the level INFO.
 
     Where a process group was made, all ranks make the same calls in the same order, this one too,
@@ -120,6 +122,11 @@ class Pruner:
         check_model(model)
         if masking.is_masked(model):
             raise ConfigError("the model has masks on already: finish() the pruner they belong to")
+        if name := masking.masked_by_torch(model):
+            raise ConfigError(
+                f"{name!r} has a mask of torch.nn.utils.prune, below which weights would be ranked "
+                "as if it was not there: prune.remove(module, name) first, which leaves the zeros"
+            )
         self.model = model
         config = config if isinstance(config, Config) else Config.from_dict(config)
         self.method = named(config.method, config.method_options)
@@ -276,7 +283,8 @@ class Pruner:
                 made = candidates.decided(scores, tensors, share)
             finally:  # what is dropped is gone at once: no cycle
                 known.error = known.estimated = None
-            notes = [*made.notes, *self.statistics.notes]
+            stays = absent(self.structure, self.config)
+            notes = [*stays, *made.notes, *self.statistics.notes]
             made = replace(made, masks=self.method.complete(made.masks), notes=notes)
         check_same(made.masks)
         self.before = {name: mask.clone() for name, mask in masks_on(self).items()}
@@ -504,6 +512,12 @@ class Pruner:
         if self.structure is None:
             raise ConfigError("finish() needs the example inputs that the pruner was made without")
         self.candidates.check_same()
+        if cut := next((n for n, p in self.model.named_parameters() if sharded(p)), None):
+            raise ConfigError(
+                f"{cut!r} is sharded (fully_shard), and is cut on a model that is not: save() the "
+                "pruner and the whole state_dict on all ranks, load both into a bare model with a "
+                "pruner of the same config, and finish() that"
+            )
         model = self.model if inplace else copied(self.model, borrowing=True)
         on = masking.masks_on(model)
         with Undo(lasting=True) as undo:

@@ -62,6 +62,20 @@ def missing(structure: Structure, config: Config, target: Target) -> Iterator[st
         yield f"what={kind!r} is {', '.join(map(repr, named[:SHOWN]))}{why}"
 
 
+def absent(structure: Structure | None, config: Config) -> list[str]:
+    """Return a note on each of several kinds that were named and are not there, or cannot go."""
+    what = [kind for kind in config.what if kind != DEPTH]
+    if structure is None or config.targets or len(what) < 2 or {*kinds} <= {*config.what}:
+        return []
+    free = {group.name for group in candidates(structure, config, config)}
+    alone = [
+        config.model_copy(update={"what": (kind,)})
+        for kind in what
+        if not _named(structure, [kind]) & free
+    ]
+    return [f"stays whole: {line}" for each in alone for line in missing(structure, config, each)]
+
+
 def _named(structure: Structure, wanted: Sequence[str]) -> set[str]:
     found = (of_kind(kind, structure.inferred, structure.groups) for kind in wanted)
     return set[str]().union(*found)

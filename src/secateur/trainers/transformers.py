@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,10 @@ IGNORED = -100
 """The label of what does not count."""
 TRAINER_STATE = "trainer_state.json"
 """What a Trainer writes last of its own."""
+
+
+_training: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+"""States of trainings that go on, and the callback of each; both weakly."""
 
 
 def whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
@@ -174,6 +179,7 @@ class PruningCallback(AfterOptimizerStep):
         **__: Any,
     ) -> None:
         check_trained(self.pruner, model)
+        self._check_alone(state)
         if self.finish:
             check_begins(self.pruner, state.max_steps)
         self.pruner.scaler = getattr(optimizer, "scaler", None) or self.pruner.scaler  # of fp16
@@ -190,6 +196,16 @@ class PruningCallback(AfterOptimizerStep):
             if self.distillation is not None and (told := file.with_name(TEACHER)).is_file():
                 self.distillation.check(read_text(told).strip())
             self.pruner.load(file)
+
+    def _check_alone(self, state: Any) -> None:
+        """Refuse a second callback in one training: a checkpoint has one file for a pruner."""
+        _training[:] = [(of, who) for of, who in _training if of() is not None]
+        if any(of() is state and who() not in (self, None) for of, who in _training):
+            raise ConfigError(
+                "this Trainer has two PruningCallbacks, and a checkpoint holds the state of one: "
+                "prune both models by one Pruner, of the model that holds them, with targets=[…]"
+            )
+        _training.append((weakref.ref(state), weakref.ref(self)))
 
     @on_all_ranks
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
