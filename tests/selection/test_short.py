@@ -10,6 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import GoalError
+from tests.repair.kinds import LLAMA, hugging_face
 
 X = torch.randn(4, 8)
 
@@ -70,3 +71,34 @@ def test_prune_when_as_much_goes_as_was_asked_for_then_nothing_is_said(
         settings = {"granularity": granularity, "sparsity": share, "scope": scope}
     result = sc.prune(net(40, 28), X, **settings)
     assert not [w for w in (*result.warnings, *result.notes) if "asked for" in w]
+
+
+def test_prune_when_single_weights_go_then_the_head_says_how_many() -> None:
+    result = sc.prune(net(), X, 0.05, granularity="element", criterion="magnitude")
+    assert result.unchanged
+    assert "5% of the weights of 3 tensors zero, no shape changed" in " ".join(str(result).split())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_prune_when_a_neuron_loses_all_its_weights_then_a_config_that_says_shapes_stays_true(
+    named: bool,
+) -> None:
+    model = hugging_face("Llama", **LLAMA).eval()
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            model.get_submodule(f"model.layers.0.mlp.{name}").weight[5] *= 1e-6
+        model.get_submodule("model.layers.0.mlp.down_proj").weight[:, 5] *= 1e-6
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.of(ids, use_cache=False).logits
+
+    given = model if named else Wrapped().eval()
+    settings = {"granularity": "element", "names": ["*mlp*"], "normalize": "none"}
+    result = sc.prune(given, torch.arange(1, 17).view(1, 16), 0.5, "magnitude", **settings)
+    assert result.unchanged is named
+    assert named or result.plan.counts == {"of.model.layers.0.mlp.gate_proj": 31}

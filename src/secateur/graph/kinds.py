@@ -51,13 +51,15 @@ def width(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Channels and neurons inside of blocks: what is of no other kind, and no grid.
 
     The widths of heads are left alone also where nobody can take whole heads: rotary frequencies
-    are among them, and layers share them.  What nothing reads (a pooler whose output is dropped)
+    are among them, and layers share them; the inner width of a state space layer, which is added to
+    itself there, is no such width.  What nothing reads (a pooler whose output is dropped)
     is left alone, too: its width says nothing of what the model computes, and no config says it.
     """
     others = (of_kind(name, inferred, groups) for name in kinds if name != "width")
-    attended = _attended(inferred)
+    attended, inner = _attended(inferred), _added_along(inferred, groups)
     read = (g for g in groups if not g.grid and _is_read(inferred, g))
-    return {g.name for g in read if id(g.atom) not in attended}.difference(*others)
+    kept = {g.name for g in read if id(g.atom) not in attended or g.name in inner}
+    return kept.difference(*others)
 
 
 @kinds.register
@@ -96,6 +98,12 @@ def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 
 def streams(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Return what two activations are added along, several layers read, and modules hand on."""
+    added = _added_along(inferred, groups)
+    return {g.name for g in groups if g.name in added and _is_handed_on(inferred, g)}
+
+
+def _added_along(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
+    """Return what two activations are added along, and several layers read."""
     shapes = inferred.recording.shapes
     added: set[int] = set()
     for op in inferred.recording.ops:
@@ -107,9 +115,7 @@ def streams(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     return {
         group.name
         for group in groups
-        if id(group.atom) in added
-        and sum(m.role == "in" for m in group.members) > 1
-        and _is_handed_on(inferred, group)
+        if id(group.atom) in added and sum(m.role == "in" for m in group.members) > 1
     }
 
 

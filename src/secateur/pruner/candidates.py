@@ -7,7 +7,7 @@ is not made here but for what blocks have to do with it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from secateur.shrinking import Plan, Result, cut_and_verify
 from secateur.shrinking import shrink as shrink_masks
 from secateur.shrinking.mixing import Try, mixes, with_blocks
 from secateur.shrinking.shallower import passing, writers
+from secateur.shrinking.stock import is_pretrained
 from secateur.structure import Structure
 from secateur.types import Example, Masks
 
@@ -42,6 +43,7 @@ class Candidates:
 
     Attributes:
         repairs: the repair that will follow, which errors are measured after; None is none.
+        named: a class with a config says the shapes, and loads the model while these stay.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Candidates:
     selectables: Sequence[Selectable]
     budget: Budget
     repairs: str | None = None
+    named: bool = field(init=False)
 
     @property
     def mixes(self) -> bool:
@@ -69,6 +72,7 @@ class Candidates:
         return {n: whole(p.detach()) for n, p in self.model.named_parameters()}
 
     def __post_init__(self) -> None:
+        self.named = is_pretrained(self.model)
         self._shapes = self._shapes_now()
 
     def _shapes_now(self) -> dict[str, torch.Size]:
@@ -214,7 +218,9 @@ class Candidates:
         """Cut a model without masks down to a decision, in place.
 
         Where masks make a pattern, as 2:4, only what was decided as a group is cut: the pattern
-        would not survive that rows or columns go because nothing reads them.
+        would not survive that rows or columns go because nothing reads them.  So it is where single
+        weights were masked of a model whose class loads it by a config, for which widths of layers
+        are alike.
 
         Args:
             model: the run's, or a copy of it.
@@ -223,9 +229,9 @@ class Candidates:
             verify: check that the result is exact.
         """
         notes = list(decision.notes)
-        patterned = any(s.patterned for s in self.selectables)
-        if patterned or all(s.group is not None for s in self.selectables):
-            given = self.known, self.plan(decision), decision.masks if patterned else on
+        stays = any(s.patterned or (self.named and s.single) for s in self.selectables)
+        if stays or all(s.group is not None for s in self.selectables):
+            given = self.known, self.plan(decision), decision.masks if stays else on
             return cut_and_verify(model, *given, self.example, notes=notes, verify=verify)
         result = shrink_masks(
             model,

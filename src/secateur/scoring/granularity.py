@@ -95,7 +95,10 @@ def _group(setting: object, transposed: bool) -> Granularity | None:
     return None  # which slices that is, only the structure knows
 
 
-@form("element", "Every weight for itself; what has lost all its weights is cut out.")
+@form(
+    "element",
+    "Every weight for itself; what has lost all is cut out, if no config says the shapes.",
+)
 def _element(setting: object, transposed: bool) -> Granularity | None:
     return Element() if setting == "element" else None
 

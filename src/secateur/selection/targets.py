@@ -73,6 +73,11 @@ class Selectable:
         """Whether its masks make a pattern that counts positions of a tensor."""
         return any(part.granularity.patterned for part in self.parts)
 
+    @property
+    def single(self) -> bool:
+        """Whether single weights are decided on."""
+        return any(isinstance(part.granularity, Element) for part in self.parts)
+
     def score(self, tensors: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return one score per position from the weights alone; see ``combine``."""
         parts = self.scoring

@@ -149,6 +149,9 @@ class Result(Shown):
         total = sum(self.structure[n].size for n in self.plan.counts)
         share = f"{removed / total:.0%} of the units" if total else "nothing"
         what = f"{share} of {len(self.plan.keep)} groups removed"
+        if not self.plan.keep and (some := [m for m in self.masks.values() if not bool(m.all())]):
+            zero = 1 - sum(int(m.sum()) for m in some) / sum(m.numel() for m in some)
+            what = f"{zero:.0%} of the weights of {len(some)} tensors zero, no shape changed"
         if self.plan.drop and not self.plan.keep:
             what = f"{len(self.plan.drop)} of {len(self.structure.blocks)} blocks dropped"
         for warning in self.warnings:
