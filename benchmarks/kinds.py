@@ -32,7 +32,7 @@ APART = "all, apart"
 """Each layer may lose another share, by estimated errors: no stock class loads that."""
 KINDS = {
     "docs llama": ("width", "heads", "depth", "hidden", "all", APART),
-    "docs mixtral": ("width", "experts", "depth", "hidden", "all", APART),
+    "docs mixtral": ("width", "experts", "depth", "hidden", "experts, width", "all", APART),
 }
 SHARES = (0.9, 0.8, 0.7)
 KEYS = ("model", "share", "what", "seed")
@@ -70,7 +70,11 @@ def measure(name: str, share: float, what: str, seed: int) -> dict[str, Any]:
 
 def _pruned(real: Real, dense: nn.Module, what: str, most: int, data: Any) -> Any:
     if what != "depth":
-        settings: dict[str, Any] = {"what": [what], "budget": [f"{most} params"], "uniform": True}
+        settings: dict[str, Any] = {
+            "what": what.split(", "),
+            "budget": [f"{most} params"],
+            "uniform": True,
+        }
         if what == APART:
             settings |= {"what": ["all"], "uniform": False, "allocate": "estimate"}
         return secateur.prune(dense, real.example, criterion="activation", data=data, **settings)
@@ -121,7 +125,8 @@ def text(found: list[dict[str, Any]]) -> str:
         f"Perplexity on the first {JUDGED} windows of the test split / in another domain, no "
         f"training; {SAMPLES} windows of calibration data, repaired; of several "
         "draws of these, the mean. Per cent are of the parameters outside of the embeddings. "
-        "`all`: how many layers go, and what the other kinds lose, by measured error; `apart`: "
+        "`all`: how many layers go, and what the other kinds lose, by measured error (`experts, "
+        "width`: of these two); `apart`: "
         "each layer another share, by estimated errors, which no stock class loads."
     ]
     for name, kinds in KINDS.items():

@@ -61,4 +61,4 @@ def test_budget_of_bytes_when_saved_then_the_file_is_no_larger(
         size = (tmp_path / str(share) / "model.safetensors").stat().st_size
         assert result.goals[0].met
         assert size <= budget
-        assert size > 0.9 * budget, "and not much smaller"
+        assert size > 0.85 * budget, "and not much smaller: experts lose eight neurons at once"

@@ -12,7 +12,7 @@ from tests.mixtures import FORMS, batches, mixture
 
 WHAT: dict[str, dict[str, Any]] = {
     "experts": {"what": ["experts"]},
-    "experts and neurons": {"what": ["experts", "width"], "max_sparsity": 0.4},
+    "experts and neurons": {"what": ["experts", "width"], "max_sparsity": 0.5},
 }
 
 

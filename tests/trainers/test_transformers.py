@@ -93,7 +93,10 @@ def test_train_begin_when_the_loss_is_scaled_then_the_pruner_learns_by_how_much(
     pruner: Pruner,
 ) -> None:
     scaler = torch.amp.GradScaler("cpu")
-    made, state = callback(pruner), SimpleNamespace(global_step=0)
+    torchvision_models()
+    from transformers import TrainerState
+
+    made, state = callback(pruner), TrainerState(global_step=0)
     made.on_train_begin(None, state, None, optimizer=SimpleNamespace(scaler=scaler))
     assert pruner.scaler is scaler
     made.on_train_begin(None, state, None, optimizer=SimpleNamespace())

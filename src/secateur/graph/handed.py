@@ -7,7 +7,7 @@ text, or an array.  What the next forward reads is the model's own memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 
 from .program import Op, Recording
 
@@ -15,6 +15,7 @@ from .program import Op, Recording
 def handed_out(
     recording: Recording,
     held: Callable[[Iterable[int]], set[int]],
+    placed: Callable[[Iterable[int]], Mapping[int, int]],
     again: Callable[[], Recording],
     *,
     own: Set[int],
@@ -24,6 +25,7 @@ def handed_out(
     Args:
         recording: of the forward, without those.
         held: tells which of some values have memory that is there still.
+        placed: tells which of those are the ``data`` of a parameter or buffer by now, and of which.
         again: records another forward behind it.
         own: values that it returned as its memory, which the caller gives back.
 
@@ -33,7 +35,9 @@ def handed_out(
     owner, unread = recording.owner, list(_unread(recording))
     kept = held({owner[value] for value in unread}) - {owner[value] for value in own}
     written = dict(_written_over(recording))
+    places = placed(kept)  # before another call puts other values there
     memory = _read(again()) if kept or written else set[int]()
+    memory |= {value for value, place in places.items() if place in memory}
     unread = [value for value in unread if owner[value] not in kept & memory]
     results = [value for value in unread if owner[value] in kept]
     told = [value for place, value in written.items() if place not in memory]

@@ -191,7 +191,7 @@ class _Forward:
         for number in numbers_of(out):
             recorder.number(origin_of(number))
         own = {recorder.values[x] for x in taken_back(model, out) if x in recorder.values}
-        more, loose = handed_out(recording, recorder.held, self._again, own=own)
+        more, loose = handed_out(recording, recorder.held, recorder.placed, self._again, own=own)
         recording.outputs += more
         recording.aside = not recording.read_out.keys() >= {*more}
         return loose

@@ -62,6 +62,13 @@ class Recorder(TorchDispatchMode):
             gc.collect()
         return {value for value in found if not _gone(self.memory[value])}
 
+    def placed(self, owners: Iterable[int]) -> dict[int, int]:
+        """Return of some values the parameter or buffer whose ``data`` they are by now."""
+        memory = {self.memory[value]: value for value in owners}
+        state = {*self.recording.state}
+        now = {_memory_of(t): value for t, value in self.values.items() if value in state}
+        return {memory[held]: value for held, value in now.items() if held in memory}
+
     def decision(self, origin: Origin, other: Origin, equal: bool) -> None:
         """Write down that the running module compares an integer with another."""
         term = origin.single

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from secateur.errors import MaskError, did_you_mean
+from secateur.errors import ConfigError, MaskError, did_you_mean
 from secateur.runtime.distributed import restoring, sharded, whole
 from secateur.runtime.undo import Undo, undoable
 from secateur.runtime.values import numbers
@@ -83,19 +83,25 @@ def is_masked(model: nn.Module) -> bool:
     return any(mask_of(module, tensor) is not None for module, tensor, _ in _places(model))
 
 
-def masked_by_torch(model: nn.Module) -> str | None:
-    """Return the first parameter that has a mask of ``torch.nn.utils.prune``, or None.
+def check_unmasked(model: nn.Module) -> None:
+    """Raise a ConfigError where masks are on, of ours or of ``torch.nn.utils.prune``.
 
-    >>> net = nn.Sequential(nn.Linear(2, 1))
-    >>> masked_by_torch(net), masked_by_torch(prune.identity(net[0], "weight"))
-    (None, 'weight')
+    >>> check_unmasked(prune.identity(nn.Linear(2, 1), "weight"))
+    Traceback (most recent call last):
+        ...
+    secateur.errors.ConfigError: 'weight' has a mask of torch.nn.utils.prune, below which ...
     """
+    if is_masked(model):
+        raise ConfigError("the model has masks on already: finish() the pruner they belong to")
     for path, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, prune.BasePruningMethod):
-                name = str(hook._tensor_name)
-                return f"{path}.{name}" if path else name
-    return None
+                name = f"{path}.{hook._tensor_name}".removeprefix(".")
+                raise ConfigError(
+                    f"{name!r} has a mask of torch.nn.utils.prune, below which weights would be "
+                    "ranked as if it was not there: prune.remove(module, name) first, which leaves "
+                    "the zeros"
+                )
 
 
 def held(model: nn.Module) -> list[Tensor]:

@@ -120,13 +120,7 @@ class Pruner:
         costs: dict[str, Cost] | None = None,
     ):
         check_model(model)
-        if masking.is_masked(model):
-            raise ConfigError("the model has masks on already: finish() the pruner they belong to")
-        if name := masking.masked_by_torch(model):
-            raise ConfigError(
-                f"{name!r} has a mask of torch.nn.utils.prune, below which weights would be ranked "
-                "as if it was not there: prune.remove(module, name) first, which leaves the zeros"
-            )
+        masking.check_unmasked(model)
         self.model = model
         config = config if isinstance(config, Config) else Config.from_dict(config)
         self.method = named(config.method, config.method_options)

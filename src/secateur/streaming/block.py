@@ -93,7 +93,7 @@ def prune_block(
         selectables=mine,
         trained=False,
     )
-    pruner.repairs = how
+    pruner.repairs, pruner.candidates.named = how, True  # its model's class loads it
     if any(criteria.asks(each.criterion, "forward") for each in mine):
         pruner.calibrate(inputs.dense)
     pruner.decide()
@@ -102,7 +102,6 @@ def prune_block(
     record = pruner.repair(inputs.dense, how, given=inputs.pruned) if how is not None else None
     with masking.zeroed(block, pruner.masks):
         hand_on(block, inputs.pruned, PRUNED)
-    pruner.candidates.named = True  # the block is of a model that its class loads
     result = pruner.finish(verify=verify)
     hand_on(block, inputs.cut, CUT)
     return Smaller(result.plan, result.verification, record, tuple(result.notes))

@@ -60,7 +60,7 @@ class Engine(Pruner):
         self._run_on = example
         self._others = others
         self._put_on: Masks = {}
-        config = Config(**settings)
+        config = Config(**{"strict": False, **settings})  # bounds go over a ratio, as in NNI
         _check_method(config, targets)
         self.model = model
         self.targets = self._placed(targets)
