@@ -122,6 +122,7 @@ def choose() -> str:
 RECIPES = {
     "attention": "a few heads",
     "bert": "faster",
+    "body": "of all but the embeddings, with more text",
     "cnn": "without a loop",
     "deadline": "five minutes",
     "experts": "experts",
