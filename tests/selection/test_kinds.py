@@ -271,6 +271,13 @@ def test_kinds_when_a_width_stays_inside_of_a_module_then_it_is_no_hidden_size()
     found = named(sc.analyze(Scans().eval(), torch.randn(2, 4)))
     assert found["hidden"] == {"stem"}
     assert len(found["width"]) == 2
+    for depth in (1, 2):  # a wrapper hands on nothing of the kind
+        wrapped: nn.Module = Scans()
+        for _ in range(depth):
+            wrapped = nn.Sequential(wrapped)
+        found = named(sc.analyze(wrapped.eval(), torch.randn(2, 4)))
+        assert found["hidden"] == {"0." * depth + "stem"}
+        assert len(found["width"]) == 2
     alone = named(sc.analyze(Scan().eval(), torch.randn(2, 8)))
     assert len(alone["hidden"] | alone["width"]) == 1
 

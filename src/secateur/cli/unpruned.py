@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import isfile  # which take any text
+from os.path import isfile  # which takes any text
 from pathlib import Path
 
 from torch import nn

@@ -7,6 +7,7 @@ it.  No architecture is known: what counts is what the operations do with an axi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import takewhile
 
 from secateur.errors import ConfigError, did_you_mean
@@ -99,7 +100,8 @@ def hidden(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
 def streams(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
     """Return what two activations are added along, several layers read, and modules hand on."""
     added = _added_along(inferred, groups)
-    return {g.name for g in groups if g.name in added and _is_handed_on(inferred, g)}
+    some = {id(g.atom) for g in groups if g.name in added}
+    return {g.name for g in groups if g.name in added and not _is_inner(inferred, g, some)}
 
 
 def _added_along(inferred: Inferred, groups: Sequence[Group]) -> set[str]:
@@ -125,16 +127,20 @@ def _along(inferred: Inferred, value: int) -> set[int]:
     return {id(a) for dim in typed.dims for a in atoms(dim.axis)} if typed else set()
 
 
-def _is_handed_on(inferred: Inferred, group: Group) -> bool:
-    """Tell whether what a group is along goes in or out of the module that all its tensors are in.
+def _is_inner(inferred: Inferred, group: Group, streams: AbstractSet[int]) -> bool:
+    """Tell whether a module holds all of a group, and hands on another stream, but not this one.
 
-    The inner width of a state space layer does not, though it is added to itself in there.
+    So is the inner width of a state space layer, though it is added to itself in there.  A wrapper
+    around the whole model is handed ids or pictures, and hands on no stream at all.
+
+    Args:
+        streams: the atoms of what activations are added along.
     """
     recording = inferred.recording
     owners = [member.tensor.split(".")[:-1] for member in group.members]
     alike = takewhile(lambda names: len({*names}) == 1, zip(*owners, strict=False))
     if not (within := [names[0] for names in alike]):
-        return True
+        return False
 
     def inside(op: Op) -> bool:
         return op.module.split(".")[: len(within)] == within
@@ -144,7 +150,8 @@ def _is_handed_on(inferred: Inferred, group: Group) -> bool:
     read = {(value, inside(op)) for op in recording.ops for value in op.reads}
     read |= {(value, False) for value in recording.outputs}
     passed = {value for value, here in read if made.get(value, False) is (not here)}
-    return any(id(group.atom) in _along(inferred, value) for value in passed)
+    handed = set[int]().union(*(_along(inferred, value) for value in passed))
+    return id(group.atom) not in handed and not handed.isdisjoint(streams)
 
 
 def _is_read(inferred: Inferred, group: Group) -> bool:
