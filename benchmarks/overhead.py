@@ -132,12 +132,12 @@ def measure(
     dense, x, y = (given.to(device) for given in make())
     config = Config(sparsity=0.5, **KINDS[kind])
     masks = Pruner(dense, config, x[:2]).decide()
-    ours, stepped, theirs = (copy.deepcopy(dense) for _ in range(3))
+    plain, ours, stepped, theirs = (copy.deepcopy(dense) for _ in range(4))  # all alike
     masking.put_on(ours, masks)
     pruner = Pruner(stepped, config, x[:2])
     by_torch(theirs, masks)
     run = {
-        "plain": stepper(prepared(dense), x, y),
+        "plain": stepper(prepared(plain), x, y),
         "secateur": stepper(prepared(ours), x, y),
         "pruner": stepper(prepared(stepped), x, y, pruner.step),
         "torch": stepper(prepared(theirs), x, y),
